@@ -1,0 +1,1 @@
+"""What every Bellhop service stands on; knows no service."""

@@ -1,0 +1,1 @@
+"""The words that services exchange: pydantic models, importing nothing of ours."""

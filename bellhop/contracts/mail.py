@@ -1,0 +1,114 @@
+"""Mail: what a client asks for, and the task that travels to the mailer."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from bellhop.contracts.base import Contract, Data, Id, Line, Name, Text, Time, one_line
+
+MAX_BODY = 512 * 1024
+HEADERS_ALLOWED = ("In-Reply-To", "References", "List-Id", "Auto-Submitted", "Importance", "Precedence")
+
+
+class Lane(StrEnum):
+    """Three queues, so that a password reset overtakes a newsletter."""
+
+    URGENT = "urgent"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+    @property
+    def queue(self) -> str:
+        """Return the work queue of this lane, which is also its routing key."""
+        return f"mail.{self.value}"
+
+
+def address(text: str) -> str:
+    """Check one bare `local@domain` (RFC 5321 addr-spec, no display name, no address literal).
+
+    Deep syntax and IDNA are the gateway's business (email-validator); this is what the wire needs to be safe.
+    """
+    one_line(text)
+    local, at, domain = text.rpartition("@")
+    if not at or not local or not domain:
+        raise ValueError("must be one address like ada@example.com")
+    if any(character in text for character in " <>,;:\"()[]\\") or "@" in local:
+        raise ValueError("must be a bare address like ada@example.com, without name, quotes or brackets")
+    if "." not in domain and domain != "localhost":
+        raise ValueError(f"must have a domain with a dot, not {domain!r}")
+    if len(local.encode()) > 64 or len(domain.encode()) > 253:
+        raise ValueError("must have at most 64 bytes before the @ and 253 after it")
+    return text
+
+
+Address = Annotated[str, AfterValidator(address), StringConstraints(max_length=320)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
+
+
+def allowed_headers(headers: dict[str, str]) -> dict[str, str]:
+    """Let through only headers that cannot change who gets the mail, what it is, or who signed it."""
+    allowed = {name.lower() for name in HEADERS_ALLOWED}
+    for name in headers:
+        if name.lower() not in allowed and not name.lower().startswith("x-"):
+            raise ValueError(f"{name} is not allowed; allowed are X-… and {', '.join(HEADERS_ALLOWED)}")
+    return headers
+
+
+class MailContent(Contract):
+    """What a mail says: ready bodies with a subject, or a template with its data."""
+
+    subject: Line | None = None
+    text: Annotated[Text, StringConstraints(max_length=MAX_BODY)] | None = None
+    html: Annotated[Text, StringConstraints(max_length=MAX_BODY)] | None = None
+    template: Name | None = None
+    data: Data = Field(default_factory=dict)
+    reply_to: Address | None = None
+    headers: Annotated[dict[HeaderName, Line], Field(max_length=20), AfterValidator(allowed_headers)] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _bodies_or_template(self) -> Self:
+        if self.template is None:
+            if self.text is None and self.html is None:
+                raise ValueError("give text, html or both; or name a template")
+            if self.subject is None:
+                raise ValueError("give a subject: only a template brings its own")
+            if self.data:
+                raise ValueError("data needs a template to go into")
+        elif self.text is not None or self.html is not None or self.subject is not None:
+            raise ValueError("a template brings its own subject and bodies: leave subject, text and html out")
+        return self
+
+
+class MailRequest(MailContent):
+    """`POST /v1/mail`."""
+
+    to: Address
+    lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
+    send_at: Time | None = None
+
+
+class MailTask(MailContent):
+    """One mail to one recipient, as it lies on a work queue (type `mail.requested`)."""
+
+    task_id: Id
+    round: Annotated[int, Field(ge=1)] = 1
+    """Counts from 1; `POST /v1/tasks/{id}/retry` starts the next round, whose attempts count from 1 again."""
+    owner: Id
+    """The id of the API key that asked for it."""
+    to: Address
+    lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
+
+
+class CancelTask(Contract):
+    """Ask the mailer never to begin `round` of a task (type `mail.cancelled`, queue `mail.cancel`)."""
+
+    task_id: Id
+    round: Annotated[int, Field(ge=1)]
+
+
+def mail_document(content: MailContent) -> dict[str, Any]:
+    """Return `content` without what is absent, as it is stored and sent."""
+    return content.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

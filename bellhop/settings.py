@@ -1,0 +1,43 @@
+"""The settings that all services have; each service's `settings.py` adds its own."""
+
+import os
+import socket
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServiceSettings(BaseSettings):
+    """Read from `BELLHOP_…` variables, or from files of the same name in `BELLHOP_SECRETS_DIR`.
+
+    A secret such as the AMQP URL belongs in a file: `$BELLHOP_SECRETS_DIR/bellhop_amqp_url`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
+
+    amqp_url: SecretStr = Field(description="amqp://user:password@host:port/vhost; amqps:// for TLS")
+    database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
+    token_key: SecretStr = Field(min_length=32, description="signs stream tokens (HS256); the same for all services")
+    host: str = Field("127.0.0.1", description="address that the HTTP face listens on")
+    port: int = Field(ge=0, le=65535, description="port that the HTTP face listens on")
+    log_format: str = Field("console", pattern="^(console|json)$")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    instance: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", description="name of this replica"
+    )
+    shutdown_seconds: float = Field(15.0, gt=0, description="how long work in hand may take after SIGTERM")
+    inbox_days: float = Field(30.0, gt=0, description="how long handled ids are remembered; beyond any redelivery")
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the settings of this process, or end it with one sentence for each setting that is wrong."""
+        try:
+            return cls(_secrets_dir=os.environ.get("BELLHOP_SECRETS_DIR"))  # type: ignore[call-arg]
+        except ValidationError as error:
+            lines = []
+            for problem in error.errors(include_input=False, include_url=False):
+                name = "BELLHOP_" + "_".join(map(str, problem["loc"])).upper()
+                lines.append(f"{name}: {problem['msg']}. Set the variable, or a file of that name in lower case"
+                             " in the folder BELLHOP_SECRETS_DIR.")
+            raise SystemExit("\n".join(lines)) from None
