@@ -17,7 +17,9 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
 
     amqp_url: SecretStr = Field(description="amqp://user:password@host:port/vhost; amqps:// for TLS")
-    database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
+    database_url: SecretStr | None = Field(
+        None, description="sqlite+aiosqlite:///file or postgresql+asyncpg://…; a service without tables needs none"
+    )
     token_key: SecretStr = Field(min_length=32, description="signs stream tokens (HS256); the same for all services")
     host: str = Field("127.0.0.1", description="address that the HTTP face listens on")
     port: int = Field(ge=0, le=65535, description="port that the HTTP face listens on")
@@ -33,11 +35,13 @@ class ServiceSettings(BaseSettings):
     def load(cls) -> Self:
         """Read the settings of this process, or end it with one sentence for each setting that is wrong."""
         try:
-            return cls(_secrets_dir=os.environ.get("BELLHOP_SECRETS_DIR"))  # type: ignore[call-arg]
+            return cls(_secrets_dir=os.environ.get("BELLHOP_SECRETS_DIR"))
         except ValidationError as error:
             lines = []
             for problem in error.errors(include_input=False, include_url=False):
                 name = "BELLHOP_" + "_".join(map(str, problem["loc"])).upper()
-                lines.append(f"{name}: {problem['msg']}. Set the variable, or a file of that name in lower case"
-                             " in the folder BELLHOP_SECRETS_DIR.")
+                lines.append(
+                    f"{name}: {problem['msg']}. Set the variable, or a file of that name in lower case"
+                    " in the folder BELLHOP_SECRETS_DIR."
+                )
             raise SystemExit("\n".join(lines)) from None

@@ -1,14 +1,14 @@
 """What can go wrong between a service and the broker.
 
-    PublishError            the message may not be out; say 503, or leave it in the outbox
-      BrokerAway            no connection, or a resource alarm blocks it: certainly not taken
-      Refused               a nack: some queue is full (overflow=reject-publish)
-      Unroutable            no binding matched: certainly not taken
-      Unconfirmed           no answer in time, or the connection died: it may have been taken
-    HandlerSignal           what a handler raises to say what should become of its delivery
-      Reject                never possible: dead letter
-      Retry                 not this time: the retry ladder, while attempts are left
-      NotNow                something this service stands on is away: hand it back, count nothing
+PublishError            the message may not be out; say 503, or leave it in the outbox
+  BrokerAway            no connection, or a resource alarm blocks it: certainly not taken
+  Refused               a nack: some queue is full (overflow=reject-publish)
+  Unroutable            no binding matched: certainly not taken
+  Unconfirmed           no answer in time, or the connection died: it may have been taken
+HandlerSignal           what a handler raises to say what should become of its delivery
+  Reject                never possible: dead letter
+  Retry                 not this time: the retry ladder, while attempts are left
+  NotNow                something this service stands on is away: hand it back, count nothing
 """
 
 

@@ -33,7 +33,7 @@ def address(text: str) -> str:
     local, at, domain = text.rpartition("@")
     if not at or not local or not domain:
         raise ValueError("must be one address like ada@example.com")
-    if any(character in text for character in " <>,;:\"()[]\\") or "@" in local:
+    if any(character in text for character in ' <>,;:"()[]\\') or "@" in local:
         raise ValueError("must be a bare address like ada@example.com, without name, quotes or brackets")
     if "." not in domain and domain != "localhost":
         raise ValueError(f"must have a domain with a dot, not {domain!r}")
@@ -100,6 +100,8 @@ class MailTask(MailContent):
     """The id of the API key that asked for it."""
     to: Address
     lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
+    event_id: Id | None = None
+    """The event that a template reacted to; None where a client asked for the mail."""
 
 
 class CancelTask(Contract):

@@ -55,3 +55,8 @@ class Outcome(Contract):
     uncertain: bool = False
     """The server may have taken the mail although no 250 arrived (RFC 1047): a second copy is possible."""
     owner: Id | None = None
+    lane: Text | None = None
+    to: Text | None = None
+    template: Text | None = None
+    event_id: Text | None = None
+    """Set where an event made the mailer send this: the ledger meets the task here for the first time."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bellhop.contracts.base import Contract, Id, Name, Time
+from bellhop.contracts.base import Contract, Id, Name, Text, Time
 
 EXACT = 2**53
 """Scores are IEEE 754 doubles: every whole number up to this one is exact, so nothing beyond it is taken."""
@@ -59,3 +59,37 @@ class BoardSettings(Contract):
     order: Annotated[Order, Field(strict=False)] = Order.DESCENDING
     operator: Annotated[Operator, Field(strict=False)] = Operator.BEST
     season: Annotated[Season, Field(strict=False)] = Season.NONE
+
+
+class Place(Contract):
+    """One line of a ranking."""
+
+    position: int
+    """1, 2, 3, …: unique."""
+    rank: int
+    """1, 1, 3, …: equal scores share the better number."""
+    player: Name
+    score: float
+    at: Time
+
+
+class LeaderboardChanged(Contract):
+    """Event type `leaderboard.changed`, shown on the channel `leaderboard:<board>`: results of a board changed.
+
+    It carries the whole top, so that whoever missed an earlier one needs nothing but the latest.
+    """
+
+    board: Name
+    season: Text | None = None
+    """Which season it was, on a board that has seasons; a late score may change a past one."""
+    top: list[Place]
+    """The first ten."""
+    entered: list[Name]
+    """Who is in the top ten now and was not before, best first."""
+    left: list[Name]
+    """Who was in the top ten before and is not now."""
+    changed: int
+    """How many players have another result than before."""
+    players: int
+    as_of: Time
+    """Every score that was taken before this time and is not pending is counted."""

@@ -1,0 +1,1 @@
+"""Durable state: SQLite (WAL, synchronous=FULL) or PostgreSQL, by SQLAlchemy Core."""

@@ -1,0 +1,177 @@
+"""Pull: every few seconds, or as soon as enough lie ready, one handler takes them all, and one ack settles them.
+
+It is a consumer with a large prefetch behind it: `basic.get` would cost a round trip for each message and ignore
+prefetch (https://www.rabbitmq.com/docs/consumers#polling).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from pika.channel import Channel
+from pika.spec import Basic, BasicProperties
+
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.errors import HandlerSignal, NotNow, Reject
+from bellhop.amqp.message import Delivery
+from bellhop.amqp.publisher import Publisher
+from bellhop.amqp.retry import DEFAULT, RetryPolicy
+from bellhop.amqp.settling import decode, move_on, undecodable
+from bellhop.observe.logs import get_logger
+
+BatchHandler = Callable[[list[Delivery]], Awaitable[None]]
+
+PAUSE_SECONDS = 2.0
+
+log = get_logger(__name__)
+
+
+class _Waiting(NamedTuple):
+    tag: int
+    delivery: Delivery
+    error: Reject | None
+
+
+class BatchPuller:
+    """One queue, one handler for many deliveries at once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        publisher: Publisher,
+        queue: str,
+        handler: BatchHandler,
+        *,
+        size: int = 2000,
+        interval: float = 5.0,
+        policy: RetryPolicy = DEFAULT,
+    ) -> None:
+        """`size`: messages a batch at most. `interval`: seconds between two batches at most, while any lie ready."""
+        self._connection = connection
+        self._publisher = publisher
+        self._queue = queue
+        self._handler = handler
+        self._size = size
+        self._interval = interval
+        self._policy = policy
+        self._channel: Channel | None = None
+        self._tag = ""
+        self._ready: deque[_Waiting] = deque()
+        self._full = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._puller: asyncio.Task[None] | None = None
+
+    @property
+    def consuming(self) -> bool:
+        """Say whether the broker has this consumer on its list."""
+        return self._channel is not None
+
+    @property
+    def pending(self) -> int:
+        """Return how many messages lie here waiting for the next batch."""
+        return len(self._ready)
+
+    def start(self) -> None:
+        """Pull from now on, whenever there is a connection."""
+        self._connection.add(self)
+        self._puller = asyncio.create_task(self._pull(), name=f"pull {self._queue}")
+
+    async def stop(self, timeout: float) -> None:
+        """Finish the batch in hand within `timeout` seconds; the rest goes back when the channel closes."""
+        self._connection.remove(self)
+        self._stopping.set()
+        if self._puller is None:
+            return
+        await asyncio.wait([self._puller], timeout=timeout)
+        self._puller.cancel()
+        await asyncio.wait([self._puller])
+        if self._channel is None or not self._channel.is_open:
+            return
+        if self._ready:
+            # Nack rather than leave it to the closing channel, which would count as a failed delivery of each.
+            self._channel.basic_nack(self._ready[-1].tag, multiple=True, requeue=True)
+        self._channel.basic_cancel(self._tag)
+
+    def opened(self, channel: Channel) -> None:
+        """Subscribe on a fresh channel. Twice the batch is prefetched, so that one gathers while one is applied."""
+        self._ready.clear()
+        channel.add_on_cancel_callback(self._on_cancelled_by_broker)
+        channel.basic_qos(prefetch_count=min(65_535, 2 * self._size))
+        self._tag = channel.basic_consume(self._queue, self._on_delivery)
+        self._channel = channel
+
+    def closed(self, reason: str) -> None:
+        """Drop what lies ready: the broker hands it out again."""
+        self._channel = None
+        self._ready.clear()
+        self._full.clear()
+
+    def _on_cancelled_by_broker(self, frame: object) -> None:
+        log.warning("RabbitMQ cancelled the consumer; subscribing again", queue=self._queue)
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()
+
+    def _on_delivery(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        try:
+            waiting = _Waiting(method.delivery_tag, decode(self._queue, method, properties, body), None)
+        except ValueError as error:
+            foreign = undecodable(self._queue, method, properties, body)
+            waiting = _Waiting(method.delivery_tag, foreign, Reject(f"undecodable: {error}"))
+        self._ready.append(waiting)
+        if len(self._ready) >= self._size:
+            self._full.set()
+
+    async def _pull(self) -> None:
+        while not self._stopping.is_set():
+            await self._wait_for_batch()
+            channel = self._channel
+            if not self._ready or channel is None:
+                continue
+            batch = [self._ready.popleft() for _ in range(min(self._size, len(self._ready)))]
+            if len(self._ready) < self._size:
+                self._full.clear()
+            await self._apply(channel, batch)
+
+    async def _wait_for_batch(self) -> None:
+        waiters = [asyncio.ensure_future(self._full.wait()), asyncio.ensure_future(self._stopping.wait())]
+        try:
+            await asyncio.wait(waiters, timeout=self._interval, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiter in waiters:
+                waiter.cancel()
+
+    async def _apply(self, channel: Channel, batch: list[_Waiting]) -> None:
+        """Handle `batch` until every delivery in it has its place, then ack them all at once."""
+        while channel.is_open:
+            try:
+                for waiting in batch:
+                    if waiting.error is not None:
+                        await move_on(self._publisher, self._policy, waiting.delivery, waiting.error)
+                await self._handle([waiting.delivery for waiting in batch if waiting.error is None])
+            except NotNow as signal:
+                # The batch stays in hand and in order; nothing was acked, so a crash here loses nothing.
+                log.warning("waiting before the batch is tried again", queue=self._queue, reason=str(signal))
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            if channel.is_open:
+                channel.basic_ack(batch[-1].tag, multiple=True)
+            return
+
+    async def _handle(self, deliveries: list[Delivery]) -> None:
+        """Hand `deliveries` over; when the handler fails, halve them until the guilty one stands alone."""
+        if not deliveries:
+            return
+        try:
+            await self._handler(deliveries)
+        except NotNow:
+            raise
+        except Exception as error:
+            if len(deliveries) > 1:
+                half = len(deliveries) // 2
+                await self._handle(deliveries[:half])
+                await self._handle(deliveries[half:])
+                return
+            if not isinstance(error, HandlerSignal):
+                log.exception("a handler failed", queue=self._queue, id=deliveries[0].envelope.id)
+            await move_on(self._publisher, self._policy, deliveries[0], error)

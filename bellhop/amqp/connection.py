@@ -1,0 +1,223 @@
+"""One supervised connection to the broker.
+
+pika leaves reconnecting to us, and that is a gain: back-off with jitter, one log line for each change of state, a
+blocked state that callers can see, and channels that are opened anew by the same code that opened them first.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import pika
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.channel import Channel
+from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
+
+from bellhop.observe.logs import get_logger
+
+HEARTBEAT_SECONDS = 10
+"""A dead peer is noticed after two missed heartbeats; RabbitMQ's default of 60 s is too long to answer 503 quickly."""
+
+MAX_BACK_OFF_SECONDS = 10.0
+
+log = get_logger(__name__)
+
+
+class Link(Protocol):
+    """Something that lives on a channel of its own: a publisher, a consumer."""
+
+    def opened(self, channel: Channel) -> None:
+        """Take a fresh channel. Called again after each reconnect; the old channel is dead by then."""
+
+    def closed(self, reason: str) -> None:
+        """The channel is gone, and with it every delivery tag."""
+
+
+class Connection:
+    """A connection that is always open or about to be."""
+
+    def __init__(self, url: str, name: str) -> None:
+        """`url` is an amqp:// or amqps:// URL; `name` is what the management UI shows."""
+        self._parameters = pika.URLParameters(url)
+        self._parameters.heartbeat = HEARTBEAT_SECONDS
+        self._parameters.socket_timeout = 5
+        self._parameters.stack_timeout = 10
+        self._parameters.connection_attempts = 1
+        self._parameters.client_properties = {"connection_name": name, "product": "Bellhop"}
+        self._name = name
+        self._links: list[Link] = []
+        self._pika: AsyncioConnection | None = None
+        self._open = asyncio.Event()
+        self._blocked: str | None = None
+        self._stopping = False
+        self._supervisor: asyncio.Task[None] | None = None
+        self._back_offs: set[asyncio.TimerHandle] = set()
+
+    @property
+    def usable(self) -> bool:
+        """Say whether publishing makes sense: open, and not blocked by a resource alarm."""
+        return self._open.is_set() and self._blocked is None
+
+    @property
+    def status(self) -> str:
+        """Return 'closed', 'connecting', 'blocked' or 'open'."""
+        if self._supervisor is None:
+            return "closed"
+        if not self._open.is_set():
+            return "connecting"
+        return "open" if self._blocked is None else "blocked"
+
+    @property
+    def explanation(self) -> str:
+        """Return the state as a sentence for people who ask why nothing goes out."""
+        if self.status == "blocked":
+            return f"RabbitMQ blocks publishers: {self._blocked}"
+        if self.status == "open":
+            return "ok"
+        return f"no connection to RabbitMQ at {self._where}"
+
+    @property
+    def _where(self) -> str:
+        return f"{self._parameters.host}:{self._parameters.port}, virtual host {self._parameters.virtual_host}"
+
+    async def start(self) -> None:
+        """Begin to connect; returns at once and never gives up."""
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise(), name=f"amqp {self._name}")
+
+    async def close(self) -> None:
+        """Close the connection; broker-side, unacked deliveries go back to their queues."""
+        self._stopping = True
+        for timer in self._back_offs:
+            timer.cancel()
+        if self._supervisor is None:
+            return
+        if self._pika is not None and self._pika.is_open:
+            self._pika.close()
+            await asyncio.wait([self._supervisor], timeout=3)
+        self._supervisor.cancel()
+        await asyncio.wait([self._supervisor])
+        self._supervisor = None
+
+    async def wait_open(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the connection; say whether it is there."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._open.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def add(self, link: Link) -> None:
+        """Give `link` a channel now, if there is a connection, and after every reconnect."""
+        self._links.append(link)
+        if self._pika is not None and self._open.is_set():
+            self._open_channel(self._pika, link)
+
+    def remove(self, link: Link) -> None:
+        """Open no further channel for `link`; one that is not there is fine."""
+        if link in self._links:
+            self._links.remove(link)
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while not self._stopping:
+            began = loop.time()
+            lost: asyncio.Future[str] = loop.create_future()
+            self._pika = connection = self._connect(lost)
+            try:
+                reason = await lost
+            except asyncio.CancelledError:
+                _abandon(connection)
+                raise
+            was_open, self._blocked = self._open.is_set(), None
+            self._open.clear()
+            if self._stopping:
+                return
+            if was_open:
+                log.warning("lost the connection to RabbitMQ; connecting again", broker=self._where, reason=reason)
+            elif failures == 0:
+                log.warning("cannot reach RabbitMQ; trying until it answers", broker=self._where, reason=reason)
+            # A connection that holds is forgiven; one that dies at once is not, or a storm of resets would spin us.
+            failures = 0 if was_open and loop.time() - began > 30 else failures + 1
+            # Full jitter (replicas must not return in step), and never more than one attempt a second.
+            await asyncio.sleep(random.uniform(1.0, max(1.0, min(MAX_BACK_OFF_SECONDS, 2.0 ** (failures - 1)))))
+
+    def _connect(self, lost: "asyncio.Future[str]") -> AsyncioConnection:
+        def end(_connection: object, error: BaseException) -> None:
+            if not lost.done():
+                lost.set_result(_sentence(error))
+
+        def opened(connection: AsyncioConnection) -> None:
+            log.info("connected to RabbitMQ", broker=self._where)
+            self._open.set()
+            connection.add_on_connection_blocked_callback(self._on_blocked)
+            connection.add_on_connection_unblocked_callback(self._on_unblocked)
+            for link in self._links:
+                self._open_channel(connection, link)
+
+        return AsyncioConnection(
+            self._parameters,
+            on_open_callback=opened,
+            on_open_error_callback=end,
+            on_close_callback=end,
+            custom_ioloop=asyncio.get_running_loop(),
+        )
+
+    def _open_channel(self, connection: AsyncioConnection, link: Link, failures: int = 0) -> None:
+        def on_open(channel: Channel) -> None:
+            link.opened(channel)
+
+        def on_close(_channel: Channel, error: Exception) -> None:
+            reason = _sentence(error)
+            link.closed(reason)
+            if connection.is_open and link in self._links and not self._stopping:
+                # The broker closed this channel alone (a queue is missing, a right was revoked): ask again later.
+                log.warning("RabbitMQ closed a channel; opening another", connection=self._name, reason=reason)
+                self._later(min(MAX_BACK_OFF_SECONDS, 2.0**failures), again)
+
+        def again() -> None:
+            if connection.is_open and link in self._links:
+                self._open_channel(connection, link, failures + 1)
+
+        channel = connection.channel(on_open_callback=on_open)
+        channel.add_on_close_callback(on_close)
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        def act() -> None:
+            self._back_offs.discard(timer)
+            action()
+
+        timer = asyncio.get_running_loop().call_later(seconds, act)
+        self._back_offs.add(timer)
+
+    def _on_blocked(self, _connection: object, frame: object) -> None:
+        self._blocked = str(getattr(getattr(frame, "method", None), "reason", "")) or "resource alarm"
+        log.warning("RabbitMQ blocks publishers until its alarm clears", reason=self._blocked)
+
+    def _on_unblocked(self, _connection: object, _frame: object) -> None:
+        self._blocked = None
+        log.info("RabbitMQ takes messages again")
+
+
+def _abandon(connection: AsyncioConnection) -> None:
+    """Let go of a connection whose peer may never answer a polite close."""
+    try:
+        connection.close()
+    except (ConnectionWrongStateError, ChannelWrongStateError):
+        return
+
+
+def _sentence(error: BaseException) -> str:
+    """Return the innermost reason; pika wraps a refused TCP connection four layers deep."""
+    while True:
+        inner = getattr(error, "exceptions", None) or getattr(error, "exception", None) or error.args[:1]
+        if isinstance(inner, (list, tuple)):
+            inner = inner[-1] if inner else None
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    reply = getattr(error, "reply_text", None)
+    return str(reply) if reply else str(error) or type(error).__name__

@@ -1,0 +1,138 @@
+"""Push: the broker hands out deliveries, up to `prefetch` at a time, and each gets its handler."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from pika.channel import Channel
+from pika.spec import Basic, BasicProperties
+
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.errors import HandlerSignal, NotNow, Reject
+from bellhop.amqp.message import Delivery
+from bellhop.amqp.publisher import Publisher
+from bellhop.amqp.retry import DEFAULT, RetryPolicy
+from bellhop.amqp.settling import decode, move_on, settle, undecodable
+from bellhop.observe.logs import get_logger
+
+Handler = Callable[[Delivery], Awaitable[None]]
+
+PAUSE_SECONDS = 2.0
+"""Between handing a delivery back and being able to get it again: a dependency is away, so nothing is urgent."""
+
+log = get_logger(__name__)
+
+
+class Consumer:
+    """One queue, one handler. Consumes again after every reconnect, and when the broker cancels it."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        publisher: Publisher,
+        queue: str,
+        handler: Handler,
+        *,
+        prefetch: int = 50,
+        policy: RetryPolicy = DEFAULT,
+    ) -> None:
+        """`publisher` moves messages to the retry ladder and to the dead letters."""
+        self._connection = connection
+        self._publisher = publisher
+        self._queue = queue
+        self._handler = handler
+        self._prefetch = prefetch
+        self._policy = policy
+        self._channel: Channel | None = None
+        self._tag = ""
+        self._stopping = False
+        # Ours, not the channel's: a lost connection must not cancel a handler half way through its effect.
+        self._in_hand: set[asyncio.Task[None]] = set()
+        self._paused = asyncio.Event()
+
+    @property
+    def consuming(self) -> bool:
+        """Say whether the broker has this consumer on its list."""
+        return self._channel is not None
+
+    @property
+    def queue(self) -> str:
+        """Return the name of the queue."""
+        return self._queue
+
+    def start(self) -> None:
+        """Consume from now on, whenever there is a connection."""
+        self._connection.add(self)
+
+    async def stop(self, timeout: float) -> None:
+        """Take nothing new, give what is in hand `timeout` seconds, and hand the rest back."""
+        self._stopping = True
+        self._connection.remove(self)
+        self._paused.set()
+        if self._channel is not None and self._channel.is_open:
+            self._channel.basic_cancel(self._tag)
+        if self._in_hand:
+            await asyncio.wait(self._in_hand, timeout=timeout)
+        for task in self._in_hand:
+            task.cancel()
+        if self._in_hand:
+            await asyncio.wait(self._in_hand)
+
+    def opened(self, channel: Channel) -> None:
+        """Subscribe on a fresh channel."""
+        channel.add_on_cancel_callback(self._on_cancelled_by_broker)
+        channel.basic_qos(prefetch_count=self._prefetch)
+        self._tag = channel.basic_consume(self._queue, self._on_delivery)
+        self._channel = channel
+
+    def closed(self, reason: str) -> None:
+        """Forget the channel; what is in hand goes on, and its ack will be dropped."""
+        self._channel = None
+
+    def _on_cancelled_by_broker(self, frame: object) -> None:
+        # The queue was deleted, its leader moved, or a delivery was held for longer than the broker's consumer
+        # timeout. Closing the channel makes the connection open another one, and that one subscribes anew.
+        log.warning("RabbitMQ cancelled the consumer; subscribing again", queue=self._queue)
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()
+
+    def _on_delivery(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        if self._stopping:
+            settle(channel, method.delivery_tag, ack=False)
+            return
+        task = asyncio.create_task(self._handle(channel, method, properties, body))
+        self._in_hand.add(task)
+        task.add_done_callback(self._in_hand.discard)
+
+    async def _handle(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        """Run the handler; every way out settles the delivery."""
+        ack = False
+        try:
+            try:
+                delivery = decode(self._queue, method, properties, body)
+            except ValueError as error:
+                foreign = undecodable(self._queue, method, properties, body)
+                await move_on(self._publisher, self._policy, foreign, Reject(f"undecodable: {error}"))
+            else:
+                await self._run(delivery)
+            ack = True
+        except NotNow as signal:
+            log.warning("handing a message back for now", queue=self._queue, reason=str(signal))
+            await self._pause()
+        finally:
+            settle(channel, method.delivery_tag, ack=ack)
+
+    async def _run(self, delivery: Delivery) -> None:
+        try:
+            await self._handler(delivery)
+        except HandlerSignal as signal:
+            await move_on(self._publisher, self._policy, delivery, signal)
+        except Exception as error:
+            log.exception("a handler failed", queue=self._queue, id=delivery.envelope.id, attempt=delivery.attempt)
+            await move_on(self._publisher, self._policy, delivery, error)
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await self._paused.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,193 @@
+"""Publish with a promise: `publish` returns when the broker has taken responsibility for the message.
+
+Every message is mandatory (so that an unroutable one comes back), persistent, and confirmed
+(https://www.rabbitmq.com/docs/confirms). Many may be on their way at once: waiting for each confirm before the next
+publish reaches about 1,000 a second, a window of a thousand reaches the broker's own limit.
+"""
+
+import asyncio
+import os
+from itertools import count
+from typing import Any, NamedTuple
+
+import pika
+from pika.channel import Channel
+from pika.exceptions import AMQPError
+from pika.spec import Basic
+
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.errors import BrokerAway, PublishError, Refused, Unconfirmed, Unroutable
+from bellhop.amqp.message import Message, to_headers
+
+_SWEEP_SECONDS = 0.2
+
+
+class _Outstanding(NamedTuple):
+    future: "asyncio.Future[None]"
+    message_id: str
+    deadline: float
+    route: tuple[str, str]
+
+
+class Publisher:
+    """One confirm channel. Give it a connection on which nothing is consumed: alarms stop publishing connections."""
+
+    def __init__(self, connection: Connection, *, window: int = 1000, timeout: float = 5.0) -> None:
+        """`window`: unconfirmed messages at most. `timeout`: seconds that one publish may take in all."""
+        self._connection = connection
+        self._room = asyncio.Semaphore(window)
+        self._timeout = timeout
+        self._channel: Channel | None = None
+        # What the broker owes us, by delivery tag, oldest first. One that timed out stays until the broker
+        # answers or the channel dies: it still takes its place in the window.
+        self._outstanding: dict[int, _Outstanding] = {}
+        self._returned: set[str] = set()
+        self._last_answer = 0.0
+        self._sweeper: asyncio.TimerHandle | None = None
+        # Brokers' returns are matched by message id, so two publishes must never share one, not even of one event.
+        self._message_ids = (f"{prefix}-{n}" for prefix in [os.urandom(8).hex()] for n in count(1))
+        self._tag = 0
+        connection.add(self)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Return how many messages the broker has not answered yet."""
+        return len(self._outstanding)
+
+    @property
+    def trouble(self) -> str | None:
+        """Return as a sentence why publishing is hopeless at the moment; None when it is not."""
+        if self._channel is None or not self._connection.usable:
+            explanation = self._connection.explanation
+            return explanation if explanation != "ok" else "the channel to RabbitMQ is being opened"
+        if self._stalled():
+            return f"RabbitMQ has confirmed nothing for {self._timeout:g} s"
+        return None
+
+    async def publish(self, exchange: str, routing_key: str, message: Message) -> None:
+        """Publish and return once the broker confirmed.
+
+        Raises:
+            BrokerAway: not sent.
+            Refused: a queue is full.
+            Unroutable: no binding matches.
+            Unconfirmed: sent, but its fate is unknown.
+        """
+        if (trouble := self.trouble) is not None:
+            raise BrokerAway(trouble)
+        if self._room.locked():
+            await self._wait_for_room()
+        else:
+            await self._room.acquire()  # does not yield: there is room
+        await self._send(exchange, routing_key, message)
+
+    async def _wait_for_room(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._room.acquire()
+        except TimeoutError:
+            raise BrokerAway(f"RabbitMQ is {self.unconfirmed} confirms behind") from None
+        if (trouble := self.trouble) is not None:
+            self._room.release()
+            raise BrokerAway(trouble)
+
+    def _send(self, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
+        loop = asyncio.get_running_loop()
+        message_id = next(self._message_ids)
+        envelope = message.envelope
+        properties = pika.BasicProperties(  # type: ignore[no-untyped-call]
+            message_id=message_id,
+            type=envelope.type,
+            app_id=envelope.source[:255],
+            timestamp=int(envelope.time.timestamp()),
+            content_type="application/json",
+            delivery_mode=2,
+            headers=to_headers(message),
+            expiration=None if message.expiration_ms is None else str(message.expiration_ms),
+        )
+        assert self._channel is not None
+        try:
+            self._channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=True)
+        except AMQPError as error:
+            self._room.release()
+            raise BrokerAway(f"RabbitMQ's channel is closing: {error}") from error
+        except Exception:
+            self._room.release()
+            raise
+        self._tag += 1
+        future: asyncio.Future[None] = loop.create_future()
+        self._outstanding[self._tag] = _Outstanding(
+            future, message_id, loop.time() + self._timeout, (exchange, routing_key)
+        )
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+        return future
+
+    def _stalled(self) -> bool:
+        if not self._outstanding:
+            return False
+        now = asyncio.get_running_loop().time()
+        overdue = next(iter(self._outstanding.values())).deadline < now
+        return overdue and now - self._last_answer > self._timeout
+
+    def _sweep(self) -> None:
+        """Fail what is overdue. One timer for all costs less than a timer for each."""
+        loop = asyncio.get_running_loop()
+        for outstanding in self._outstanding.values():
+            if outstanding.deadline > loop.time():
+                break
+            _fail(outstanding, Unconfirmed(f"RabbitMQ did not confirm within {self._timeout:g} s"))
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep) if self._outstanding else None
+
+    # The channel's life, called by the connection.
+
+    def opened(self, channel: Channel) -> None:
+        """Turn confirms on; the channel is used from the broker's answer on."""
+
+        def selected(_frame: object) -> None:
+            self._tag = 0
+            self._channel = channel
+
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(self._on_confirm, callback=selected)
+
+    def closed(self, reason: str) -> None:
+        """Everything that was on its way has an unknown fate."""
+        self._channel = None
+        self._returned.clear()
+        outstanding, self._outstanding = self._outstanding, {}
+        for one in outstanding.values():
+            self._room.release()
+            _fail(one, Unconfirmed(f"the connection to RabbitMQ was lost before the confirm: {reason}"))
+
+    def _on_return(self, _channel: Channel, _method: Basic.Return, properties: Any, _body: bytes) -> None:
+        self._returned.add(properties.message_id)
+
+    def _on_confirm(self, frame: Any) -> None:
+        answer: Basic.Ack | Basic.Nack = frame.method
+        self._last_answer = asyncio.get_running_loop().time()
+        if not answer.multiple:
+            self._settle(answer.delivery_tag, answer)
+            return
+        for tag in list(self._outstanding):
+            if tag > answer.delivery_tag:
+                break
+            self._settle(tag, answer)
+
+    def _settle(self, tag: int, answer: "Basic.Ack | Basic.Nack") -> None:
+        one = self._outstanding.pop(tag)
+        self._room.release()
+        exchange, routing_key = one.route
+        if one.message_id in self._returned:  # a return always comes before its own confirm
+            self._returned.discard(one.message_id)
+            _fail(one, Unroutable(f"nothing is bound to exchange {exchange!r} for routing key {routing_key!r}"))
+        elif isinstance(answer, Basic.Nack):
+            _fail(one, Refused(f"RabbitMQ refused the message for {routing_key!r}: a queue is full"))
+        elif not one.future.done():
+            one.future.set_result(None)
+
+
+def _fail(outstanding: _Outstanding, error: PublishError) -> None:
+    if not outstanding.future.done():
+        outstanding.future.set_exception(error)
+        outstanding.future.exception()  # seen: whoever waited may be gone

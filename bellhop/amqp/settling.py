@@ -1,0 +1,139 @@
+"""What becomes of a delivery: the one place that acks, nacks, retries and buries.
+
+    handler returns         -> ack
+    Reject, undecodable     -> dead letter with the reason, then ack
+    Retry, any other error  -> a rung of the retry ladder while attempts are left, else dead letter; then ack
+    NotNow                  -> nack, back to the queue
+    shutting down           -> nack, back to the queue
+
+Moving a message is a confirmed publish followed by an ack: a crash between the two makes a duplicate, which the
+inbox absorbs, never a loss. Going back is always `basic.nack`, never `basic.reject`: only the latter counts towards
+a quorum queue's delivery limit on RabbitMQ 4.3, and a restart of ours is no fault of the message.
+"""
+
+import traceback
+from dataclasses import replace
+from typing import Any
+
+from pika.channel import Channel
+from pika.spec import Basic, BasicProperties
+
+from bellhop.amqp.errors import NotNow, PublishError, Reject, Retry
+from bellhop.amqp.message import ATTEMPT, Delivery, Message, from_headers
+from bellhop.amqp.publisher import Publisher
+from bellhop.amqp.retry import RetryPolicy, expiration_ms
+from bellhop.contracts.base import now
+from bellhop.contracts.envelope import Envelope
+from bellhop.observe.logs import get_logger
+
+DEAD_EXCHANGE = "dead"
+REASON = "bellhop-reason"
+ERROR = "bellhop-error"
+QUEUE = "bellhop-queue"
+DIED_AT = "bellhop-died-at"
+OURS = frozenset({ATTEMPT, REASON, ERROR, QUEUE, DIED_AT})
+_MAX_ERROR = 4000
+
+log = get_logger(__name__)
+
+
+def decode(queue: str, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Delivery:
+    """Read a delivery. What does not carry our envelope is a `ValueError` that says what is missing."""
+    headers: dict[str, Any] = properties.headers or {}
+    attempt = headers.get(ATTEMPT, 1)
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:
+        raise ValueError(f"header {ATTEMPT} must be a whole number from 1")
+    return Delivery(
+        body=body,
+        envelope=from_headers(headers),
+        attempt=attempt,
+        headers=headers,
+        queue=queue,
+        exchange=method.exchange,
+        routing_key=method.routing_key,
+        redelivered=method.redelivered,
+    )
+
+
+def undecodable(queue: str, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Delivery:
+    """Wrap foreign bytes so that they can be buried like everything else."""
+    return Delivery(
+        body=body,
+        envelope=Envelope(type=properties.type or "unknown", source="unknown"),
+        attempt=1,
+        headers=properties.headers or {},
+        queue=queue,
+        exchange=method.exchange,
+        routing_key=method.routing_key,
+        redelivered=method.redelivered,
+    )
+
+
+async def move_on(publisher: Publisher, policy: RetryPolicy, delivery: Delivery, error: Exception) -> None:
+    """Give a delivery whose handler raised `error` its next place; the caller acks when this returns.
+
+    Raises:
+        NotNow: it could not be moved, or the handler asked for it: the caller nacks.
+    """
+    if isinstance(error, NotNow):
+        raise error
+    rung = None
+    if not isinstance(error, Reject):
+        rung = policy.rung(delivery.attempt, error.after if isinstance(error, Retry) else None)
+    try:
+        if rung is None:
+            await bury(publisher, delivery, error)
+            return
+        log.info(
+            "retrying later", queue=delivery.queue, id=delivery.envelope.id, attempt=delivery.attempt,
+            rung=rung.name, reason=str(error),
+        )  # fmt: skip
+        message = _again(delivery, attempt=delivery.attempt + 1, expiration_ms=expiration_ms(rung))
+        # The rung dead-letters to `work` with the routing key kept: the name of this queue.
+        await publisher.publish(rung.name, delivery.queue, message)
+    except PublishError as trouble:
+        raise NotNow(f"could not move the message on: {trouble}") from trouble
+
+
+async def bury(publisher: Publisher, delivery: Delivery, error: Exception) -> None:
+    """Publish `delivery` to the dead letters, with what went wrong."""
+    reason = "rejected" if isinstance(error, Reject) else "attempts-spent"
+    log.warning(
+        "dead letter", queue=delivery.queue, id=delivery.envelope.id, type=delivery.envelope.type,
+        attempt=delivery.attempt, reason=reason, error=str(error),
+    )  # fmt: skip
+    expected = isinstance(error, Reject | Retry)
+    text = str(error) if expected else "".join(traceback.format_exception(error))
+    message = _again(
+        delivery,
+        attempt=delivery.attempt,
+        headers={
+            REASON: reason,
+            ERROR: text[-_MAX_ERROR:],
+            QUEUE: delivery.queue,
+            DIED_AT: now().isoformat(),
+        },
+    )
+    await publisher.publish(DEAD_EXCHANGE, delivery.queue, message)
+
+
+def _again(delivery: Delivery, **changes: Any) -> Message:
+    # x-death and its kin are left out: RabbitMQ before 4.0 reads them on a republished message and may see a cycle.
+    kept = {
+        name: value
+        for name, value in delivery.headers.items()
+        if name not in OURS and not name.startswith(("x-", "cloudEvents:")) and name != "traceparent"
+    }
+    message = Message(delivery.body, delivery.envelope, headers=kept)
+    changes["headers"] = kept | changes.get("headers", {})
+    return replace(message, **changes)
+
+
+def settle(channel: Channel, tag: int, *, ack: bool) -> None:
+    """Ack or hand back. Delivery tags die with their channel: on a closed one there is nothing left to say."""
+    if not channel.is_open:
+        return
+    if ack:
+        channel.basic_ack(tag)
+    else:
+        channel.basic_nack(tag, requeue=True)

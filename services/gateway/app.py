@@ -1,0 +1,165 @@
+"""The composition root of the gateway: what there is, and who handles what."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
+
+import httpx
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.consumer import Consumer
+from bellhop.amqp.publisher import Publisher
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.group_commit import GroupCommit
+from bellhop.web.auth import Caller
+from bellhop.web.limits import Limits
+from bellhop.web.problems import problem_response
+from bellhop.web.server import create_app
+from services.gateway import handlers
+from services.gateway.deps import Gateway
+from services.gateway.intake import Intake, unavailable
+from services.gateway.relay import Relay
+from services.gateway.routes import console, dead_letters, events, keys, leaderboards, mail, streams, system, tasks
+from services.gateway.settings import Settings
+from services.gateway.store.dead_letters import DeadLetters
+from services.gateway.store.keys import Keys
+from services.gateway.store.ledger import Ledger
+from services.gateway.store.outbox import now_ms
+from services.gateway.waiters import Waiters
+
+ROUTERS = (
+    console.router,
+    mail.router,
+    tasks.router,
+    events.router,
+    streams.router,
+    leaderboards.router,
+    dead_letters.router,
+    keys.router,
+    system.router,
+)
+
+KEY_CACHE_SECONDS = 5.0
+"""How long a revoked key may still work."""
+
+PURGE_SECONDS = 600
+
+log = get_logger(__name__)
+
+
+def consumers(connection: Connection, publisher: Publisher, gateway: Gateway) -> list[Consumer]:
+    """Return the table: queue -> handler."""
+    outcome = partial(handlers.apply_outcome, commits=gateway.commits, ledger=gateway.ledger, waiters=gateway.waiters)
+    dead_letter = partial(handlers.store_dead_letter, commits=gateway.commits, dead_letters=gateway.dead_letters)
+    return [
+        Consumer(connection, publisher, "gateway.outcomes", outcome, prefetch=500),
+        Consumer(connection, publisher, "dead-letters", dead_letter, prefetch=100),
+    ]
+
+
+def build(settings: Settings) -> FastAPI:
+    """Return the gateway's application; its lifespan connects and disconnects everything."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        url = settings.amqp_url.get_secret_value()
+        database = Database(settings.database_url.get_secret_value())
+        commits = GroupCommit(database)
+        # Two connections: an alarm stops a publishing connection, and outcomes must keep coming in meanwhile.
+        publishing = Connection(url, f"bellhop/gateway/{settings.instance}/publish")
+        consuming = Connection(url, f"bellhop/gateway/{settings.instance}/consume")
+        publisher = Publisher(publishing, window=2000)
+        relay = Relay(database, commits, publisher)
+        async with httpx.AsyncClient(timeout=10) as http:
+            gateway = Gateway(
+                settings=settings,
+                commits=commits,
+                intake=Intake(commits, relay, publisher, settings.outbox_limit),
+                ledger=Ledger(database),
+                keys=Keys(database),
+                dead_letters=DeadLetters(database),
+                waiters=Waiters(),
+                http=http,
+            )
+            app.state.gateway = gateway
+            app.state.authenticate = _Authenticator(gateway.keys).find
+            app.state.ready = partial(_ready, database, publisher, consuming)
+            await gateway.keys.ensure_admin(settings.admin_key.get_secret_value())
+            table = consumers(consuming, publisher, gateway)
+            for consumer in table:
+                consumer.start()
+            await publishing.start()
+            await consuming.start()
+            relay.start()
+            purge = asyncio.create_task(_purge(gateway))
+            try:
+                yield
+            finally:
+                purge.cancel()
+                await asyncio.gather(*(consumer.stop(settings.shutdown_seconds) for consumer in table))
+                await relay.stop(settings.shutdown_seconds)
+                await commits.close()
+                await consuming.close()
+                await publishing.close()
+                await database.close()
+
+    app = create_app("Bellhop gateway", "1", lifespan, ROUTERS, limits=Limits(body=settings.max_body))
+    app.add_exception_handler(DatabaseAway, _database_away)
+    return app
+
+
+async def _database_away(_request: Request, error: Exception) -> Response:
+    return problem_response(unavailable(f"Nothing was done: {error}."))
+
+
+async def _ready(database: Database, publisher: Publisher, consuming: Connection) -> dict[str, str]:
+    checks = {"database": "ok", "publishing": publisher.trouble or "ok", "consuming": consuming.explanation}
+    try:
+        async with database.read():
+            pass
+    except DatabaseAway as error:
+        checks["database"] = str(error)
+    return checks
+
+
+async def _purge(gateway: Gateway) -> None:
+    """Enforce the retention, a bite at a time, for as long as the gateway runs."""
+    settings = gateway.settings
+    while True:
+        try:
+            current = now_ms()
+            gone = await gateway.ledger.purge(
+                finished_before=current - round(settings.tasks_days * 86_400_000),
+                keys_before=current - round(settings.idempotency_hours * 3_600_000),
+            )
+            if gone:
+                log.info("deleted tasks past their retention", count=gone)
+        except DatabaseAway as error:
+            log.warning("the retention waits for the database", reason=str(error))
+            gone = 0
+        await asyncio.sleep(1 if gone else PURGE_SECONDS)
+
+
+class _Authenticator:
+    """Finds callers, and remembers them for a moment: a query for every request would cost more than the rest."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._known: dict[str, tuple[float, Caller]] = {}
+
+    async def find(self, key: str) -> Caller | None:
+        found = self._known.get(key)
+        if found is not None and found[0] > monotonic():
+            return found[1]
+        caller = await self._keys.find(key)
+        if caller is not None:
+            if len(self._known) > 10_000:
+                self._known.clear()
+            self._known[key] = (monotonic() + KEY_CACHE_SECONDS, caller)
+        return caller

@@ -1,0 +1,34 @@
+"""What the routes reach for: everything that `app.py` composed, under one name."""
+
+from dataclasses import dataclass
+
+import httpx
+from starlette.requests import Request
+
+from bellhop.sql.group_commit import GroupCommit
+from services.gateway.intake import Intake
+from services.gateway.settings import Settings
+from services.gateway.store.dead_letters import DeadLetters
+from services.gateway.store.keys import Keys
+from services.gateway.store.ledger import Ledger
+from services.gateway.waiters import Waiters
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of the running gateway."""
+
+    settings: Settings
+    commits: GroupCommit
+    intake: Intake
+    ledger: Ledger
+    keys: Keys
+    dead_letters: DeadLetters
+    waiters: Waiters
+    http: httpx.AsyncClient
+
+
+def gateway(request: Request) -> Gateway:
+    """Return the parts; a plain function, because a FastAPI dependency would cost every request."""
+    parts: Gateway = request.app.state.gateway
+    return parts

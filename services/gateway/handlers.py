@@ -1,0 +1,33 @@
+"""What the gateway does with what comes back."""
+
+from pydantic import ValidationError
+
+from bellhop.amqp.errors import NotNow, Reject
+from bellhop.amqp.message import Delivery
+from bellhop.contracts.outcomes import Outcome
+from bellhop.sql.database import DatabaseAway
+from bellhop.sql.group_commit import GroupCommit
+from services.gateway.store.dead_letters import DeadLetters
+from services.gateway.store.ledger import Ledger
+from services.gateway.waiters import Waiters
+
+
+async def apply_outcome(delivery: Delivery, *, commits: GroupCommit, ledger: Ledger, waiters: Waiters) -> None:
+    """Note in the ledger what became of a task, then wake who waits for it."""
+    try:
+        outcome = Outcome.model_validate_json(delivery.body)
+    except ValidationError as error:
+        raise Reject(f"not an outcome: {error.error_count()} fields are wrong, first {error.errors()[0]}") from None
+    try:
+        await commits.write(ledger.apply, outcome)
+    except DatabaseAway as error:
+        raise NotNow(str(error)) from error
+    waiters.wake([outcome.task_id])
+
+
+async def store_dead_letter(delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters) -> None:
+    """Keep a dead letter until somebody decides about it."""
+    try:
+        await commits.write(dead_letters.add, delivery)
+    except DatabaseAway as error:
+        raise NotNow(str(error)) from error

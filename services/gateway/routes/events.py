@@ -1,0 +1,169 @@
+"""Events: notifications, scores, and CloudEvents of any type. Published with a confirm, answered 202."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.amqp.message import Message
+from bellhop.contracts.base import Contract, derived_id, now
+from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.notifications import Notification
+from bellhop.contracts.scores import Score, ScoreBatch
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.problems import Problem
+from bellhop.web.strict_json import StrictRoute, check_content_type
+from services.gateway import cloudevents
+from services.gateway.deps import gateway
+from services.gateway.intake import idempotency_key, invalid_body, traceparent
+from services.gateway.routes.tasks import task_document
+from services.gateway.store.outbox import Entry
+
+router = APIRouter(route_class=StrictRoute, tags=["events"])
+
+SOURCE = "bellhop/gateway"
+MAX_SCORES = 1000
+
+_SCORES = TypeAdapter(list[Score])
+
+
+def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
+    """Make an event of ours; under an idempotency key it always gets the same id."""
+    envelope = Envelope(type=type_, source=SOURCE, traceparent=traceparent(request))
+    if (named := idempotency_key(request, caller)) is not None:
+        envelope = replace(envelope, id=derived_id(type_, *named))
+    return Entry("events", type_, Message(body, envelope))
+
+
+@router.post("/v1/notifications", status_code=202, summary="Show something to whoever is looking")
+async def notify(
+    request: Request,
+    notification: Notification,
+    caller: Annotated[Caller, Depends(require(Scope.NOTIFICATIONS_SEND))],
+) -> Response:
+    """Push a notification to the browsers that follow any of its channels."""
+    entry = _event(request, caller, "notification.raised", notification.model_dump_json(exclude_none=True).encode())
+    answer = orjson.dumps({"id": entry.message.envelope.id})
+    return await gateway(request).intake.publish(request, caller, [entry], answer)
+
+
+@router.post(
+    "/v1/scores",
+    status_code=202,
+    summary="Submit scores",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "oneOf": [
+                            {"$ref": "#/components/schemas/Score"},
+                            {
+                                "type": "array",
+                                "items": {"$ref": "#/components/schemas/Score"},
+                                "minItems": 1,
+                                "maxItems": MAX_SCORES,
+                            },
+                        ]
+                    }
+                }
+            },
+        }
+    },
+)
+async def submit(request: Request, caller: Annotated[Caller, Depends(require(Scope.SCORES_WRITE))]) -> Response:
+    """Take one score, or a list of up to 1,000, which travel and count together."""
+    check_content_type(request)
+    document = await request.json()
+    many = isinstance(document, list)
+    scores = document if many else [document]
+    if not 1 <= len(scores) <= MAX_SCORES:
+        raise Problem(422, "Unprocessable Content", f"Send 1 to {MAX_SCORES} scores, not {len(scores)}.")
+    try:
+        valid = _SCORES.validate_python(scores)
+    except ValidationError as error:
+        raise invalid_body(error, skip=0 if many else 1) from None
+    at = now()
+    body = orjson.dumps({"scores": [_score(score, at) for score in valid]})
+    entry = _event(request, caller, "score.submitted", body)
+    answer = orjson.dumps({"id": entry.message.envelope.id, "accepted": len(valid)})
+    return await gateway(request).intake.publish(request, caller, [entry], answer)
+
+
+def _score(score: Score, at: datetime) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "board": score.board,
+        "player": score.player,
+        "score": score.score,
+        "at": score.at or at,
+    }
+    if score.id is not None:
+        values["id"] = score.id
+    return values
+
+
+# Types that a service of ours reads: their data must be what that service expects, whichever way it comes in.
+KNOWN: dict[str, Callable[[Any], Contract]] = {
+    "notification.raised": Notification.model_validate,
+    "score.submitted": ScoreBatch.model_validate,
+}
+
+
+@router.post(
+    "/v1/events",
+    status_code=202,
+    summary="Publish CloudEvents",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"description": "binary mode: the data; attributes are ce-… headers"}},
+                "application/cloudevents+json": {"schema": {"type": "object", "description": "structured mode"}},
+                "application/cloudevents-batch+json": {
+                    "schema": {"type": "array", "items": {"type": "object"}, "description": "batch mode, up to 1,000"}
+                },
+            },
+        }
+    },
+)
+async def publish(request: Request, caller: Annotated[Caller, Depends(require(Scope.EVENTS_WRITE))]) -> Response:
+    """Take CloudEvents 1.0 in binary, structured or batch mode; `source` and `id` together count once."""
+    check_content_type(request)
+    events = cloudevents.read(request.headers, await request.body())
+    entries = []
+    for number, (envelope, data) in enumerate(events):
+        check = KNOWN.get(envelope.type)
+        if check is not None:
+            data = _checked(check, data, envelope, number)
+        if envelope.traceparent is None:
+            envelope = replace(envelope, traceparent=traceparent(request))
+        entries.append(Entry("events", envelope.type, Message(orjson.dumps(data), envelope)))
+    ids = [entry.message.envelope.id for entry in entries]
+    answer = orjson.dumps({"id": ids[0]} if len(ids) == 1 else {"accepted": len(ids), "ids": ids})
+    return await gateway(request).intake.publish(request, caller, entries, answer)
+
+
+def _checked(check: Callable[[Any], Contract], data: Any, envelope: Envelope, number: int) -> Any:
+    try:
+        model = check(data)
+    except ValidationError as error:
+        raise invalid_body(error, prefix=(number, "data")) from None
+    if isinstance(model, ScoreBatch):
+        return {"scores": [_score(score, envelope.time) for score in model.scores]}
+    return data
+
+
+@router.get("/v1/events/{event_id:path}", summary="What an event set off")
+async def reactions(
+    request: Request, event_id: str, caller: Annotated[Caller, Depends(require(Scope.MAIL_READ))]
+) -> dict[str, Any]:
+    """List the mails that templates sent because of this event."""
+    tasks = await gateway(request).ledger.page(owner=None, event_id=event_id, limit=200)
+    return {"id": event_id, "tasks": [task_document(task) for task in tasks]}

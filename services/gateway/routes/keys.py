@@ -1,0 +1,67 @@
+"""API keys: made, listed and revoked by whoever may."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.contracts.base import Contract, Name
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.problems import Problem
+from bellhop.web.strict_json import StrictRoute
+from services.gateway.deps import gateway
+from services.gateway.routes.tasks import time_of
+
+router = APIRouter(route_class=StrictRoute, tags=["keys"])
+
+
+class KeyRequest(Contract):
+    """`POST /v1/keys`. Keys of one name own the same tasks, so that a key can be replaced."""
+
+    name: Name
+    scopes: Annotated[list[Annotated[Scope, Field(strict=False)]], Field(min_length=1, max_length=len(Scope))]
+
+
+@router.post("/v1/keys", status_code=201, summary="Make a key")
+async def create(
+    request: Request, wish: KeyRequest, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
+) -> dict[str, str]:
+    """Return the key; it is shown this once and kept only as a hash."""
+    beyond = sorted(scope for scope in wish.scopes if not caller.may(scope))
+    if beyond:
+        raise Problem(403, "Forbidden", f"A key cannot give what it lacks itself: {', '.join(beyond)}.")
+    if wish.name == "admin":
+        raise Problem(422, "Unprocessable Content", "The name admin is the administrator's; choose another.")
+    key_id, key = await gateway(request).keys.create(wish.name, wish.scopes)
+    return {"id": key_id, "name": wish.name, "key": key}
+
+
+@router.get("/v1/keys", summary="List keys")
+async def show_all(
+    request: Request, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return all keys, without what is secret of them."""
+    return {
+        "keys": [
+            {
+                "id": key["id"],
+                "name": key["name"],
+                "scopes": key["scopes"].split(),
+                "created_at": time_of(key["created_at"]),
+                "revoked_at": time_of(key["revoked_at"]),
+            }
+            for key in await gateway(request).keys.all()
+        ]
+    }
+
+
+@router.delete("/v1/keys/{key_id}", status_code=204, summary="Revoke a key")
+async def revoke(
+    request: Request, key_id: str, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
+) -> Response:
+    """Close a key; it stops to work within five seconds on every replica."""
+    if not await gateway(request).keys.revoke(key_id):
+        raise Problem(404, "Not Found", "There is no such key, or it is revoked already.")
+    return Response(status_code=204)

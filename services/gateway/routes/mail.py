@@ -1,0 +1,49 @@
+"""`POST /v1/mail`: one mail to one recipient becomes a task."""
+
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.contracts.base import new_id
+from bellhop.contracts.mail import MailRequest, MailTask
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.strict_json import StrictRoute
+from services.gateway.deps import gateway
+from services.gateway.intake import answer_202, fingerprint, idempotency_key, traceparent
+from services.gateway.store.ledger import Acceptance, IdempotencyKey, mail_entry, mail_task
+from services.gateway.store.outbox import now_ms, to_ms
+
+router = APIRouter(route_class=StrictRoute, tags=["mail"])
+
+
+@router.post("/v1/mail", status_code=202, summary="Send a mail")
+async def send(
+    request: Request, mail: MailRequest, caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
+) -> Response:
+    """Answer at once with the id of a task; `Location` tells what becomes of it."""
+    intake = gateway(request).intake
+    named = idempotency_key(request, caller)
+    task_id = new_id()
+    task = MailTask.model_construct(
+        **{name: getattr(mail, name) for name in mail.model_fields_set if name != "send_at"},
+        task_id=task_id,
+        owner=caller.name,
+    )
+    created_at = now_ms()
+    due_at = to_ms(mail.send_at) if mail.send_at is not None else 0
+    if due_at <= created_at:
+        due_at = 0
+    acceptance = Acceptance(
+        answer=orjson.dumps({"id": task_id, "state": "scheduled" if due_at else "queued"}),
+        tasks=[mail_task(task, created_at=created_at, send_at=due_at or None)],
+        entries=[mail_entry(task, due_at=due_at, traceparent=traceparent(request))],
+        key=None if named is None else IdempotencyKey(*named, await fingerprint(request)),
+        claimed=intake.relay.takes_more,
+    )
+    accepted = await intake.commit(acceptance)
+    if not accepted.new:
+        task_id = orjson.loads(accepted.answer)["id"]
+    return answer_202(accepted, f"/v1/tasks/{task_id}")

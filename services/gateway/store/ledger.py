@@ -1,0 +1,356 @@
+"""The ledger: one row for each task, from the moment it was accepted to the end of its retention.
+
+The functions that take a list are for `GroupCommit`: whatever arrived together is one call and one transaction.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.amqp.message import Message
+from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.mail import CancelTask, MailTask, mail_document
+from bellhop.contracts.outcomes import FINAL, Outcome, State
+from bellhop.sql.database import Database
+from services.gateway.store import outbox
+from services.gateway.store.outbox import Entry, now_ms, to_ms
+from services.gateway.store.tables import attempts, idempotency_keys, tasks
+
+SOURCE = "bellhop/gateway"
+_FINAL = [state.value for state in FINAL]
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's name for one request; `owner` keeps the names of different clients apart."""
+
+    owner: str
+    key: str
+    fingerprint: str
+    """SHA-256 of what was asked; another request under the same key is a mistake of the client's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Everything that one request writes."""
+
+    answer: bytes
+    """The JSON to answer with, now and whenever the request comes again."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    key: IdempotencyKey | None = None
+    claimed: bool = True
+    """Whether this process publishes the entries itself, right after the commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of an acceptance."""
+
+    answer: bytes
+    new: bool
+    """False: the same request was accepted before, and nothing was written now."""
+    conflict: bool = False
+    """True: another request was accepted before under the same key."""
+
+
+def mail_task(task: MailTask, *, created_at: int, send_at: int | None = None, **columns: Any) -> dict[str, Any]:
+    """Return the row of a new task."""
+    return {
+        "id": task.task_id,
+        "kind": "mail",
+        "owner": task.owner,
+        "state": (State.SCHEDULED if send_at else State.QUEUED).value,
+        "round": task.round,
+        "attempt": 0,
+        "lane": task.lane.value,
+        "recipient": task.to,
+        "template": task.template,
+        "event_id": None,
+        "document": orjson.dumps(mail_document(task)),
+        "uncertain": False,
+        "created_at": created_at,
+        "updated_at": created_at,
+        "send_at": send_at,
+        "finished_at": None,
+    } | columns
+
+
+def mail_entry(task: MailTask, *, due_at: int = 0, traceparent: str | None = None) -> Entry:
+    """Return the message that makes the mailer do `task`."""
+    envelope = Envelope(type="mail.requested", source=SOURCE, subject=task.task_id, traceparent=traceparent)
+    message = Message(orjson.dumps(mail_document(task)), envelope)
+    return Entry("work", task.lane.queue, message, task.task_id, due_at)
+
+
+async def accept(connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
+    """Write tasks, messages and idempotency keys, each request whole or not at all."""
+    known = await _known_keys(connection, [item.key for item in items if item.key is not None])
+    results: list[Accepted] = []
+    fresh: list[Acceptance] = []
+    for item in items:
+        if item.key is not None:
+            name = (item.key.owner, item.key.key)
+            if (earlier := known.get(name)) is not None:
+                fingerprint, answer = earlier
+                results.append(Accepted(answer, new=False, conflict=fingerprint != item.key.fingerprint))
+                continue
+            known[name] = (item.key.fingerprint, item.answer)
+        fresh.append(item)
+        results.append(Accepted(item.answer, new=True))
+    current = now_ms()
+    if rows := [row for item in fresh for row in item.tasks]:
+        await connection.execute(sa.insert(tasks), rows)
+    for claimed in (True, False):
+        entries = [entry for item in fresh if item.claimed is claimed for entry in item.entries]
+        await outbox.add(connection, entries, claimed=claimed)
+    if rows := [
+        {
+            "owner": item.key.owner,
+            "key": item.key.key,
+            "fingerprint": item.key.fingerprint,
+            "answer": item.answer,
+            "created_at": current,
+        }
+        for item in fresh
+        if item.key is not None
+    ]:
+        await connection.execute(sa.insert(idempotency_keys), rows)
+    return results
+
+
+async def _known_keys(
+    connection: AsyncConnection, keys: list[IdempotencyKey]
+) -> dict[tuple[str, str], tuple[str, bytes]]:
+    if not keys:
+        return {}
+    table = idempotency_keys.c
+    found = await connection.execute(
+        sa.select(table.owner, table.key, table.fingerprint, table.answer).where(
+            sa.tuple_(table.owner, table.key).in_([(key.owner, key.key) for key in keys])
+        )
+    )
+    return {(owner, key): (fingerprint, answer) for owner, key, fingerprint, answer in found}
+
+
+class Ledger:
+    """Reads, and the writes that need the database's own dialect."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[str]:
+        """Apply outcomes, in any order and as often as they come; return the ids of their tasks."""
+        await self._create_reactions(connection, outcomes)
+        insert = self._database.insert(attempts)
+        made = [_attempt_row(outcome) for outcome in outcomes if outcome.attempt]
+        if made:
+            # Of two reports of one attempt the final one stays; `sending` never overwrites anything.
+            await connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["task_id", "round", "attempt"],
+                    set_={
+                        name: insert.excluded[name] for name in made[0] if name not in ("task_id", "round", "attempt")
+                    },
+                    where=attempts.c.state.not_in(_FINAL) & (insert.excluded.state != State.SENDING),
+                ),
+                made,
+            )
+        await connection.execute(_ADVANCE, [_advance_row(outcome) for outcome in outcomes])
+        return [outcome.task_id for outcome in outcomes]
+
+    async def _create_reactions(self, connection: AsyncConnection, outcomes: list[Outcome]) -> None:
+        """A mail that an event set off has no row until its first outcome."""
+        rows = [
+            {
+                "id": outcome.task_id,
+                "kind": "mail",
+                "owner": outcome.owner or "events",
+                "state": State.QUEUED.value,
+                "round": outcome.round,
+                "attempt": 0,
+                "lane": outcome.lane or "normal",
+                "recipient": outcome.to,
+                "template": outcome.template,
+                "event_id": outcome.event_id,
+                "document": None,
+                "uncertain": False,
+                "created_at": to_ms(outcome.at),
+                "updated_at": to_ms(outcome.at),
+                "send_at": None,
+                "finished_at": None,
+            }
+            for outcome in outcomes
+            if outcome.event_id is not None and outcome.to is not None
+        ]
+        if rows:
+            await connection.execute(self._database.insert(tasks).on_conflict_do_nothing(), rows)
+
+    async def get(self, task_id: str, owner: str | None = None) -> dict[str, Any] | None:
+        """Return the task with its attempts; None where there is none, or it belongs to somebody else."""
+        async with self._database.read() as connection:
+            query = sa.select(tasks).where(tasks.c.id == task_id)
+            if owner is not None:
+                query = query.where(tasks.c.owner == owner)
+            row = (await connection.execute(query)).mappings().one_or_none()
+            if row is None:
+                return None
+            made = await connection.execute(
+                sa.select(attempts).where(attempts.c.task_id == task_id).order_by(attempts.c.round, attempts.c.attempt)
+            )
+            return {**row, "attempts": [dict(attempt) for attempt in made.mappings()]}
+
+    async def page(
+        self,
+        *,
+        owner: str | None,
+        state: str | None = None,
+        kind: str | None = None,
+        event_id: str | None = None,
+        before: str | None = None,
+        limit: int,
+    ) -> list[dict[str, Any]]:
+        """Return tasks, newest first, without attempts; `before` is the last id of the page before."""
+        query = sa.select(tasks).order_by(tasks.c.id.desc()).limit(limit)
+        for column, value in ((tasks.c.owner, owner), (tasks.c.state, state), (tasks.c.kind, kind),
+                              (tasks.c.event_id, event_id)):  # fmt: skip
+            if value is not None:
+                query = query.where(column == value)
+        if before is not None:
+            query = query.where(tasks.c.id < before)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    async def cancel(self, connection: AsyncConnection, items: list[str]) -> list[State]:
+        """Cancel tasks; return the state of each: `cancelled`, or another one, which tells why it is not yet.
+
+        What still lies in the outbox is cancelled for certain. What the mailer may have already is asked for: the
+        outcome tells who was first.
+        """
+        return [await self._cancel_one(connection, task_id) for task_id in items]
+
+    async def _cancel_one(self, connection: AsyncConnection, task_id: str) -> State:
+        task = (await connection.execute(sa.select(tasks).where(tasks.c.id == task_id))).mappings().one()
+        if task["state"] in _FINAL:
+            return State(task["state"])
+        current = now_ms()
+        if await outbox.withdraw(connection, task_id):
+            await connection.execute(
+                sa.update(tasks)
+                .where(tasks.c.id == task_id)
+                .values(state=State.CANCELLED.value, updated_at=current, finished_at=current)
+            )
+            return State.CANCELLED
+        request = CancelTask(task_id=task_id, round=task["round"])
+        envelope = Envelope(type="mail.cancelled", source=SOURCE, subject=task_id)
+        entry = Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
+        await outbox.add(connection, [entry])
+        return State(task["state"])
+
+    async def retry(self, connection: AsyncConnection, items: list[str]) -> list[State]:
+        """Begin another round of tasks that ended without being sent; return the state of each."""
+        return [await self._retry_one(connection, task_id) for task_id in items]
+
+    async def _retry_one(self, connection: AsyncConnection, task_id: str) -> State:
+        task = (await connection.execute(sa.select(tasks).where(tasks.c.id == task_id))).mappings().one()
+        if task["state"] not in _FINAL or task["state"] == State.SENT or task["document"] is None:
+            return State(task["state"])
+        document = orjson.loads(task["document"]) | {"round": task["round"] + 1}
+        again = MailTask.model_validate(document)
+        await connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.id == task_id)
+            .values(state=State.QUEUED.value, round=again.round, attempt=0, updated_at=now_ms(), finished_at=None,
+                    document=orjson.dumps(document))
+        )  # fmt: skip
+        await outbox.add(connection, [mail_entry(again)])
+        return State.QUEUED
+
+    async def purge(self, *, finished_before: int, keys_before: int) -> int:
+        """Delete finished tasks and idempotency keys past their retention; return how many tasks went."""
+        async with self._database.write() as connection:
+            old = sa.select(tasks.c.id).where(tasks.c.finished_at < finished_before).limit(5000)
+            ids = list((await connection.execute(old)).scalars())
+            await connection.execute(sa.delete(attempts).where(attempts.c.task_id.in_(ids)))
+            await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(ids)))
+            await connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < keys_before))
+            return len(ids)
+
+    async def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state."""
+        async with self._database.read() as connection:
+            found = await connection.execute(sa.select(tasks.c.state, sa.func.count()).group_by(tasks.c.state))
+            return dict(found.tuples().all())
+
+    async def oldest_waiting(self) -> dict[str, int]:
+        """Return for each lane since when its oldest queued task waits (milliseconds since 1970)."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                sa.select(tasks.c.lane, sa.func.min(tasks.c.updated_at))
+                .where(tasks.c.state == State.QUEUED.value)
+                .group_by(tasks.c.lane)
+            )
+            return dict(found.tuples().all())
+
+
+# An outcome moves its task forward or not at all: forward is a later round; in one round a later attempt; in one
+# attempt from `sending` to anything, and from anything to a final state. A final state ends its round.
+_ADVANCE = (
+    sa.update(tasks)
+    .where(
+        tasks.c.id == sa.bindparam("task"),
+        sa.or_(
+            tasks.c.round < sa.bindparam("in_round"),
+            sa.and_(
+                tasks.c.round == sa.bindparam("in_round"),
+                tasks.c.state.not_in(_FINAL),
+                sa.or_(
+                    tasks.c.attempt < sa.bindparam("in_attempt"),
+                    sa.bindparam("is_final", type_=sa.Boolean),
+                    sa.and_(tasks.c.attempt == sa.bindparam("in_attempt"), tasks.c.state == State.SENDING.value),
+                ),
+            ),
+        ),
+    )
+    .values(
+        state=sa.bindparam("to_state"),
+        round=sa.bindparam("in_round"),
+        attempt=sa.bindparam("in_attempt"),
+        uncertain=sa.or_(tasks.c.uncertain, sa.bindparam("is_uncertain", type_=sa.Boolean)),
+        updated_at=sa.bindparam("at"),
+        finished_at=sa.bindparam("finished"),
+    )
+)
+
+
+def _advance_row(outcome: Outcome) -> dict[str, Any]:
+    at = to_ms(outcome.at)
+    return {
+        "task": outcome.task_id,
+        "in_round": outcome.round,
+        "in_attempt": outcome.attempt,
+        "is_final": outcome.state.final,
+        "to_state": outcome.state.value,
+        "is_uncertain": outcome.uncertain,
+        "at": at,
+        "finished": at if outcome.state.final else None,
+    }
+
+
+def _attempt_row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "task_id": outcome.task_id,
+        "round": outcome.round,
+        "attempt": outcome.attempt,
+        "state": outcome.state.value,
+        "at": to_ms(outcome.at),
+        "code": outcome.code,
+        "enhanced": outcome.enhanced,
+        "reply": outcome.reply,
+        "relay": outcome.relay,
+        "retry_at": to_ms(outcome.retry_at) if outcome.retry_at else None,
+        "uncertain": outcome.uncertain,
+    }
