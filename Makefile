@@ -1,0 +1,46 @@
+# What a person types. On a fresh Debian 12 with python3, git and make, `make up` is the whole installation.
+.DEFAULT_GOAL := help
+.PHONY: help up demo admin-key test test-faults check fmt bench clean
+
+VENV := .venv/.made
+BIN := .venv/bin
+# Two workers share one broker and one PostgreSQL; `make test PYTEST='-x tests/unit'` for less.
+PYTEST ?= -n 2 --dist loadscope
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+up: $(VENV) ## run everything here, in the foreground, until Ctrl-C
+	@exec $(BIN)/bellhop up
+
+demo: $(VENV) ## drive a running Bellhop, with visible progress
+	@exec $(BIN)/bellhop demo
+
+admin-key: $(VENV) ## print the admin key of the running Bellhop
+	@exec $(BIN)/bellhop admin-key
+
+test: $(VENV) ## all tests but those that break things on purpose
+	$(BIN)/pytest -m "not faults" $(PYTEST)
+
+test-faults: $(VENV) ## the tests that kill brokers and services
+	$(BIN)/pytest -m faults
+
+check: $(VENV) ## what must hold before a commit
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+fmt: $(VENV) ## format and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV) ## the figures, each beside its peer
+	$(BIN)/python -m bench
+
+clean: ## forget everything: databases, secrets, the broker's data, the virtual environment
+	rm -rf .bellhop .venv
+
+$(VENV): pyproject.toml uv.lock scripts/bootstrap
+	@scripts/bootstrap
+	@touch $@

@@ -1,0 +1,59 @@
+"""The `bellhop` command."""
+
+import sys
+
+import typer
+
+from bellhop.cli.errors import CannotRun
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One HTTP gateway in front of RabbitMQ: mail, live notifications, leaderboards.",
+)
+
+
+# Each command imports what it needs, so that `--help` and `admin-key` answer at once.
+
+
+@commands.command()
+def up() -> None:
+    """Run everything on this machine, in the foreground, until Ctrl-C."""
+    from bellhop.cli.up import up as run
+
+    run()
+
+
+@commands.command("admin-key")
+def admin_key() -> None:
+    """Print the admin key of the Bellhop that `bellhop up` runs here."""
+    from bellhop.cli.secrets import read_admin_key
+    from bellhop.cli.settings import UpSettings
+
+    print(read_admin_key(UpSettings.load().home))
+
+
+@commands.command()
+def mailbox() -> None:
+    """Run only the development mailbox: SMTP on port 1025, pages and API on 8025."""
+    from bellhop.cli.mailbox import run
+    from bellhop.cli.settings import UpSettings
+
+    settings = UpSettings.load()
+    run(settings.mailbox_smtp_port, settings.mailbox_http_port)
+
+
+def app() -> None:
+    """Run the command; what cannot be done is told in one sentence, exit code 1."""
+    try:
+        commands()
+    except CannotRun as error:
+        print(f"bellhop: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    app()

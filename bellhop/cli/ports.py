@@ -1,0 +1,72 @@
+"""TCP ports on this machine: find a free one, and tell who holds a taken one."""
+
+import socket
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from bellhop.cli.errors import CannotRun
+
+LOOPBACK = "127.0.0.1"
+_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
+
+
+def free_ports(count: int) -> list[int]:
+    """Return `count` different ports that nobody listened on a moment ago."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def check_free(port: int, what: str, variable: str) -> None:
+    """Raise `CannotRun` when `port` is taken: the sentence names the holder and the `variable` to change."""
+    with socket.socket() as probe:
+        # As every server does, so that a port whose last connections are in TIME_WAIT counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+            probe.listen(1)
+        except PermissionError:
+            raise CannotRun(
+                f"Port {port} for {what} needs more rights than you have: set {variable} to a port above 1023."
+            ) from None
+        except OSError:
+            holder = holder_of(port)
+            by = f" by {holder}" if holder else ""
+            raise CannotRun(
+                f"Port {port} for {what} is taken{by}: stop that program, or set {variable} to another port."
+            ) from None
+
+
+def holder_of(port: int) -> str | None:
+    """Return "program (process id)" of who listens on `port`; None where Linux does not tell us."""
+    inodes = _listening_inodes(port)
+    if not inodes:
+        return None
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it is gone, or somebody else's
+            if any(_target(link) in inodes for link in (process / "fd").iterdir()):
+                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+    return None
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""  # closed by now
+
+
+def _listening_inodes(port: int) -> set[str]:
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    return inodes

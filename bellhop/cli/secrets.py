@@ -1,0 +1,88 @@
+"""The secrets of one machine's Bellhop: made once, kept under `.bellhop/`, handed to each service as files.
+
+    .bellhop/admin-key                          the key for people
+    .bellhop/secrets/token-key                  signs stream tokens, the same for all services
+    .bellhop/secrets/amqp/<user>                passwords of the private node's users
+    .bellhop/secrets/<service>/bellhop_…        what that service reads (`BELLHOP_SECRETS_DIR`), written at each start
+
+Folders have mode 0700 and files 0600.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bellhop.amqp.topology import RIGHTS
+from bellhop.cli.errors import CannotRun
+from bellhop.web.auth import new_key
+
+ADMIN_KEY = "admin-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Everything that was made up."""
+
+    admin_key: str = field(repr=False)
+    token_key: str = field(repr=False)
+    passwords: dict[str, str] = field(repr=False)
+    """Of the users of the private node: one a service, and `deploy`."""
+
+
+def load_or_create(home: Path) -> Secrets:
+    """Return the secrets under `home`, making those that are missing."""
+    return Secrets(
+        admin_key=_once(home / ADMIN_KEY, new_key),
+        token_key=_once(home / "secrets" / "token-key", lambda: secrets.token_urlsafe(48)),
+        passwords={
+            user: _once(home / "secrets" / "amqp" / user, lambda: secrets.token_urlsafe(24))
+            for user in (*RIGHTS, "deploy")
+        },
+    )
+
+
+def write_service(home: Path, service: str, values: dict[str, str]) -> Path:
+    """Write the secrets of one service, one file a setting, and return the folder for `BELLHOP_SECRETS_DIR`."""
+    folder = home / "secrets" / service
+    for name, value in values.items():
+        _write(folder / f"bellhop_{name}", value)
+    return folder
+
+
+def read_admin_key(home: Path) -> str:
+    """Return the admin key; raises `CannotRun` where none was made yet."""
+    try:
+        return (home / ADMIN_KEY).read_text().strip()
+    except FileNotFoundError:
+        raise CannotRun(f"There is no {home / ADMIN_KEY} yet: start Bellhop first ('make up').") from None
+    except OSError as error:
+        raise CannotRun(f"{home / ADMIN_KEY} cannot be read ({error.strerror}): it belongs to somebody else.") from None
+
+
+def private_folder(folder: Path) -> None:
+    """Make `folder`, and what is missing above it, for us alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def _once(file: Path, make: Callable[[], str]) -> str:
+    try:
+        value = file.read_text().strip()
+    except FileNotFoundError:
+        value = ""
+    if not value:
+        value = make()
+        _write(file, value)
+    return value
+
+
+def _write(file: Path, value: str) -> None:
+    """Write all or nothing: a file cut short by a crash would lock everybody out."""
+    private_folder(file.parent)
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".new-")  # mkstemp: mode 0600
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(value + "\n")
+    Path(temporary).replace(file)

@@ -1,0 +1,72 @@
+"""What can be told to `bellhop up`, by `BELLHOP_…` variables. Services have settings of their own."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bellhop.cli.errors import CannotRun
+from bellhop.cli.node import Ports
+
+
+class UpSettings(BaseSettings):
+    """Every port can be moved; each variable is `BELLHOP_` and the name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path(".bellhop"), description="databases, secrets and the private broker")
+    amqp_url: SecretStr | None = Field(None, description="use this broker instead of a private node")
+    management_url: SecretStr | None = Field(
+        None, description="http://user:password@host:15672 of that broker; with it the topology is applied"
+    )
+    smtp_host: str | None = Field(None, description="send mail through this relay instead of the development mailbox")
+    live_types: str = Field("", description="the notifier's further event types, which the topology must bind")
+
+    gateway_port: int = Field(8000, ge=1, le=65535)
+    notifier_port: int = Field(8001, ge=1, le=65535)
+    leaderboard_port: int = Field(8002, ge=1, le=65535)
+    mailer_port: int = Field(8003, ge=1, le=65535)
+    mailbox_smtp_port: int = Field(1025, ge=1, le=65535)
+    mailbox_http_port: int = Field(8025, ge=1, le=65535)
+    # Not RabbitMQ's own numbers: a broker of the system may run beside ours.
+    node_amqp_port: int = Field(5673, ge=1, le=65535)
+    node_management_port: int = Field(15673, ge=1, le=65535)
+    node_prometheus_port: int = Field(15693, ge=1, le=65535)
+    node_distribution_port: int = Field(25673, ge=1, le=65535)
+    node_epmd_port: int = Field(4370, ge=1, le=65535)
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment; raises `CannotRun` with one sentence for each wrong variable."""
+        try:
+            return cls()
+        except ValidationError as error:
+            sentences = [
+                f"BELLHOP_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}."
+                for problem in error.errors(include_input=False, include_url=False)
+            ]
+            raise CannotRun("\n".join(sentences)) from None
+
+    @property
+    def node_ports(self) -> Ports:
+        """The ports of the private node."""
+        return Ports(
+            amqp=self.node_amqp_port,
+            management=self.node_management_port,
+            prometheus=self.node_prometheus_port,
+            distribution=self.node_distribution_port,
+            epmd=self.node_epmd_port,
+        )
+
+    @property
+    def live_type_names(self) -> list[str]:
+        """Only the types of `live_types`, which also says their channels."""
+        return [pair.partition("=")[0].strip() for pair in self.live_types.split(",") if pair.strip()]
+
+
+def inherited() -> dict[str, str]:
+    """Return the environment for services: ours, without what means something else to each of them."""
+    ours = {"BELLHOP_PORT", "BELLHOP_AMQP_URL", "BELLHOP_DATABASE_URL", "BELLHOP_MANAGEMENT_URL", "BELLHOP_SECRETS_DIR"}
+    return {name: value for name, value in os.environ.items() if name not in ours}

@@ -1,0 +1,135 @@
+"""Who calls, and what they may do: API keys with scopes (RFC 6750 bearer tokens).
+
+A key looks like `bh_<8 characters of id>_<43 characters of secret>`. The id is public and finds the row; of the
+secret, 256 random bits, only the SHA-256 is kept, which needs no salt and no slow hash because it cannot be guessed.
+"""
+
+import hashlib
+import hmac
+import secrets
+import string
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+from starlette.requests import Request
+
+from bellhop.web.limits import Limiter
+from bellhop.web.problems import Problem
+
+_ALPHANUMERIC = string.ascii_letters + string.digits
+_CALLER = "bellhop.caller"
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    MAIL_SEND = "mail:send"
+    MAIL_READ = "mail:read"
+    NOTIFICATIONS_SEND = "notifications:send"
+    SCORES_WRITE = "scores:write"
+    EVENTS_WRITE = "events:write"
+    LEADERBOARDS_READ = "leaderboards:read"
+    LEADERBOARDS_WRITE = "leaderboards:write"
+    STREAMS_GRANT = "streams:grant"
+    SUBSCRIBERS_READ = "subscribers:read"
+    SUBSCRIBERS_WRITE = "subscribers:write"
+    BROADCASTS_READ = "broadcasts:read"
+    BROADCASTS_WRITE = "broadcasts:write"
+    DEAD_LETTERS_READ = "dead-letters:read"
+    DEAD_LETTERS_WRITE = "dead-letters:write"
+    SYSTEM_READ = "system:read"
+    KEYS_WRITE = "keys:write"
+    ADMIN = "admin"
+    """All of the above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The API key that a request came with."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: Scope) -> bool:
+        """Say whether this caller has `scope`, itself or by way of `admin`."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+class Require(SecurityBase):
+    """The dependency that `require` makes; FastAPI's documents show it as a bearer token."""
+
+    model = HTTPBearer(bearerFormat="API key", description="An API key: `Authorization: Bearer bh_…`")
+    scheme_name = "key"
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> Caller:
+        """Return who calls; raise Problem 401, 403 or 429."""
+        caller = request.scope.get(_CALLER)
+        if caller is None:
+            caller = request.scope[_CALLER] = await _identify(request)
+        if not caller.may(self.scope):
+            raise Problem(
+                403,
+                "Forbidden",
+                f"This key lacks the scope {self.scope.value}. Use a key that has it.",
+                headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{self.scope.value}"'},
+            )
+        return caller
+
+
+def require(scope: Scope) -> Require:
+    """Return a FastAPI dependency that gives the `Caller`, who has `scope`.
+
+    The application finds callers: `app.state.authenticate` takes the whole key and returns its `Caller` or None.
+    """
+    return Require(scope)
+
+
+async def _identify(request: Request) -> Caller:
+    state = request.app.state
+    limiter: Limiter = state.limiter
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    caller: Caller | None = None
+    if kind.lower() == "bearer" and key:
+        caller = await state.authenticate(key.strip())
+        if caller is not None:
+            limiter.count_key(request.scope, caller.id)
+            return caller
+        # A wrong key is counted against its sender, as every request without one already is.
+        limiter.count_address(request.scope)
+    # The same words whether the key is missing, wrong, expired or revoked: which one is nobody's business.
+    raise Problem(
+        401,
+        "Unauthorized",
+        "This needs a valid API key. Send it as `Authorization: Bearer bh_…`; it is never read from the URL.",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def new_key() -> str:
+    """Return a fresh API key. Keep its id and the hash of its secret (`split_key`, `hash_key`), and show it once."""
+    public = "".join(secrets.choice(_ALPHANUMERIC) for _ in range(8))
+    return f"bh_{public}_{secrets.token_urlsafe(32)}"
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """Return the id and the secret of `key`, or None if it does not look like one."""
+    prefix, public, secret = key[:3], key[3:11], key[12:]
+    if prefix != "bh_" or key[11:12] != "_" or len(secret) != 43 or not key.isascii() or not public.isalnum():
+        return None
+    return public, secret
+
+
+def hash_key(secret: str) -> str:
+    """Return what to keep of a key's secret: its SHA-256 in hexadecimal."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def key_matches(secret: str, kept: str) -> bool:
+    """Say whether `kept` is the hash of `secret`, in a time that does not depend on the answer."""
+    return hmac.compare_digest(hash_key(secret), kept)

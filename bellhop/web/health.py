@@ -1,0 +1,55 @@
+"""What machines ask a service about itself. All three are open to anybody and say nothing secret."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import orjson
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+Ready = Callable[[], Awaitable[dict[str, str]]]
+"""Returns name -> "ok", or a sentence that says what this service waits for."""
+
+_TIMEOUT = 2.0
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """Say that this process answers; it says nothing about what the process stands on.
+
+    So that nobody restarts a healthy service because its broker is away.
+    """
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+@router.get("/readyz", responses={503: {"description": "not now; the checks say what is missing"}})
+async def readyz(request: Request) -> Response:
+    """Say whether this service can do its work: 200, or 503 with the checks that failed."""
+    state = request.app.state
+    if state.stopping.is_set():
+        checks = {"service": "is shutting down"}
+    else:
+        checks = await _ask(state.ready)
+    ready = all(answer == "ok" for answer in checks.values())
+    document = {"status": "ok" if ready else "not ready", "checks": checks}
+    headers = {} if ready else {"Retry-After": "1"}
+    return Response(orjson.dumps(document), 200 if ready else 503, headers, "application/json")
+
+
+async def _ask(ready: Ready) -> dict[str, str]:
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            return await ready()
+    except TimeoutError:
+        return {"checks": f"did not answer within {_TIMEOUT:g} seconds"}
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics() -> Response:
+    """Return the metrics of this process in Prometheus' text format."""
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,241 @@
+"""How much one request may carry and how many requests one client may send.
+
+head: length, size, time       `protocol.py`, because a head that never ends never reaches an application
+body: time                     `protocol.py`, where it costs nothing as long as bodies come at once
+body: size                     `BodyLimit`: 413, whether or not the length was announced
+whose name we answer to        `Hosts`: 400
+requests                       `Limiter`: 429, by API key; by address for whoever has none
+"""
+
+import asyncio
+import ipaddress
+import math
+import time
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bellhop.web.problems import Problem
+
+_RATE = "bellhop.rate"
+_DRAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`per_second` requests in the long run, `burst` at once."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes, times in seconds."""
+
+    url: int = 8 * 1024
+    head: int = 32 * 1024
+    headers: int = 100
+    body: int = 2 * 1024 * 1024
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    key_rate: Rate | None = Rate(10_000, 20_000)
+    """For each API key."""
+    address_rate: Rate | None = Rate(50, 500)
+    """For each address (IPv6: each /64 network), over its requests that come without a valid API key."""
+
+
+class Hosts:
+    """Answers only to the names in `allowed`, or to any if there are none; a request must name exactly one.
+
+    It keeps a forged `Host` out of every link that an answer contains (RFC 9112, 3.2 asks for the 400).
+    """
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
+        self.app = app
+        self.allowed = frozenset(name.lower().encode() for name in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; raise Problem 400."""
+        if scope["type"] != "lifespan":
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) != 1 and (hosts or scope["http_version"] != "1.0"):
+                raise Problem(400, "Bad Request", "A request must have exactly one Host header. Send one.")
+            if self.allowed and (not hosts or _without_port(hosts[0]) not in self.allowed):
+                raise Problem(
+                    400, "Bad Request", "This server does not go by the name in the Host header. Use its own."
+                )
+        await self.app(scope, receive, send)
+
+
+def _without_port(host: bytes) -> bytes:
+    return host.lower().partition(b"]")[0] + b"]" if host.startswith(b"[") else host.lower().partition(b":")[0]
+
+
+class BodyLimit:
+    """Refuses bodies of more than `size` bytes with 413, before the application has seen anything of them."""
+
+    def __init__(self, app: ASGIApp, size: int) -> None:
+        self.app = app
+        self.size = size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; raise Problem 413."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > self.size:
+                if not any(name == b"expect" for name, _ in scope["headers"]):
+                    await _drain(receive, self.size)
+                raise self._too_large()
+        taken = 0
+
+        async def counted_receive() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.size:
+                await _drain(receive, self.size)
+                raise self._too_large()
+            return message
+
+        await self.app(scope, counted_receive, send)
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            413,
+            "Content Too Large",
+            f"The body is larger than {self.size} bytes. Send it in several smaller requests.",
+            headers={"Connection": "close"},
+        )
+
+
+async def _drain(receive: Receive, size: int) -> None:
+    """Take and forget a little more of a body that is too large.
+
+    To close a connection with unread bytes in it resets it, and a client that is still sending would see the reset
+    instead of the answer (RFC 9112, 9.6).
+    """
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while size > 0:
+                message = await receive()
+                size -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    at: float
+
+
+class Buckets:
+    """One token bucket for each name, in the memory of this process.
+
+    At most `capacity` names are kept: a bucket that would be full again can be forgotten without changing anything,
+    and if that does not make room, the one that was made first goes.
+    """
+
+    def __init__(self, policy: str, rate: Rate, capacity: int = 100_000) -> None:
+        self.policy = policy
+        self.rate = rate
+        self.refill_seconds = rate.burst / rate.per_second
+        quota = f'"{policy}";q={rate.burst};w={math.ceil(self.refill_seconds)}'
+        self.header = (b"ratelimit-policy", quota.encode())
+        self.capacity = capacity
+        self._buckets: dict[str, _Bucket] = {}
+
+    def take(self, name: str, now: float) -> float:
+        """Take one token at the time `now` (seconds) and return how many are left; below 0, none was there to take."""
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            if len(self._buckets) >= self.capacity:
+                self._forget(now)
+            bucket = self._buckets[name] = _Bucket(self.rate.burst, now)
+        tokens = min(self.rate.burst, bucket.tokens + (now - bucket.at) * self.rate.per_second) - 1
+        bucket.at = now
+        bucket.tokens = tokens if tokens >= 0 else tokens + 1
+        return tokens
+
+    def _forget(self, now: float) -> None:
+        self._buckets = {
+            name: bucket for name, bucket in self._buckets.items() if now - bucket.at < self.refill_seconds
+        }
+        while len(self._buckets) >= self.capacity:
+            del self._buckets[next(iter(self._buckets))]
+
+
+class Limiter:
+    """Counts requests: with a valid key against the key, all others against the address they come from."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._keys = Buckets("key", limits.key_rate) if limits.key_rate else None
+        self._addresses = Buckets("address", limits.address_rate) if limits.address_rate else None
+
+    def count_key(self, scope: Scope, key_id: str) -> None:
+        """Count a request of the key `key_id`; raise Problem 429 if it is one too many."""
+        if self._keys is not None:
+            _count(scope, self._keys, key_id)
+
+    def count_address(self, scope: Scope) -> None:
+        """Count a request without a valid key against its address; raise Problem 429 if it is one too many."""
+        if self._addresses is not None:
+            _count(scope, self._addresses, _network(scope["client"]))
+
+
+def _network(client: tuple[str, int] | None) -> str:
+    """Return what one client can be expected to have to itself: an IPv4 address, or an IPv6 /64."""
+    host = client[0] if client else ""
+    if ":" not in host:
+        return host
+    return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+
+
+def _count(scope: Scope, buckets: Buckets, name: str) -> None:
+    rate, policy = buckets.rate, buckets.policy
+    left = buckets.take(name, time.monotonic())
+    full_in = math.ceil((rate.burst - max(left, 0)) / rate.per_second)
+    scope[_RATE] = (buckets.header, (b"ratelimit", b'"%b";r=%d;t=%d' % (policy.encode(), max(left, 0), full_in)))
+    if left < 0:
+        wait = math.ceil(-left / rate.per_second)
+        raise Problem(
+            429,
+            "Too Many Requests",
+            f"This {policy} sent more requests than it may. Send the next one in {wait} seconds.",
+            type="https://iana.org/assignments/http-problem-types#quota-exceeded",
+            headers={"Retry-After": str(wait)},
+            extensions={"violated-policies": [policy]},
+        )
+
+
+class RateLimit:
+    """Counts requests that bring no key, and tells every client where it stands (RateLimit header fields, draft).
+
+    A request with a key is counted where the key is checked, in `auth.py`: before that, a flood of made-up keys
+    would look like many clients. Health checks are not counted.
+    """
+
+    def __init__(self, app: ASGIApp, limiter: Limiter, exempt: frozenset[str]) -> None:
+        self.app = app
+        self.limiter = limiter
+        self.exempt = exempt
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; raise Problem 429."""
+        if scope["type"] == "lifespan" or scope["path"] in self.exempt:
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_rate(message: Message) -> None:
+            if message["type"] == "http.response.start" and _RATE in scope:
+                message["headers"] = [*message["headers"], *scope[_RATE]]
+            await send(message)
+
+        if not any(name == b"authorization" for name, _ in scope["headers"]):
+            self.limiter.count_address(scope)
+        await self.app(scope, receive, send_with_rate)

@@ -1,0 +1,246 @@
+"""Every error answer is `application/problem+json` (RFC 9457), and this is where all of them are made.
+
+Problem                  what our code raises: it says what is wrong and what to do
+RequestValidationError   FastAPI's: becomes a 422 that points at each wrong field and echoes no value
+HTTPException            Starlette's: 404 for an unknown path, 405 for a wrong method
+anything else            our mistake: 500, told to nobody but the log, once, under a number the client gets too
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from bellhop.contracts.base import new_id
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 20
+"""So many wrong fields are listed; a body of 1,000 wrong scores must not become an answer of a megabyte."""
+MAX_POINTER = 256
+_MAX_REASON = 100
+"""A WebSocket's closing frame holds 123 bytes of reason (RFC 6455, 5.5)."""
+
+log = logging.getLogger(__name__)
+
+SCHEMA: dict[str, Any] = {
+    "title": "Problem",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "default": "about:blank"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong and what to do about it."},
+        "instance": {"type": "string", "format": "uri-reference", "description": "Names this one occurrence."},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "`#/field` in the body, or `query:name` and so on."},
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+"""JSON schema of a problem document, for the OpenAPI document."""
+
+
+# An HTTPException, so that FastAPI lets it pass when it is raised while a body is being read.
+class Problem(HTTPException):
+    """An error answer. `detail` is a sentence for the client: what is wrong and what to do about it.
+
+    `type` is `about:blank` where the status says it all, else a URI that names this kind of problem;
+    `extensions` become further members of the document.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        type: str = "about:blank",
+        headers: Mapping[str, str] | None = None,
+        extensions: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers)
+        self.status = status
+        self.title = title
+        self.type = type
+        self.extensions = extensions or {}
+
+
+def problem_response(problem: Problem) -> Response:
+    """Return the HTTP response that says `problem`."""
+    document = {
+        "type": problem.type,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        **problem.extensions,
+    }
+    return Response(_encode(document), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error that happens inside its routes with a problem document.
+
+    What happens outside of them, in middleware, `CatchAll` turns into one: it must be the outermost but for metrics.
+    """
+    # Starlette calls one and the same handler with a Request or a WebSocket, which its types cannot say.
+    app.add_exception_handler(Problem, _on_problem)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+
+
+class CatchAll:
+    """The last resort: nothing but problem documents gets out, and a crash is logged exactly once.
+
+    Starlette's own `ServerErrorMiddleware` raises on after it has answered, so that uvicorn logs a second time and
+    cuts the connection; what is caught here never gets that far.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or one WebSocket."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        except (ClientDisconnect, WebSocketDisconnect):
+            # Nobody is there to be answered, and a client that leaves is no fault of ours.
+            return
+        except asyncio.CancelledError:
+            # Shutting down took all the time it had, and this request is still at work.
+            if not started:
+                await problem_response(_cut_short())(scope, receive, send)
+            raise
+        except Problem as problem:
+            if started:
+                raise
+            await problem_response(problem)(scope, receive, send)
+        except Exception:
+            number = new_id()
+            log.exception("%s %s failed, problem %s", scope.get("method", "WebSocket"), scope["path"], number)
+            if started:
+                # The answer is half out. Only a cut connection tells the client that the rest will never come.
+                raise _AlreadyLogged from None
+            await problem_response(_unexpected(number))(scope, receive, send)
+
+
+class _AlreadyLogged(Exception):
+    """The answer was cut short; the reason stands in the log line before this one."""
+
+
+def _cut_short() -> Problem:
+    return Problem(
+        503,
+        "Service Unavailable",
+        "This server is shutting down; the request may or may not have taken effect. Send it again.",
+        headers={"Retry-After": "1"},
+    )
+
+
+def _unexpected(number: str) -> Problem:
+    return Problem(
+        500,
+        "Internal Server Error",
+        "This server made a mistake; the request may or may not have taken effect. If it goes on, give the number in"
+        " `instance` to whoever runs this server.",
+        extensions={"instance": f"urn:uuid:{number}"},
+    )
+
+
+async def _on_problem(connection: Request | WebSocket, error: Exception) -> Response | None:
+    assert isinstance(error, Problem)
+    response = problem_response(error)
+    if not isinstance(connection, WebSocket):
+        return response
+    if connection.application_state is WebSocketState.CONNECTING:
+        await connection.send_denial_response(response)
+    else:
+        await connection.close(1008, error.detail[:_MAX_REASON])
+    return None
+
+
+async def _on_http_exception(connection: Request | WebSocket, error: Exception) -> Response | None:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    detail = error.detail
+    if error.status_code == 404 and detail == title:
+        detail = "There is nothing at this path. The paths there are stand under /docs."
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"This path does not know the method. It takes {allowed}."
+    return await _on_problem(connection, Problem(error.status_code, title, detail, headers=error.headers))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem_response(invalid(error.errors()))
+
+
+def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """Return the 422 that lists what pydantic found wrong, without any value that the client sent.
+
+    A field of the body is named by a JSON pointer (RFC 6901, as a URI fragment), anything else by where it stands
+    and its name, as in `query:limit`.
+    """
+    count = len(errors)
+    detail = "The request says something that is not allowed here; `errors` says where and why."
+    if count > MAX_ERRORS:
+        detail = f"{detail} Listed are the first {MAX_ERRORS} of {count}."
+    listed = [{"pointer": _pointer(error["loc"]), "detail": error["msg"]} for error in errors[:MAX_ERRORS]]
+    return Problem(422, "Unprocessable Content", detail, extensions={"errors": listed})
+
+
+def _pointer(location: Sequence[int | str]) -> str:
+    where, *path = location
+    if where == "body":
+        return pointer(path)
+    return f"{where}:{'.'.join(map(str, path))}"[:MAX_POINTER]
+
+
+def pointer(path: Sequence[int | str]) -> str:
+    """Return the JSON pointer to `path` in a document, as a URI fragment like `#/scores/0/player`."""
+    return ("#" + "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path))[:MAX_POINTER]
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError:
+        # A lone surrogate in a query string or a header found its way into the text.
+        return orjson.dumps({key: _encodable(value) for key, value in document.items()})
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    return value

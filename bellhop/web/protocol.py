@@ -1,0 +1,189 @@
+"""uvicorn's HTTP protocol with the limits that no application can set, because they are about unfinished requests.
+
+uvicorn gives a client any time and any room to finish a request: one byte every few seconds keeps a connection for
+ever, and a header without end fills the memory. Here a request that is not complete in time is answered 408, an
+oversized head 414 or 431, and whatever is no HTTP 400; all of them as problem documents, and the connection closes.
+A request that comes whole, which nearly all do, never starts a timer.
+"""
+
+import asyncio
+from enum import Enum
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from bellhop.web.limits import Limits
+from bellhop.web.problems import Problem, problem_response
+
+_LINGER_SECONDS = 1.0
+_CHUNKING = 8
+"""Sent in chunks of one byte, a body takes six times its size on the wire."""
+
+
+class _Phase(Enum):
+    """What the client is sending."""
+
+    NOTHING = 0
+    HEAD = 1
+    BODY = 2
+
+
+class _Refusal(Exception):
+    """The request is refused; `LimitedProtocol._problem` says why."""
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with limits on the head and on the time that a request may take to arrive."""
+
+    limits: ClassVar[Limits] = Limits()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._phase = _Phase.NOTHING
+        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline_of: _Phase | None = None
+        self._head_size = 0
+        self._received = 0  # bytes of a request that is not complete
+        self._problem: Problem | None = None
+        self._over = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock: a connection on which nothing comes is closed, too."""
+        super().connection_made(transport)
+        self._set_deadline(_Phase.HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._set_deadline(_Phase.NOTHING)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, then see to it that the rest comes in time."""
+        if self._over:
+            return
+        if self._phase is _Phase.NOTHING and self.timeout_keep_alive_task is not None:
+            # uvicorn stops its own clock at any byte, also at one that begins no request.
+            self._phase = _Phase.HEAD
+        super().data_received(data)
+        if self._phase is not _Phase.NOTHING and not self._over:
+            self._received += len(data)
+            self._check_received()
+        if self._over:
+            return
+        awaited = self._phase
+        if awaited is _Phase.NOTHING and self.timeout_keep_alive_task is None and self._answered():
+            # The end of a body that came after its answer stopped uvicorn's clock, too.
+            awaited = _Phase.HEAD
+        if awaited is not self._deadline_of:
+            self._set_deadline(awaited)
+
+    def _check_received(self) -> None:
+        # What the parser holds back, such as one endless header, and what nobody reads, such as the body of a request
+        # that was refused long ago, is counted here and nowhere else.
+        if self._phase is _Phase.HEAD and self._received > self.limits.head:
+            self._problem = self._head_too_large()
+            self.send_400_response("")
+        elif self._received > self.limits.head + _CHUNKING * self.limits.body:
+            self._problem = Problem(413, "Content Too Large", "The body is far too large. Send less.")
+            self.send_400_response("")
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over; WebSockets have their own clock."""
+        self._over = True
+        self._set_deadline(_Phase.NOTHING)
+        super().handle_websocket_upgrade()
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._phase = _Phase.HEAD
+        self._head_size = 0
+        self._received = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the request target."""
+        super().on_url(url)
+        if len(self.url) > self.limits.url:
+            raise self._refuse(414, "URI Too Long", f"The URL is longer than {self.limits.url} bytes. Shorten it.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header."""
+        super().on_header(name, value)
+        self._head_size += len(name) + len(value)
+        if self._head_size > self.limits.head or len(self.headers) > self.limits.headers:
+            self._problem = self._head_too_large()
+            raise _Refusal
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to the application."""
+        if not self.url.startswith(b"/"):
+            raise self._refuse(400, "Bad Request", "The request target must be a path that begins with a slash.")
+        self._phase = _Phase.BODY
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request has arrived whole."""
+        self._phase = _Phase.NOTHING
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that the application shall not see, and close the connection."""
+        del msg
+        problem = self._problem or Problem(
+            400, "Bad Request", "This is no HTTP/1.1 request. Check how the client makes its requests."
+        )
+        self._over = True
+        self._set_deadline(_Phase.NOTHING)
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and (self._phase is _Phase.BODY or not cycle.response_complete):
+            # There is an answer to this request, or one to the request before it is half out: what is written now
+            # would be taken for something else.
+            self.transport.close()
+            return
+        body = bytes(problem_response(problem).body)
+        self.transport.write(
+            STATUS_LINE[problem.status]
+            + b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            + body
+        )
+        if cycle is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        # Closing at once, with bytes of the client unread, resets the connection and may destroy the answer on its
+        # way: end our side, and let the client read it (RFC 9112, 9.6).
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _head_too_large(self) -> Problem:
+        return Problem(
+            431,
+            "Request Header Fields Too Large",
+            f"The headers are more than {self.limits.head} bytes, or more than {self.limits.headers}. Send fewer.",
+        )
+
+    def _refuse(self, status: int, title: str, detail: str) -> _Refusal:
+        self._problem = Problem(status, title, detail)
+        return _Refusal()
+
+    def _set_deadline(self, phase: _Phase) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._deadline_of = phase
+        if phase is not _Phase.NOTHING:
+            seconds = self.limits.head_seconds if phase is _Phase.HEAD else self.limits.body_seconds
+            self._deadline = self.loop.call_later(seconds, self._too_late)
+
+    def _answered(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete
+
+    def _too_late(self) -> None:
+        if self._phase is _Phase.NOTHING or (self._phase is _Phase.BODY and self._answered()):
+            self.transport.close()
+            return
+        part = "head" if self._phase is _Phase.HEAD else "body"
+        self._problem = Problem(
+            408, "Request Timeout", f"The {part} of the request did not arrive in time. Send it in one go."
+        )
+        self.send_400_response("")

@@ -1,0 +1,205 @@
+"""Makes the application of a service, and runs it."""
+
+import asyncio
+import errno
+import math
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from starlette.middleware import Middleware
+
+from bellhop.observe.logs import get_logger
+from bellhop.observe.metrics import RequestMetrics, describe_build, watch_loop
+from bellhop.settings import ServiceSettings
+from bellhop.web import health, problems
+from bellhop.web.auth import Caller
+from bellhop.web.limits import BodyLimit, Hosts, Limiter, Limits, RateLimit
+from bellhop.web.protocol import LimitedProtocol
+from bellhop.web.strict_json import StrictRoute
+
+log = get_logger(__name__)
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+_LOOPBACK = ["127.0.0.1", "::1"]
+_MAX_FRAME = 64 * 1024
+
+
+def create_app(
+    title: str,
+    version: str,
+    lifespan: Lifespan,
+    routers: Sequence[APIRouter],
+    *,
+    limits: Limits = Limits(),
+    hosts: Collection[str] = (),
+) -> FastAPI:
+    """Return the application: the routes of `routers`, health checks, and all that HTTP faces share.
+
+    The routers must have been made with `route_class=StrictRoute`. `hosts`: the names that this server answers to;
+    none means any. In its lifespan the service sets, before it serves:
+
+        app.state.authenticate   async (key) -> Caller | None; until then no key is valid
+        app.state.ready          async () -> {name: "ok" or a sentence}, for /readyz
+
+    and may wait for `app.state.stopping`, an `asyncio.Event` that is set as soon as the process is told to end:
+    uvicorn waits for streams that are open, so they must end by themselves.
+    """
+    limiter = Limiter(limits)
+    app = FastAPI(
+        title=title,
+        version=version,
+        lifespan=_with_loop_watch(lifespan),
+        redoc_url=None,
+        # A slash too many is a wrong path. The redirect would be to whatever name stands in the Host header.
+        redirect_slashes=False,
+        # Traces, if a tracer provider is set up; metrics and logs are our own.
+        telemetry={"metrics": False, "logs": False},
+        # The order is from the outside in:
+        #   RequestMetrics  sees every answer, also those that the layers below it give
+        #   CatchAll        turns what they raise into problem documents, so it must stand around them
+        #   Hosts           costs least and needs nothing
+        #   RateLimit       before anything of a body is read: whoever sends too much shall cost little
+        #   BodyLimit       innermost, because it stands between the route and the body
+        # Around them: the protocol's limits on head and time, and uvicorn's proxy headers, which set the address
+        # that is counted. Within: FastAPI's handlers of what a route raises, then the route, which asks for the key
+        # before it reads the body.
+        middleware=[
+            Middleware(RequestMetrics),
+            Middleware(problems.CatchAll),
+            Middleware(Hosts, allowed=frozenset(hosts)),
+            Middleware(RateLimit, limiter=limiter, exempt=health.PATHS),
+            Middleware(BodyLimit, size=limits.body),
+        ],
+    )
+    app.state.limits = limits
+    app.state.limiter = limiter
+    app.state.authenticate = _nobody
+    app.state.ready = _no_checks
+    app.state.stopping = asyncio.Event()
+    app.router.route_class = StrictRoute
+    for router in (*routers, health.router):
+        # Not include_router: it keeps a tree of routers, each of which is matched twice for every request.
+        app.router.routes.extend(router.routes)
+    problems.install(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    describe_build(title)
+    return app
+
+
+async def _nobody(key: str) -> Caller | None:
+    del key
+    return None
+
+
+async def _no_checks() -> dict[str, str]:
+    return {}
+
+
+def _with_loop_watch(lifespan: Lifespan) -> Lifespan:
+    @asynccontextmanager
+    async def watched(app: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(watch_loop())
+        try:
+            async with lifespan(app):
+                yield
+        finally:
+            watch.cancel()
+
+    return watched
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, with problem documents where FastAPI would describe errors of its own."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    document = FastAPI.openapi(app)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    schemas["Problem"] = problems.SCHEMA
+    answer = {
+        "description": "an error (RFC 9457)",
+        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = answer
+    return document
+
+
+def serve(app: FastAPI, settings: ServiceSettings) -> None:
+    """Serve `app` until SIGTERM or SIGINT; work in hand gets `settings.shutdown_seconds`.
+
+    Ends the process with one sentence and exit code 1 if the address cannot be had.
+    """
+    listener = _listen(settings.host, settings.port)
+    # uvicorn shuts down in order and then raises the signal again, to die of it. A service that was told to end and
+    # did has succeeded.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: None)
+    Server(app, listener, settings.shutdown_seconds).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn, set up for us, that says where it listens and tells the application when it begins to stop."""
+
+    def __init__(self, app: FastAPI, listener: socket.socket, shutdown_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http=type("Protocol", (LimitedProtocol,), {"limits": app.state.limits}),
+                ws="websockets-sansio" if find_spec("websockets") else "none",
+                ws_max_size=_MAX_FRAME,
+                ws_per_message_deflate=False,  # it would cost 300 KB of memory for every connection
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                headers=[("x-content-type-options", "nosniff")],
+                proxy_headers=True,
+                forwarded_allow_ips=_LOOPBACK,
+                timeout_keep_alive=65,  # longer than clients and proxies keep idle connections: they close first
+                timeout_graceful_shutdown=math.ceil(shutdown_seconds),
+            )
+        )
+        self._app = app
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then accept connections."""
+        await super().startup(sockets)
+        host, port = self._listener.getsockname()[:2]
+        log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting connections, finish the requests in hand, stop the application."""
+        # Before uvicorn begins to wait for open connections, of which streams never end by themselves.
+        self._app.state.stopping.set()
+        log.info("stopping", seconds=self.config.timeout_graceful_shutdown)
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SystemExit(
+                f"Port {port} on {host} is in use. End the other program, or set BELLHOP_PORT to a free port."
+            ) from None
+        raise SystemExit(
+            f"Cannot listen on {host}, port {port}: {error.strerror}. Set BELLHOP_HOST and BELLHOP_PORT to an address"
+            " of this machine."
+        ) from None
+    return listener

@@ -1,0 +1,75 @@
+"""Short-lived signed tokens (JWT, HS256) for whoever must not have an API key: browsers above all."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import jwt
+
+from bellhop.contracts.base import new_id
+from bellhop.web.problems import Problem
+
+_ALGORITHM = "HS256"
+_MAX_LENGTH = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a valid token says."""
+
+    id: str
+    subject: str
+    channels: tuple[str, ...]
+    scopes: tuple[str, ...]
+    expires_at: datetime
+
+
+def mint(
+    key: str,
+    subject: str,
+    expires_in: int,
+    audience: str,
+    *,
+    channels: Sequence[str] = (),
+    scopes: Sequence[str] = (),
+) -> str:
+    """Return a token for `subject` that is valid for `expires_in` seconds at `audience` alone."""
+    now = int(time.time())
+    claims: dict[str, Any] = {"jti": new_id(), "sub": subject, "aud": audience, "iat": now, "exp": now + expires_in}
+    if channels:
+        claims["channels"] = list(channels)
+    if scopes:
+        claims["scope"] = " ".join(scopes)
+    return jwt.encode(claims, key, algorithm=_ALGORITHM)
+
+
+def read(token: str, key: str, audience: str) -> Claims:
+    """Return what `token` says; raise Problem 401, always with the same words, unless it is valid here and now."""
+    try:
+        if len(token) > _MAX_LENGTH:
+            raise ValueError("longer than any token that was minted here")
+        claims = jwt.decode(
+            token, key, algorithms=[_ALGORITHM], audience=audience, options={"require": ["jti", "sub", "exp", "aud"]}
+        )
+        return Claims(
+            id=_text(claims["jti"]),
+            subject=_text(claims["sub"]),
+            channels=tuple(_text(channel) for channel in claims.get("channels", ())),
+            scopes=tuple(_text(claims.get("scope", "")).split()),
+            expires_at=datetime.fromtimestamp(claims["exp"], UTC),
+        )
+    except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
+        raise Problem(
+            401,
+            "Unauthorized",
+            "This needs a valid token. Get a fresh one and connect again with it.",
+            headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+        ) from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("must be a string")
+    return value

@@ -1,0 +1,80 @@
+"""Who may read what: from the token of a request to the channels of a stream."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+from bellhop.web import tokens
+from bellhop.web.problems import Problem
+
+AUDIENCE = "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client said about itself, wherever it said it."""
+
+    token: str | None
+    last_event_id: str | None
+    channels: tuple[str, ...] | None
+    """None: all that the token names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What it is given."""
+
+    subject: str
+    channels: tuple[str, ...]
+    expires: float
+
+
+def read_request(query_string: bytes, headers: Mapping[str, str], last_event_id: str | None = None) -> Asked:
+    """Read a request's query and headers; a header wins, because a browser's address keeps its first query for ever.
+
+    `last_event_id`: where the client said it elsewhere.
+    """
+    query = {name: values[-1] for name, values in parse_qs(query_string.decode("latin-1")).items()}
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
+    channels = query.get("channels")
+    return Asked(
+        token=token,
+        last_event_id=last_event_id or headers.get("last-event-id") or query.get("last_event_id"),
+        channels=split_channels(channels.split(",")) if channels is not None else None,
+    )
+
+
+def split_channels(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names without blanks and copies."""
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def grant(asked: Asked, key: str) -> Grant:
+    """Say what `asked` may read. Channels are compared as they are: there are no wildcards.
+
+    Raises:
+        Problem: 401 for a missing, wrong or expired token; 403 for a channel that the token does not name.
+    """
+    if not asked.token:
+        raise Problem(
+            401,
+            "Unauthorized",
+            "Send a stream token as 'Authorization: Bearer …' or as ?token=. POST /v1/stream-tokens makes one.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    claims = tokens.read(asked.token, key, AUDIENCE)
+    # Interned: thousands of readers name the same channels.
+    allowed = tuple(dict.fromkeys(sys.intern(channel) for channel in claims.channels))
+    channels = allowed if asked.channels is None else tuple(map(sys.intern, asked.channels))
+    foreign = [channel for channel in channels if channel not in allowed]
+    if foreign or not channels:
+        what = f"The token does not name the channel {foreign[0][:200]!r}." if foreign else "No channel is named."
+        raise Problem(
+            403,
+            "Forbidden",
+            f"{what} Ask for channels of the token, or for a token that names them.",
+            headers={"WWW-Authenticate": 'Bearer error="insufficient_scope"'},
+        )
+    return Grant(claims.subject, channels, claims.expires_at.timestamp())

@@ -1,0 +1,129 @@
+"""From a delivery of the stream to what a browser is shown; done once per event and process.
+
+The table at the foot of this file says which event type is shown on which channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from bellhop.amqp.message import Delivery
+from bellhop.contracts.base import one_line
+from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.notifications import Notification
+from bellhop.contracts.outcomes import Outcome, State
+from bellhop.contracts.scores import LeaderboardChanged
+
+OVERHEAD = 600
+"""Bytes of memory that an event takes beyond its text."""
+MAX_BODY = 128 * 1024
+"""Bytes; far below what a reader's buffer holds, so that no single event makes a reader slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One position of the stream. An event without channels is nobody's, but its position counts."""
+
+    offset: int
+    key: bytes
+    """Follows from the CloudEvents source and id, and so is the same in every process and after every restart."""
+    type: str = ""
+    channels: tuple[str, ...] = ()
+    rest: bytes = b""
+    """The JSON text behind the channel's name, which alone differs between subscribers."""
+
+    @property
+    def id(self) -> str:
+        """The id that clients resume from: docs/decisions/0005-stream-ids.md."""
+        return f"{self.key[:4].hex()}:{self.offset}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, roughly."""
+        return len(self.rest) + OVERHEAD
+
+    def json(self, channel: str) -> bytes:
+        """Return what a subscriber of `channel` is shown; other channels' names are nobody else's business."""
+        return b'{"channel":' + orjson.dumps(channel) + self.rest
+
+
+def read_event(delivery: Delivery, live_types: dict[str, str]) -> Event:
+    """Make the event of a delivery.
+
+    Args:
+        delivery: from the stream, so with an offset.
+        live_types: event type -> template of its channel, from the settings.
+
+    Raises:
+        ValueError: the message breaks its contract; the text says how.
+    """
+    envelope = delivery.envelope
+    offset = offset_of(delivery)
+    key = key_of(envelope)
+    if len(delivery.body) > MAX_BODY:
+        raise ValueError(f"the body has {len(delivery.body)} bytes, more than the {MAX_BODY} that are shown live")
+    channels, data = _show(envelope, delivery.body, live_types)
+    if not channels:
+        return Event(offset, key)
+    event = Event(offset, key, one_line(envelope.type), tuple(dict.fromkeys(channels)))
+    rest = {
+        "id": event.id,
+        "type": envelope.type,
+        "time": envelope.time,
+        "event_id": envelope.id,
+        "source": envelope.source,
+        "subject": envelope.subject,
+        "data": data,
+    }
+    return Event(offset, key, event.type, event.channels, b"," + orjson.dumps(rest)[1:])
+
+
+def offset_of(delivery: Delivery) -> int:
+    """Return the position in the stream."""
+    if delivery.offset is None:
+        raise TypeError(f"the delivery {delivery.envelope.id} does not come from a stream")
+    return delivery.offset
+
+
+def key_of(envelope: Envelope) -> bytes:
+    """Return 16 bytes that name the event: source and id together are unique (CloudEvents 1.0.2, 3.1)."""
+    return blake2b(f"{envelope.source}\0{envelope.id}".encode(), digest_size=16).digest()
+
+
+Shown = tuple[list[str], Any]
+"""Channels, and the data that their subscribers see."""
+
+
+def _notification(envelope: Envelope, body: bytes) -> Shown:
+    notification = Notification.model_validate_json(body)
+    return notification.channels, notification.model_dump(mode="json", exclude={"channels"})
+
+
+def _leaderboard(envelope: Envelope, body: bytes) -> Shown:
+    board = LeaderboardChanged.model_validate_json(body).board
+    return [f"leaderboard:{board}"], orjson.loads(body)
+
+
+def _outcome(envelope: Envelope, body: bytes) -> Shown:
+    owner = Outcome.model_validate_json(body).owner
+    return [f"tasks:{owner}"] if owner else [], orjson.loads(body)
+
+
+SHOWN: dict[str, Callable[[Envelope, bytes], Shown]] = {
+    "notification.raised": _notification,
+    "leaderboard.changed": _leaderboard,
+    **{f"mail.{state}": _outcome for state in State},
+}
+
+
+def _show(envelope: Envelope, body: bytes, live_types: dict[str, str]) -> Shown:
+    if (show := SHOWN.get(envelope.type)) is not None:
+        return show(envelope, body)
+    template = live_types.get(envelope.type)
+    if template is None or ("{subject}" in template and not envelope.subject):
+        return [], None
+    channel = template.replace("{type}", envelope.type).replace("{subject}", envelope.subject or "")
+    return [channel], orjson.loads(body)

@@ -1,0 +1,209 @@
+"""Who listens to which channel, and the one place where an event goes out to all of them.
+
+Everything here runs in one event loop, and `_flush`, `join` and `tick` never wait: that is what makes "known up to the
+end of the log" true for every subscriber at every moment in between.
+"""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from itertools import groupby
+from typing import Protocol
+
+from bellhop.web.problems import Problem
+from services.notifier import metrics
+from services.notifier.events import Event
+from services.notifier.frames import Run, http_chunk, message, sse_ping, websocket_text
+from services.notifier.log import PIECE, Log
+
+
+class Ping:
+    """One sign of life, made once for all who get it now."""
+
+    def __init__(self, id: str) -> None:
+        self.sse_chunk = http_chunk(sse_ping(id))
+        self.websocket = websocket_text(message("ping", id))
+
+
+class Subscriber(Protocol):
+    """One reader: a stream, a socket or a poll. None of its methods waits."""
+
+    subject: str
+    channels: tuple[str, ...]
+    expires: float
+    """Unix time."""
+
+    def show(self, run: Run) -> None:
+        """Pass on events."""
+
+    def ping(self, ping: Ping) -> None:
+        """Show that the connection lives, and where the log ends."""
+
+    def tell_gap(self, after: str, id: str, detail: str) -> None:
+        """Say that the events behind `after` are missing, up to `id`; from there on it is live."""
+
+    def finish(self, type: str, detail: str) -> None:
+        """Say why it ends (`expired`, `evicted` or `closing`), and end. What is called afterwards does nothing."""
+
+
+class Hub:
+    """Channel -> subscribers, over one log."""
+
+    def __init__(self, log: Log, *, max_subscribers: int, max_per_subject: int, ping_seconds: int) -> None:
+        self.log = log
+        self.ready = asyncio.Event()
+        """The log holds the newest part of the stream, so that ids can be judged."""
+        self.draining = False
+        self._limits = (max_subscribers, max_per_subject)
+        self._ping_seconds = ping_seconds
+        self._subscribers: dict[Subscriber, int] = {}
+        self._subjects: Counter[str] = Counter()
+        self._channels: defaultdict[str, set[Subscriber]] = defaultdict(set)
+        self._waiting: list[Event] = []
+        self._expected: int | None = None
+        self._serial = 0
+
+    def admit(self, subscriber: Subscriber) -> None:
+        """Count `subscriber` in; `leave` must follow.
+
+        Raises:
+            Problem: 503 if this process is full or about to stop, 429 if its subject has too many already.
+        """
+        most, most_per_subject = self._limits
+        if self.draining:
+            raise _refused(503, "closing", "This process is stopping. Connect again: another one answers.")
+        if len(self._subscribers) >= most:
+            raise _refused(503, "process", f"All {most} places of this process are taken. Try again later.")
+        if self._subjects[subscriber.subject] >= most_per_subject:
+            raise _refused(429, "subject", f"This subject has {most_per_subject} streams already. Close one of them.")
+        self._serial += 1
+        self._subscribers[subscriber] = self._serial
+        self._subjects[subscriber.subject] += 1
+        metrics.SUBSCRIBERS.inc()
+
+    def join(self, subscriber: Subscriber) -> None:
+        """Show everything from now on to `subscriber`, who knows everything up to the end of the log."""
+        for channel in subscriber.channels:
+            self._channels[channel].add(subscriber)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Forget `subscriber`; nothing happens if it is not there."""
+        if self._subscribers.pop(subscriber, None) is None:
+            return
+        metrics.SUBSCRIBERS.dec()
+        self._subjects[subscriber.subject] -= 1
+        if not self._subjects[subscriber.subject]:
+            del self._subjects[subscriber.subject]
+        for channel in subscriber.channels:
+            readers = self._channels.get(channel)
+            if readers is not None:
+                readers.discard(subscriber)
+                if not readers:
+                    del self._channels[channel]
+
+    def expect(self, offset: int) -> None:
+        """Be ready as soon as the log reaches `offset`; -1: as soon as the stream is being read."""
+        self._expected = offset
+
+    def look(self) -> None:
+        """See whether the log is ready."""
+        if self._expected is not None and self.log.end >= self._expected and not self._waiting:
+            self.ready.set()
+
+    def publish(self, event: Event) -> None:
+        """Log `event` and show it to whom it is for, within this turn of the event loop.
+
+        Events that arrive together go out together: one write, and one packet, for each subscriber.
+        """
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(event)
+
+    def start_anew(self, detail: str) -> None:
+        """The stream does not go on where the log ends: tell everybody, and resume nobody across it."""
+        while self._waiting:
+            self._flush()
+        after = self.log.end_id
+        self.log.clear()
+        for subscriber in list(self._subscribers):
+            if self._joined(subscriber):
+                metrics.GAPS.inc()
+                subscriber.tell_gap(after, self.log.end_id, detail)
+            else:
+                # In the middle of a replay, or of starting one: its offset means nothing any more.
+                subscriber.finish("closing", detail)
+
+    def drain(self, detail: str) -> None:
+        """End all streams and take no more."""
+        self.draining = True
+        for subscriber in list(self._subscribers):
+            subscriber.finish("closing", detail)
+
+    async def tick(self) -> None:
+        """Every second: end what has expired and ping every `ping_seconds`-th part. Runs until it is cancelled."""
+        second = 0
+        while True:
+            await asyncio.sleep(1)
+            second += 1
+            now = time.time()
+            for subscriber in [subscriber for subscriber in self._subscribers if subscriber.expires <= now]:
+                subscriber.finish("expired", "The token is over. Get a new one and resume from the last id.")
+            if not self.ready.is_set():
+                continue
+            ping = Ping(self.log.end_id)
+            for subscriber, serial in list(self._subscribers.items()):
+                # Only those who joined know everything up to that id.
+                if (serial + second) % self._ping_seconds == 0 and self._joined(subscriber):
+                    subscriber.ping(ping)
+
+    def _joined(self, subscriber: Subscriber) -> bool:
+        return subscriber in self._channels.get(subscriber.channels[0], ())
+
+    def _flush(self) -> None:
+        for channels, run in groupby(self._take(), key=lambda event: event.channels):
+            self._show(channels, list(run))
+        if not self.ready.is_set():
+            self.look()
+        metrics.LOG_EVENTS.set(len(self.log))
+        metrics.LOG_BYTES.set(self.log.bytes)
+        metrics.LOG_FIRST.set(self.log.first)
+        metrics.LOG_END.set(self.log.end)
+
+    def _take(self) -> list[Event]:
+        """Log what waits and return what is to be shown: so much that it fits every buffer, the rest next turn."""
+        shown = []
+        size = taken = 0
+        for event in self._waiting:
+            taken += 1
+            if self.log.append(event):
+                shown.append(event)
+                size += event.size
+            else:
+                metrics.NOT_SHOWN.labels("copy" if event.channels else "no channel").inc()
+            if size >= PIECE:
+                break
+        del self._waiting[:taken]
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        return shown
+
+    def _show(self, channels: tuple[str, ...], events: list[Event]) -> None:
+        reached: set[Subscriber] = set()
+        for channel in channels:
+            readers = self._channels.get(channel)
+            if not readers:
+                continue
+            run = Run([(event, channel) for event in events])
+            # Whoever reads several of an event's channels is shown it once.
+            targets = readers - reached if reached else readers
+            for subscriber in targets:
+                subscriber.show(run)
+            metrics.DELIVERIES.inc(len(events) * len(targets))
+            if len(channels) > 1:
+                reached |= targets
+
+
+def _refused(status: int, limit: str, detail: str) -> Problem:
+    metrics.REFUSED.labels(limit).inc()
+    title = "Service Unavailable" if status == 503 else "Too Many Requests"
+    return Problem(status, title, detail, headers={"Retry-After": "5"})

@@ -1,0 +1,130 @@
+"""Follows the stream, in full and in order, into the hub."""
+
+import asyncio
+from contextlib import aclosing
+
+from pydantic import ValidationError
+
+from bellhop.amqp.message import Delivery
+from bellhop.amqp.streams import read_stream
+from bellhop.observe.logs import get_logger
+from services.notifier import metrics
+from services.notifier.events import Event, key_of, offset_of, read_event
+from services.notifier.hub import Hub
+
+QUEUE = "notifier.log"
+PEEK_SECONDS = 1.0
+RESTART_SECONDS = 5.0
+
+log = get_logger(__name__)
+
+
+class Reader:
+    """Every replica has one and reads its own copy of everything."""
+
+    def __init__(self, hub: Hub, url: str, *, name: str, window_seconds: int, live_types: dict[str, str]) -> None:
+        """`live_types`: event type -> template of its channel, from the settings."""
+        self._hub = hub
+        self._url = url
+        self._name = name
+        self._window = f"{window_seconds}s"
+        self._live_types = live_types
+        self._connected = False
+        self._resumed = False
+        self._last: int | None = None
+
+    @property
+    def status(self) -> str:
+        """Return "ok", or a sentence that says what it waits for."""
+        if not self._connected:
+            return f"cannot read the stream {QUEUE} from RabbitMQ; trying again"
+        return "ok" if self._hub.ready.is_set() else "still reading the newest part of the stream"
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            try:
+                await self._follow()
+            except Exception:
+                log.exception("reading the stream failed; starting again", seconds=RESTART_SECONDS)
+            self._connected = False
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def _follow(self) -> None:
+        offset = await self._find_start() if self._last is None else self._last + 1
+        log.info("reading the stream", stream=QUEUE, offset=offset)
+        deliveries = read_stream(self._url, QUEUE, offset=offset, name=self._name, connected=self._on_connected)
+        async with aclosing(deliveries):
+            async for delivery in deliveries:
+                self._take(delivery)
+
+    async def _find_start(self) -> int | str:
+        """Choose where to begin: at the window's age, but never behind the newest events.
+
+        Somebody who resumes from an event of yesterday, after a quiet night, must not be told that there is a gap.
+        """
+        newest = await self._peek("last")
+        self._hub.expect(-1 if newest is None else newest)
+        if newest is None:
+            return "first"
+        oldest = await self._peek(self._window)
+        return newest if oldest is None else min(oldest, newest)
+
+    async def _peek(self, offset: str) -> int | None:
+        """Return the first offset that RabbitMQ gives for `offset`, or None where nothing lies there."""
+        up = asyncio.Event()
+        deliveries = read_stream(
+            self._url,
+            QUEUE,
+            offset=offset,
+            name=f"{self._name} (looking for the start)",
+            prefetch=1,
+            connected=lambda connected: up.set() if connected else None,
+        )
+        async with aclosing(deliveries):
+            first = asyncio.ensure_future(anext(deliveries))
+            try:
+                await asyncio.wait({first, waiting := asyncio.ensure_future(up.wait())}, return_when="FIRST_COMPLETED")
+                await asyncio.wait({first}, timeout=PEEK_SECONDS)
+                return offset_of(first.result()) if first.done() else None
+            finally:
+                first.cancel()
+                waiting.cancel()
+                await asyncio.gather(first, waiting, return_exceptions=True)
+
+    def _on_connected(self, connected: bool) -> None:
+        self._connected = connected
+        self._resumed = self._last is not None
+        self._hub.look()
+
+    def _take(self, delivery: Delivery) -> None:
+        event = self._read(delivery)
+        if self._last is not None:
+            if event.offset <= self._last:
+                self._hub.start_anew("The event stream was made anew. Fetch the present state; live events follow.")
+            elif self._resumed and event.offset != self._last + 1:
+                # RabbitMQ starts at its oldest message, without a word, if the offset asked for is no longer kept.
+                self._hub.start_anew(f"Events behind offset {self._last} are lost. Fetch the present state anew.")
+        self._resumed = False
+        self._last = event.offset
+        self._hub.publish(event)
+
+    def _read(self, delivery: Delivery) -> Event:
+        try:
+            return read_event(delivery, self._live_types)
+        except ValueError as error:
+            metrics.NOT_SHOWN.labels("unreadable").inc()
+            log.warning(
+                "cannot show an event",
+                type=delivery.envelope.type,
+                id=delivery.envelope.id,
+                offset=delivery.offset,
+                reason=_reason(error),
+            )
+            return Event(offset_of(delivery), key_of(delivery.envelope))
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, ValidationError):  # its text would quote the body
+        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+    return str(error)

@@ -1,0 +1,83 @@
+"""What FastAPI serves: the long poll, and a page for people."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, RedirectResponse, Response
+
+from bellhop.web.strict_json import StrictRoute
+from services.notifier.admission import read_request
+from services.notifier.streams import Live, poll
+
+PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    # The page's own files and nothing else; the token that somebody types in must not leave for another place.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+STREAM_DOCUMENT = {
+    "get": {
+        "tags": ["live"],
+        "summary": "Follow live events (Server-Sent Events)",
+        "description": "Events of the token's channels as they happen. The token comes as `Authorization: Bearer …` or"
+        " `?token=`. The same is at `/v1/ws` as a WebSocket, whose first message may carry"
+        ' `{"token": …, "last_event_id"?: …, "channels"?: […]}`.',
+        "parameters": [
+            {"name": name, "in": where, "schema": {"type": "string"}, "description": description}
+            for name, where, description in (
+                ("token", "query", "a stream token, where no header can be set"),
+                ("channels", "query", "some of the token's channels, with commas between them; all without it"),
+                ("Last-Event-ID", "header", "resume behind this id; browsers send it by themselves"),
+                ("last_event_id", "query", "the same, where no header can be set"),
+            )
+        ],
+        "responses": {"200": {"description": "a stream without end", "content": {"text/event-stream": {}}}},
+    }
+}
+"""For /docs: the stream itself does not go through FastAPI."""
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.get("/v1/poll", tags=["live"])
+async def get_poll(
+    request: Request,
+    after: Annotated[str | None, Query(description="the `next` of the last answer; without it: from now on")] = None,
+    wait: Annotated[float, Query(ge=0, le=55, description="seconds to wait for an event")] = 25,
+) -> Response:
+    """Return `{events, next, gap}`: what was shown on the channels of the token behind `after`.
+
+    The stream token comes as `Authorization: Bearer …` or `?token=`; `?channels=a,b` narrows it. `gap` is null, or
+    `{after, detail}`: the events behind `after` are missing, the present state must be fetched anew.
+    """
+    live: Live = request.app.state.live
+    asked = read_request(request.scope["query_string"], request.headers, after)
+    return Response(await poll(live, asked, wait), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/", include_in_schema=False)
+async def get_root() -> RedirectResponse:
+    """Send a person who opens the address of this service to the page."""
+    return RedirectResponse("/live")
+
+
+@router.get("/live", include_in_schema=False)
+async def get_page() -> FileResponse:
+    """Return the page that shows live events to a person."""
+    return FileResponse(PAGE / "live.html", headers=PAGE_HEADERS)
+
+
+@router.get("/live/live.css", include_in_schema=False)
+async def get_style() -> FileResponse:
+    """Return its style."""
+    return FileResponse(PAGE / "live.css", headers=PAGE_HEADERS)
+
+
+@router.get("/live/live.js", include_in_schema=False)
+async def get_script() -> FileResponse:
+    """Return its script."""
+    return FileResponse(PAGE / "live.js", headers=PAGE_HEADERS)

@@ -1,0 +1,264 @@
+"""Server-Sent Events, WebSocket and long poll: three ways to read the same log.
+
+A stream and a socket are plain ASGI, below FastAPI: its call stack, kept for hours by ten thousand readers, would
+more than double what one of them costs.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import ValidationError
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from bellhop.contracts.base import Contract
+from bellhop.web.problems import Problem, problem_response
+from services.notifier import metrics
+from services.notifier.admission import Asked, grant, read_request, split_channels
+from services.notifier.frames import Run, message
+from services.notifier.hub import Hub
+from services.notifier.log import PIECE, Log, Piece
+from services.notifier.subscribers import Poll, Socket, Stream, retry_milliseconds, transport_of
+
+READY_SECONDS = 30.0
+"""So long a reader waits for a process that has just started to know the stream."""
+LAG_SECONDS = 1.0
+"""So long one waits for an id that another replica gave and this one may be about to read."""
+STALL_SECONDS = 30.0
+"""So long a reader may take for one piece of a replay."""
+FIRST_MESSAGE_SECONDS = 10.0
+MAX_MESSAGE = 64 * 1024
+
+GAP = "The events behind `after` are no longer held here. Fetch the present state anew; what follows is live."
+MAX_ECHO = 100
+PROBLEM_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013}
+"""Why a socket is closed (IANA's WebSocket Close Code registry)."""
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect events before it passes them on
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a reader is served from."""
+
+    hub: Hub
+    token_key: str
+    slow_reader_bytes: int
+    origins: tuple[str, ...]
+    """Origins of other sites whose pages may open a socket."""
+
+
+async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve `GET /v1/stream`."""
+    try:
+        if scope["method"] != "GET":
+            raise Problem(405, "Method Not Allowed", "Use GET.", headers={"Allow": "GET"})
+        asked = read_request(scope["query_string"], Headers(scope=scope))
+        stream = Stream(transport_of(scope), grant(asked, live.token_key), live.slow_reader_bytes)
+        live.hub.admit(stream)
+    except Problem as problem:
+        await problem_response(problem)(scope, receive, send)
+        return
+    _forget_request(scope)
+    last_event_id = asked.last_event_id
+    del asked
+
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        await send({"type": "http.response.body", "body": b"retry: %d\n\n" % retry_milliseconds(), "more_body": True})
+        await _catch_up(live.hub, stream, last_event_id)
+        # From here on the hub writes. All that can still arrive is the end of the connection.
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    finally:
+        live.hub.leave(stream)
+
+
+async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve `/v1/ws`.
+
+    The token comes as for a stream, or in the first message: `{"token": …, "last_event_id"?: …, "channels"?: […]}`.
+    What a client says afterwards is not read.
+    """
+    transport = transport_of(scope)
+    socket = WebSocket(scope, receive, send)
+    asked = read_request(scope["query_string"], socket.headers)
+    origin, host = socket.headers.get("origin"), socket.headers.get("host")
+    # Before the socket is accepted, when uvicorn logs the query: a token belongs in no log.
+    _forget_request(scope)
+    reader: Socket | None = None
+    accepted = False
+    try:
+        _check_origin(origin, host, live.origins)
+        granted = grant(asked, live.token_key) if asked.token else None
+        await socket.accept()
+        accepted = True
+        if granted is None:
+            asked = await _first_message(socket)
+            granted = grant(asked, live.token_key)
+        reader = Socket(transport, granted, live.slow_reader_bytes)
+        live.hub.admit(reader)
+        await _catch_up(live.hub, reader, asked.last_event_id)
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+    except Problem as problem:
+        if accepted:
+            await socket.send_text(
+                message("problem", status=problem.status, title=problem.title, detail=problem.detail).decode()
+            )
+            await socket.close(PROBLEM_CODES.get(problem.status, 1008), problem.title)
+        else:
+            await socket.send_denial_response(problem_response(problem))
+    except WebSocketDisconnect:
+        pass
+    finally:
+        if reader is not None:
+            live.hub.leave(reader)
+
+
+async def poll(live: Live, asked: Asked, wait: float) -> bytes:
+    """Serve `GET /v1/poll`: return `{"events": […], "next": id, "gap": null or {"after": id, "detail": …}}` as JSON.
+
+    Without an id to start from it answers at once, with no event and the end of the log as `next`.
+
+    Raises:
+        Problem: as for a stream.
+    """
+    granted = grant(asked, live.token_key)
+    hub, reader = live.hub, Poll(granted)
+    hub.admit(reader)
+    try:
+        await _ready(hub)
+        if asked.last_event_id is None:
+            return _answer(None, hub.log.end_id)
+        offset = await _find(hub.log, asked.last_event_id)
+        piece = None if offset is None else hub.log.read(offset, granted.channels)
+        if piece is not None and not piece.shown and piece.complete:
+            hub.join(reader)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(wait, granted.expires - time.time())):
+                    await reader.woken.wait()
+            piece = None if reader.gap else hub.log.read(piece.end, granted.channels)
+        if piece is None:
+            metrics.GAPS.inc()
+            return _answer(None, hub.log.end_id, {"after": asked.last_event_id[:MAX_ECHO], "detail": GAP})
+        metrics.DELIVERIES.inc(len(piece.shown))
+        return _answer(piece, hub.log.end_id if piece.complete else piece.shown[-1][0].id)
+    finally:
+        hub.leave(reader)
+
+
+def _answer(piece: Piece | None, next_id: str, gap: dict[str, str] | None = None) -> bytes:
+    events = b",".join(event.json(channel) for event, channel in piece.shown) if piece else b""
+    return b'{"events":[%b],"next":%b,"gap":%b}' % (events, orjson.dumps(next_id), orjson.dumps(gap))
+
+
+async def _ready(hub: Hub) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not hub.ready.is_set():
+        if hub.draining or time.monotonic() > deadline:
+            detail = "The notifier cannot read the event stream at the moment. Try again later."
+            raise Problem(503, "Service Unavailable", detail, headers={"Retry-After": "5"})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await hub.ready.wait()
+
+
+async def _catch_up(hub: Hub, reader: Stream | Socket, last_event_id: str | None) -> None:
+    """Bring `reader` from where it was to the end of the log, and join it to the hub there."""
+    try:
+        await _ready(hub)
+    except Problem as problem:
+        reader.finish("closing", problem.detail)
+        return
+    if last_event_id is None:
+        hub.join(reader)
+        reader.tell_ready(hub.log.end_id)
+        return
+    offset = await _find(hub.log, last_event_id)
+    while offset is not None and not reader.transport.is_closing():
+        piece = hub.log.read(offset, reader.channels)
+        if piece is None:
+            break
+        if piece.shown:
+            reader.show(Run(piece.shown))
+            metrics.DELIVERIES.inc(len(piece.shown))
+        if piece.complete:
+            hub.join(reader)  # nothing was waited for since `read`, so nothing lies in between
+            return
+        offset = piece.end
+        await _taken(reader)
+    hub.join(reader)
+    metrics.GAPS.inc()
+    reader.tell_gap(last_event_id[:MAX_ECHO], hub.log.end_id, GAP)
+
+
+async def _find(log: Log, id: str) -> int | None:
+    """Return the offset of `id`, or None where there is a gap."""
+    deadline = time.monotonic() + LAG_SECONDS
+    while (offset := log.find(id)) is None and log.is_ahead(id) and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    return offset
+
+
+async def _taken(reader: Stream | Socket) -> None:
+    """Wait until most of what was written is on its way, or `reader` is given up."""
+    deadline = time.monotonic() + STALL_SECONDS
+    while not reader.transport.is_closing() and reader.transport.get_write_buffer_size() > PIECE // 4:
+        if time.monotonic() > deadline:
+            reader.evict()
+        await asyncio.sleep(0.02)
+
+
+def _forget_request(scope: Scope) -> None:
+    """Drop what the request said: a browser's headers would be kept as long as its stream."""
+    scope["query_string"] = b""
+    scope["headers"].clear()
+
+
+def _check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
+    """Let in programs, which send no origin, our own pages, and the pages of allowed sites (RFC 6455, 10.2)."""
+    if origin is None or origin in allowed or urlsplit(origin).netloc == host:
+        return
+    raise Problem(
+        403, "Forbidden", "Pages of this origin may not connect. The setting BELLHOP_LIVE_ORIGINS lists who may."
+    )
+
+
+async def _first_message(socket: WebSocket) -> Asked:
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+            received = await socket.receive()
+    except TimeoutError:
+        raise Problem(401, "Unauthorized", 'No token came in time. Send {"token": …} as the first message.') from None
+    if received["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(received.get("code", 1005))
+    text = received.get("text") or received.get("bytes") or ""
+    if len(text) > MAX_MESSAGE:
+        raise Problem(413, "Content Too Large", f"A message may have {MAX_MESSAGE} bytes.")
+    try:
+        return _FirstMessage.model_validate_json(text).asked()
+    except ValidationError:
+        raise Problem(
+            400,
+            "Bad Request",
+            'The first message must be {"token": …, "last_event_id"?: …, "channels"?: […]} as JSON.',
+        ) from None
+
+
+class _FirstMessage(Contract):
+    token: str
+    last_event_id: str | None = None
+    channels: list[str] | None = None
+
+    def asked(self) -> Asked:
+        channels = None if self.channels is None else split_channels(self.channels)
+        return Asked(self.token, self.last_event_id, channels)

@@ -1,0 +1,70 @@
+"""The shared fixtures are what they say."""
+
+import asyncio
+import smtplib
+
+import aio_pika
+import aiosqlite
+import asyncpg
+
+from tests.support import Broker, SmtpServer, Vhost, wait_until
+
+
+async def test_a_bare_vhost_is_a_working_broker(bare_vhost: Vhost) -> None:
+    """A message published to a queue is counted and can be taken."""
+    channel = await bare_vhost.channel()
+    await channel.declare_queue("q", durable=True)
+    await bare_vhost.publish("", "q", b"hello")
+    assert await bare_vhost.depth("q") == 1
+    message = await bare_vhost.get("q")
+    assert message is not None
+    assert message.body == b"hello"
+    assert await bare_vhost.get("q") is None
+
+
+async def test_the_broker_has_no_guest(broker: Broker) -> None:
+    """Nobody knows a password from a manual."""
+    async with broker.management() as management:
+        users = (await management.get("/api/users")).json()
+    assert [user["name"] for user in users] == ["deploy"]
+
+
+async def test_a_database_is_fresh_and_writable(database_url: str) -> None:
+    """Both kinds take a table of the same name, since each test has its own database."""
+    if database_url.startswith("sqlite"):
+        async with aiosqlite.connect(database_url.removeprefix("sqlite+aiosqlite:///")) as connection:
+            await connection.execute("CREATE TABLE t (x INTEGER)")
+        return
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    await connection.execute("CREATE TABLE t (x INTEGER)")
+    await connection.close()
+
+
+async def test_the_smtp_server_takes_mail_and_answers_as_told(smtp_server: SmtpServer) -> None:
+    """It keeps what it accepted, and says what the test told it to say."""
+    smtp_server.recipient_replies["bob@example.com"] = ["550 5.1.1 no such user"]
+
+    def send() -> dict[str, tuple[int, bytes]]:
+        with smtplib.SMTP(smtp_server.host, smtp_server.port) as client:
+            return client.sendmail("a@example.com", ["ada@example.com", "bob@example.com"], b"Subject: x\r\n\r\nhi\r\n")
+
+    refused = await asyncio.to_thread(send)
+    assert refused == {"bob@example.com": (550, b"5.1.1 no such user")}
+    assert [mail.recipients for mail in smtp_server.mails] == [["ada@example.com"]]
+    assert smtp_server.mails[0].message["Subject"] == "x"
+
+
+async def test_close_connections_closes_others_and_says_how_many(vhost: Vhost) -> None:
+    """The witness stays."""
+    connection = await aio_pika.connect(vhost.amqp_url)
+    ended = asyncio.Event()
+    connection.close_callbacks.add(lambda *_: ended.set())
+    closed = await wait_until(vhost.close_connections, 20, "the management API lists the connection")
+    assert closed == 1
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_vhost_has_the_topology(vhost: Vhost) -> None:
+    """An event that a service reacts to lies in that service's queue."""
+    await vhost.publish("events", "score.submitted", b"{}")
+    await wait_until(lambda: vhost.depth("leaderboard.scores"), 5, "the event is in the queue")
