@@ -17,7 +17,11 @@ from bellhop.observe.logs import get_logger
 Handler = Callable[[Delivery], Awaitable[None]]
 
 PAUSE_SECONDS = 2.0
-"""Between handing a delivery back and being able to get it again: a dependency is away, so nothing is urgent."""
+"""Before a delivery whose handler said `NotNow` is tried again: a dependency is away, so nothing is urgent."""
+
+PATIENCE_SECONDS = 900.0
+"""How long a delivery is held like that: well under the half hour after which RabbitMQ takes it for forgotten
+(https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)."""
 
 log = get_logger(__name__)
 
@@ -44,10 +48,9 @@ class Consumer:
         self._policy = policy
         self._channel: Channel | None = None
         self._tag = ""
-        self._stopping = False
+        self._stopping = asyncio.Event()
         # Ours, not the channel's: a lost connection must not cancel a handler half way through its effect.
         self._in_hand: set[asyncio.Task[None]] = set()
-        self._paused = asyncio.Event()
 
     @property
     def consuming(self) -> bool:
@@ -65,9 +68,8 @@ class Consumer:
 
     async def stop(self, timeout: float) -> None:
         """Take nothing new, give what is in hand `timeout` seconds, and hand the rest back."""
-        self._stopping = True
+        self._stopping.set()
         self._connection.remove(self)
-        self._paused.set()
         if self._channel is not None and self._channel.is_open:
             self._channel.basic_cancel(self._tag)
         if self._in_hand:
@@ -96,7 +98,7 @@ class Consumer:
             self._channel.close()
 
     def _on_delivery(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        if self._stopping:
+        if self._stopping.is_set():
             settle(channel, method.delivery_tag, ack=False)
             return
         task = asyncio.create_task(self._handle(channel, method, properties, body))
@@ -107,21 +109,37 @@ class Consumer:
         """Run the handler; every way out settles the delivery."""
         ack = False
         try:
-            try:
-                delivery = decode(self._queue, method, properties, body)
-            except ValueError as error:
-                foreign = undecodable(self._queue, method, properties, body)
-                await move_on(self._publisher, self._policy, foreign, Reject(f"undecodable: {error}"))
-            else:
-                await self._run(delivery)
-            ack = True
-        except NotNow as signal:
-            log.warning("handing a message back for now", queue=self._queue, reason=str(signal))
-            await self._pause()
+            ack = await self._patiently(channel, method, properties, body)
         finally:
             settle(channel, method.delivery_tag, ack=ack)
 
-    async def _run(self, delivery: Delivery) -> None:
+    async def _patiently(
+        self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> bool:
+        """Try until the handler is able to work at all; say whether the delivery has its place.
+
+        Handing it back at once would do harm: before RabbitMQ 4.3 every return counts towards the delivery limit,
+        and a database that is away for a minute would fill the dead letters.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + PATIENCE_SECONDS
+        while channel.is_open and not self._stopping.is_set() and loop.time() < give_up:
+            try:
+                await self._run(method, properties, body)
+            except NotNow as signal:
+                log.warning("holding a message until it can be handled", queue=self._queue, reason=str(signal))
+                await self._pause()
+            else:
+                return True
+        return False
+
+    async def _run(self, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        try:
+            delivery = decode(self._queue, method, properties, body)
+        except ValueError as error:
+            foreign = undecodable(self._queue, method, properties, body)
+            await move_on(self._publisher, self._policy, foreign, Reject(f"undecodable: {error}"))
+            return
         try:
             await self._handler(delivery)
         except HandlerSignal as signal:
@@ -133,6 +151,6 @@ class Consumer:
     async def _pause(self) -> None:
         try:
             async with asyncio.timeout(PAUSE_SECONDS):
-                await self._paused.wait()
+                await self._stopping.wait()
         except TimeoutError:
             return

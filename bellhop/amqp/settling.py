@@ -3,7 +3,7 @@
     handler returns         -> ack
     Reject, undecodable     -> dead letter with the reason, then ack
     Retry, any other error  -> a rung of the retry ladder while attempts are left, else dead letter; then ack
-    NotNow                  -> nack, back to the queue
+    NotNow                  -> held and tried again; after a long while nack, back to the queue
     shutting down           -> nack, back to the queue
 
 Moving a message is a confirmed publish followed by an ack: a crash between the two makes a duplicate, which the
@@ -73,7 +73,7 @@ async def move_on(publisher: Publisher, policy: RetryPolicy, delivery: Delivery,
     """Give a delivery whose handler raised `error` its next place; the caller acks when this returns.
 
     Raises:
-        NotNow: it could not be moved, or the handler asked for it: the caller nacks.
+        NotNow: it could not be moved, or the handler asked for it: the caller tries again.
     """
     if isinstance(error, NotNow):
         raise error

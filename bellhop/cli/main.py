@@ -44,6 +44,14 @@ def mailbox() -> None:
     run(settings.mailbox_smtp_port, settings.mailbox_http_port)
 
 
+@commands.command()
+def demo() -> None:
+    """Drive a running Bellhop over HTTP, and count what became of everything it accepted."""
+    from bellhop.cli.demo.run import demo as run
+
+    run()
+
+
 def app() -> None:
     """Run the command; what cannot be done is told in one sentence, exit code 1."""
     try:

@@ -1,6 +1,7 @@
 """What all contracts share: strictness, and the field types that refuse what no store can hold."""
 
-import os
+import random
+import re
 import time
 import uuid
 from datetime import UTC, datetime
@@ -25,11 +26,10 @@ def now() -> datetime:
 
 def new_id() -> str:
     """Return a fresh id: a UUID of version 7 (RFC 9562), so that ids sort by the time they were made."""
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (time.time_ns() // 1_000_000) << 80 | random
-    value = value & ~(0xF << 76) | 0x7 << 76  # version
-    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
-    return str(uuid.UUID(int=value))
+    # 74 random bits name a thing; they guard nothing, so the system's random source need not be asked each time.
+    bits = random.getrandbits(74)
+    digits = f"{time.time_ns() // 1_000_000:012x}{0x7000 | bits >> 62:04x}{0x8 << 60 | bits & (1 << 62) - 1:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def derived_id(*parts: str) -> str:
@@ -53,10 +53,12 @@ def no_nul(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Refuse every control character and line separator: the text becomes a header."""
-    for character in text:
-        if character < " " or character in "\x7f\x85\u2028\u2029":
-            raise ValueError(f"must be one line without control characters, found U+{ord(character):04X}")
+    if (found := _NOT_ONE_LINE.search(text)) is not None:
+        raise ValueError(f"must be one line without control characters, found U+{ord(found[0]):04X}")
     return no_nul(text)
+
+
+_NOT_ONE_LINE = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 def storable(value: Any, depth: int = 1) -> Any:

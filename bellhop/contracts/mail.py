@@ -112,5 +112,5 @@ class CancelTask(Contract):
 
 
 def mail_document(content: MailContent) -> dict[str, Any]:
-    """Return `content` without what is absent, as it is stored and sent."""
-    return content.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    """Return `content` as it is stored and sent: without what is absent, and without what the gateway does itself."""
+    return content.model_dump(mode="json", exclude={"send_at"}, exclude_none=True, exclude_defaults=True)

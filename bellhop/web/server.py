@@ -59,7 +59,7 @@ def create_app(
         # A slash too many is a wrong path. The redirect would be to whatever name stands in the Host header.
         redirect_slashes=False,
         # Traces, if a tracer provider is set up; metrics and logs are our own.
-        telemetry={"metrics": False, "logs": False},
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         # The order is from the outside in:
         #   RequestMetrics  sees every answer, also those that the layers below it give
         #   CatchAll        turns what they raise into problem documents, so it must stand around them

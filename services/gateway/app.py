@@ -17,6 +17,7 @@ from bellhop.amqp.publisher import Publisher
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
+from bellhop.sql.migrations import migrate_when_up
 from bellhop.web.auth import Caller
 from bellhop.web.limits import Limits
 from bellhop.web.problems import problem_response
@@ -89,19 +90,24 @@ def build(settings: Settings) -> FastAPI:
             )
             app.state.gateway = gateway
             app.state.authenticate = _Authenticator(gateway.keys).find
-            app.state.ready = partial(_ready, database, publisher, consuming)
-            await gateway.keys.ensure_admin(settings.admin_key.get_secret_value())
             table = consumers(consuming, publisher, gateway)
-            for consumer in table:
-                consumer.start()
+            app.state.ready = partial(_ready, gateway, publisher, table)
+
+            async def run() -> None:
+                await _prepare(gateway)
+                for consumer in table:
+                    consumer.start()
+                relay.start()
+                await _purge(gateway)
+
             await publishing.start()
             await consuming.start()
-            relay.start()
-            purge = asyncio.create_task(_purge(gateway))
+            running = asyncio.create_task(run())
             try:
                 yield
             finally:
-                purge.cancel()
+                running.cancel()
+                await asyncio.wait([running])
                 await asyncio.gather(*(consumer.stop(settings.shutdown_seconds) for consumer in table))
                 await relay.stop(settings.shutdown_seconds)
                 await commits.close()
@@ -114,15 +120,30 @@ def build(settings: Settings) -> FastAPI:
     return app
 
 
+async def _prepare(gateway: Gateway) -> None:
+    """Bring the database to our schema, and let the administrator in."""
+    while True:
+        await migrate_when_up(gateway.settings.database_url.get_secret_value(), "services.gateway")
+        try:
+            await gateway.keys.ensure_admin(gateway.settings.admin_key.get_secret_value())
+        except DatabaseAway:
+            continue  # it went away in between; the wait is above
+        return
+
+
 async def _database_away(_request: Request, error: Exception) -> Response:
     return problem_response(unavailable(f"Nothing was done: {error}."))
 
 
-async def _ready(database: Database, publisher: Publisher, consuming: Connection) -> dict[str, str]:
-    checks = {"database": "ok", "publishing": publisher.trouble or "ok", "consuming": consuming.explanation}
+async def _ready(gateway: Gateway, publisher: Publisher, table: list[Consumer]) -> dict[str, str]:
+    idle = [consumer.queue for consumer in table if not consumer.consuming]
+    checks = {
+        "database": "ok",
+        "publishing": publisher.trouble or "ok",
+        "consuming": f"not yet from {', '.join(idle)}" if idle else "ok",
+    }
     try:
-        async with database.read():
-            pass
+        await gateway.ledger.counts()
     except DatabaseAway as error:
         checks["database"] = str(error)
     return checks

@@ -57,6 +57,8 @@ class Relay:
         """Publish what was handed over, within `timeout` seconds; the rest stays in the outbox."""
         self._stopping = True
         self._wake.set()
+        if not self._tasks:
+            return
         await asyncio.wait(self._tasks[:1], timeout=timeout)
         for task in self._tasks:
             task.cancel()
@@ -97,21 +99,31 @@ class Relay:
                 return
 
     async def _publish(self, entries: list[Entry]) -> None:
-        results = await asyncio.gather(*map(self._publish_one, entries))
-        published = [entry for entry, ok in zip(entries, results, strict=True) if ok]
-        kept = [entry for entry, ok in zip(entries, results, strict=True) if not ok]
+        confirms = [(entry, await self._begin(entry)) for entry in entries]
+        published: list[Entry] = []
+        kept: list[Entry] = []
+        for entry, confirm in confirms:
+            (published if await self._confirmed(confirm) else kept).append(entry)
         try:
-            await asyncio.gather(
-                *(self._commits.write(outbox.delete_published, entry) for entry in published),
-                *(self._commits.write(outbox.release, entry) for entry in kept),
-            )
+            if published:
+                await self._commits.write(outbox.delete_published, published)
+            if kept:
+                await self._commits.write(outbox.release, kept)
         except DatabaseAway as error:
             # The rows stay, their claims run out, and the messages go out once more.
             log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
 
-    async def _publish_one(self, entry: Entry) -> bool:
+    async def _begin(self, entry: Entry) -> "asyncio.Future[None] | PublishError":
         try:
-            await self._publisher.publish(entry.exchange, entry.routing_key, entry.message)
+            return await self._publisher.begin(entry.exchange, entry.routing_key, entry.message)
+        except PublishError as error:
+            return error
+
+    async def _confirmed(self, confirm: "asyncio.Future[None] | PublishError") -> bool:
+        try:
+            if isinstance(confirm, PublishError):
+                raise confirm
+            await confirm
         except PublishError as error:
             if self._trouble is None:
                 log.warning("messages stay in the outbox until RabbitMQ takes them", reason=str(error))

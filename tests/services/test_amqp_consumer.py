@@ -149,7 +149,10 @@ async def test_a_rung_hands_the_message_back_to_its_queue(harness: Harness) -> N
     await harness.publish("event-9")
 
     await wait_until(lambda: len(seen) == 2, 15, "the message came back")
-    assert [(each.envelope.id, each.attempt, each.queue) for each in seen] == [("event-9", 1, QUEUE), ("event-9", 2, QUEUE)]
+    assert [(each.envelope.id, each.attempt, each.queue) for each in seen] == [
+        ("event-9", 1, QUEUE),
+        ("event-9", 2, QUEUE),
+    ]
 
 
 async def test_spent_attempts_end_in_a_dead_letter(harness: Harness) -> None:
@@ -239,9 +242,16 @@ def ours(event_id: str) -> dict[str, str | int]:
     }
 
 
-async def pull(harness: Harness, handler: Callable[[list[Delivery]], object], size: int, interval: float) -> BatchPuller:
+async def pull(
+    harness: Harness, handler: Callable[[list[Delivery]], object], size: int, interval: float
+) -> BatchPuller:
     harness.consumer = puller = BatchPuller(
-        harness.consuming, harness.publisher, QUEUE, handler, size=size, interval=interval  # type: ignore[arg-type]
+        harness.consuming,
+        harness.publisher,
+        QUEUE,
+        handler,
+        size=size,
+        interval=interval,  # type: ignore[arg-type]
     )
     puller.start()
     await wait_until(lambda: puller.consuming, 10, "the puller is subscribed")

@@ -86,7 +86,7 @@ async def test_without_a_connection_publishing_fails_at_once() -> None:
     publisher = Publisher(connection)
     await connection.start()
 
-    with pytest.raises(BrokerAway, match="no connection to RabbitMQ at 127.0.0.1:1"):
+    with pytest.raises(BrokerAway, match="no connection to RabbitMQ"):
         await publisher.publish("work", "mail.normal", message())
 
     await connection.close()

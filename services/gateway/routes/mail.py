@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.contracts.base import new_id
-from bellhop.contracts.mail import MailRequest, MailTask
+from bellhop.contracts.mail import MailRequest, mail_document
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
@@ -27,19 +27,16 @@ async def send(
     intake = gateway(request).intake
     named = idempotency_key(request, caller)
     task_id = new_id()
-    task = MailTask.model_construct(
-        **{name: getattr(mail, name) for name in mail.model_fields_set if name != "send_at"},
-        task_id=task_id,
-        owner=caller.name,
-    )
+    document = mail_document(mail) | {"task_id": task_id, "owner": caller.name}
+    packed = orjson.dumps(document)
     created_at = now_ms()
     due_at = to_ms(mail.send_at) if mail.send_at is not None else 0
     if due_at <= created_at:
         due_at = 0
     acceptance = Acceptance(
         answer=orjson.dumps({"id": task_id, "state": "scheduled" if due_at else "queued"}),
-        tasks=[mail_task(task, created_at=created_at, send_at=due_at or None)],
-        entries=[mail_entry(task, due_at=due_at, traceparent=traceparent(request))],
+        tasks=[mail_task(document, packed, created_at=created_at, send_at=due_at or None)],
+        entries=[mail_entry(document, packed, due_at=due_at, traceparent=traceparent(request))],
         key=None if named is None else IdempotencyKey(*named, await fingerprint(request)),
         claimed=intake.relay.takes_more,
     )

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import CancelTask, MailTask, mail_document
+from bellhop.contracts.mail import CancelTask, Lane
 from bellhop.contracts.outcomes import FINAL, Outcome, State
 from bellhop.sql.database import Database
 from services.gateway.store import outbox
@@ -57,33 +57,36 @@ class Accepted:
     """True: another request was accepted before under the same key."""
 
 
-def mail_task(task: MailTask, *, created_at: int, send_at: int | None = None, **columns: Any) -> dict[str, Any]:
-    """Return the row of a new task."""
+def mail_task(
+    document: dict[str, Any], packed: bytes, *, created_at: int, send_at: int | None = None
+) -> dict[str, Any]:
+    """Return the row of a new task; `document` is a `MailTask` as JSON, and `packed` the same as bytes."""
     return {
-        "id": task.task_id,
+        "id": document["task_id"],
         "kind": "mail",
-        "owner": task.owner,
+        "owner": document["owner"],
         "state": (State.SCHEDULED if send_at else State.QUEUED).value,
-        "round": task.round,
+        "round": document.get("round", 1),
         "attempt": 0,
-        "lane": task.lane.value,
-        "recipient": task.to,
-        "template": task.template,
+        "lane": document.get("lane", Lane.NORMAL.value),
+        "recipient": document["to"],
+        "template": document.get("template"),
         "event_id": None,
-        "document": orjson.dumps(mail_document(task)),
+        "document": packed,
         "uncertain": False,
         "created_at": created_at,
         "updated_at": created_at,
         "send_at": send_at,
         "finished_at": None,
-    } | columns
+    }
 
 
-def mail_entry(task: MailTask, *, due_at: int = 0, traceparent: str | None = None) -> Entry:
-    """Return the message that makes the mailer do `task`."""
-    envelope = Envelope(type="mail.requested", source=SOURCE, subject=task.task_id, traceparent=traceparent)
-    message = Message(orjson.dumps(mail_document(task)), envelope)
-    return Entry("work", task.lane.queue, message, task.task_id, due_at)
+def mail_entry(document: dict[str, Any], packed: bytes, *, due_at: int = 0, traceparent: str | None = None) -> Entry:
+    """Return the message that makes the mailer do the task of this document."""
+    task_id = document["task_id"]
+    envelope = Envelope(type="mail.requested", source=SOURCE, subject=task_id, traceparent=traceparent)
+    lane = Lane(document.get("lane", Lane.NORMAL))
+    return Entry("work", lane.queue, Message(packed, envelope), task_id, due_at, envelope.id)
 
 
 async def accept(connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
@@ -259,14 +262,14 @@ class Ledger:
         if task["state"] not in _FINAL or task["state"] == State.SENT or task["document"] is None:
             return State(task["state"])
         document = orjson.loads(task["document"]) | {"round": task["round"] + 1}
-        again = MailTask.model_validate(document)
+        packed = orjson.dumps(document)
         await connection.execute(
             sa.update(tasks)
             .where(tasks.c.id == task_id)
-            .values(state=State.QUEUED.value, round=again.round, attempt=0, updated_at=now_ms(), finished_at=None,
-                    document=orjson.dumps(document))
+            .values(state=State.QUEUED.value, round=document["round"], attempt=0, updated_at=now_ms(),
+                    finished_at=None, document=packed)
         )  # fmt: skip
-        await outbox.add(connection, [mail_entry(again)])
+        await outbox.add(connection, [mail_entry(document, packed)])
         return State.QUEUED
 
     async def purge(self, *, finished_before: int, keys_before: int) -> int:
@@ -283,7 +286,7 @@ class Ledger:
         """Return how many tasks are in each state."""
         async with self._database.read() as connection:
             found = await connection.execute(sa.select(tasks.c.state, sa.func.count()).group_by(tasks.c.state))
-            return dict(found.tuples().all())
+            return dict(found.all())
 
     async def oldest_waiting(self) -> dict[str, int]:
         """Return for each lane since when its oldest queued task waits (milliseconds since 1970)."""
@@ -293,7 +296,7 @@ class Ledger:
                 .where(tasks.c.state == State.QUEUED.value)
                 .group_by(tasks.c.lane)
             )
-            return dict(found.tuples().all())
+            return dict(found.all())
 
 
 # An outcome moves its task forward or not at all: forward is a later round; in one round a later attempt; in one

@@ -123,8 +123,9 @@ async def withdraw(connection: AsyncConnection, task_id: str) -> bool:
     return bool(gone.rowcount)
 
 
-async def delete_published(connection: AsyncConnection, entries: list[Entry]) -> list[None]:
+async def delete_published(connection: AsyncConnection, chunks: list[list[Entry]]) -> list[None]:
     """Forget messages that the broker confirmed; a scheduled task among them is queued from now on."""
+    entries = [entry for chunk in chunks for entry in chunk]
     await connection.execute(
         sa.delete(outbox).where(outbox.c.id == sa.bindparam("published")),
         [{"published": entry.id} for entry in entries],
@@ -136,15 +137,16 @@ async def delete_published(connection: AsyncConnection, entries: list[Entry]) ->
             .where(tasks.c.id.in_(scheduled), tasks.c.state == State.SCHEDULED)
             .values(state=State.QUEUED, updated_at=now_ms())
         )
-    return [None] * len(entries)
+    return [None] * len(chunks)
 
 
-async def release(connection: AsyncConnection, entries: list[Entry]) -> list[None]:
+async def release(connection: AsyncConnection, chunks: list[list[Entry]]) -> list[None]:
     """Give claimed messages back at once."""
+    entries = [entry for chunk in chunks for entry in chunk]
     await connection.execute(
         sa.update(outbox).where(outbox.c.id.in_([entry.id for entry in entries])).values(claimed_until=0)
     )
-    return [None] * len(entries)
+    return [None] * len(chunks)
 
 
 async def depth(connection: AsyncConnection) -> tuple[int, int | None]:

@@ -1,0 +1,139 @@
+"""HTTP that does not give up: whatever answers may be killed and started again at any moment."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import httpx
+
+from bellhop.cli.errors import CannotRun
+
+PATIENCE = 90.0
+"""Seconds that one call may take in all; a supervisor starts a killed service again long before that."""
+
+LONGEST_PAUSE = 2.0
+AWAY = frozenset({429, 502, 503, 504})
+"""Statuses that say "not now"."""
+
+
+class Api:
+    """One HTTP service. A call is made again until it is answered: make only calls that may be made twice.
+
+    Those are reads, and writes under an `Idempotency-Key` or an event id.
+    """
+
+    def __init__(self, name: str, base_url: str, say: Callable[[str], None], key: str | None = None) -> None:
+        """`say` is told when the service goes away and when it is back."""
+        self.name = name
+        self.base_url = base_url.rstrip("/")
+        self.retries = 0
+        """Calls that had to be made again."""
+        self._say = say
+        self._away_since: float | None = None
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url,
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(30, connect=5),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def get(self, path: str, *, timeout: float = 30, **query: Any) -> Any:
+        """Return what `path` says; `timeout` in seconds, longer than the wait of a long poll."""
+        return await self._call("GET", path, params=query, timeout=timeout)
+
+    async def post(self, path: str, body: Any, *, key: str | None = None, content_type: str | None = None) -> Any:
+        """Post `body` as JSON, under the idempotency key `key`."""
+        headers = {} if key is None else {"Idempotency-Key": f'"{key}"'}
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        return await self._call("POST", path, json=body, headers=headers)
+
+    async def put(self, path: str, body: Any) -> Any:
+        """Put `body` as JSON."""
+        return await self._call("PUT", path, json=body)
+
+    async def answers(self) -> str | None:
+        """Ask once, without patience: None when `/readyz` is content, else a sentence."""
+        try:
+            response = await self._http.get("/readyz", timeout=5)
+        except httpx.TransportError as error:
+            return reason_of(error)
+        if response.status_code == 200:
+            return None
+        checks = response.json().get("checks", {}) if "json" in response.headers.get("content-type", "") else {}
+        return "; ".join(f"{name}: {text}" for name, text in checks.items() if text != "ok") or response.text[:200]
+
+    async def _call(self, method: str, path: str, **options: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        pause = 0.1
+        while True:
+            try:
+                response = await self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                reason = reason_of(error)
+            else:
+                if response.status_code not in AWAY:
+                    self._is_back()
+                    return self._read(response, f"{method} {path}")
+                reason = f"{response.status_code}, {detail_of(response)}"
+            self._is_away(reason)
+            if time.monotonic() > deadline:
+                raise CannotRun(f"{method} {path} was not answered for {PATIENCE:.0f} seconds: {reason}.")
+            self.retries += 1
+            await asyncio.sleep(random.uniform(pause / 2, pause))
+            pause = min(LONGEST_PAUSE, 2 * pause)
+
+    def _read(self, response: httpx.Response, what: str) -> Any:
+        if response.status_code == 401:
+            raise CannotRun(
+                f"The {self.name} at {self.base_url} does not know this key: set BELLHOP_ADMIN_KEY to the admin key"
+                " of that system ('make admin-key' prints it)."
+            )
+        if response.is_error or not response.content:
+            raise CannotRun(f"{what}: {response.status_code}, {detail_of(response)}")
+        return response.json()
+
+    def _is_away(self, reason: str) -> None:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            self._say(f"the {self.name} does not answer ({reason.rstrip('.')}); trying again")
+
+    def _is_back(self) -> None:
+        if self._away_since is not None:
+            self._say(f"the {self.name} answers again after {time.monotonic() - self._away_since:.1f} s")
+            self._away_since = None
+
+
+def detail_of(response: httpx.Response) -> str:
+    """Return what a problem document says (RFC 9457), or the beginning of whatever else came."""
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if isinstance(document, dict) and "detail" in document:
+        return str(document["detail"])
+    return " ".join(response.text.split())[:200] or response.reason_phrase
+
+
+def reason_of(error: httpx.TransportError) -> str:
+    """Return why there was no answer."""
+    return str(error) or type(error).__name__
+
+
+async def gather_limited(work: Collection[Callable[[], Any]], limit: int) -> None:
+    """Await all of `work`, at most `limit` at once; the first error ends the rest."""
+    queue = iter(work)
+
+    async def worker() -> None:
+        for make in queue:
+            await make()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(limit):
+            group.create_task(worker())

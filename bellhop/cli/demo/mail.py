@@ -1,0 +1,224 @@
+"""Mails: one that is waited for, many on three lanes, and some that an event sets off."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from bellhop.cli.demo.api import Api, gather_limited
+from bellhop.cli.demo.steps import Result, Stopwatch, System
+from bellhop.cli.errors import CannotRun
+
+MAILS = 500
+ORDERS = 20
+AT_ONCE = 16
+LOOK_SECONDS = 0.25
+PAGE = 500
+# RFC 2606, 3: nobody has an address there, so that no mail of a demo can reach a person.
+DOMAIN = "example.com"
+# The same scale for all, so that the table shows which lane is which: 10 % urgent, 40 % normal, 50 % bulk.
+LANES = ("urgent", *["normal"] * 4, *["bulk"] * 5)
+
+
+async def one_mail(system: System) -> Result:
+    """Send one mail, wait for its end in one long poll, and see it in the mailbox.
+
+    It also proves that mails really go to the mailbox, before there are hundreds of them.
+    """
+    result, watch = Result("a mail, waited for by one long poll"), Stopwatch()
+    request = {
+        "to": f"first@{DOMAIN}",
+        "subject": subject(system, "first"),
+        "text": "This is the first mail of the demo.",
+        "lane": "urgent",
+    }
+    task = await system.gateway.post("/v1/mail", request, key=f"{system.run}-first")
+    result.accepted = 1
+    while True:
+        state = await system.gateway.get(f"/v1/tasks/{task['id']}", timeout=60, wait=25)
+        if state["state"] in ("sent", "failed", "cancelled", "suppressed") or watch.stalled(0):
+            break
+    await judge(system, {task["id"]: state}, result, watch)
+    if result.lost and state["state"] == "sent":
+        raise CannotRun(
+            f"The first mail was sent, but is not in the mailbox at {system.mailbox.base_url}: the mailer seems to"
+            " use another relay, so no more mails are sent. Set BELLHOP_MAILBOX_URL to the mailbox that it uses."
+        )
+    result.remark = f"{1000 * result.seconds:.0f} ms from POST to mailbox"
+    return result
+
+
+async def mails(system: System) -> Result:
+    """Send mails on all lanes: some by a template, some a second ahead, some asked for twice under one key."""
+    result, watch = Result(f"{MAILS} mails on three lanes"), Stopwatch()
+    bar = system.progress.add_task("  accepted", total=MAILS)
+    due: dict[str, datetime] = {}
+
+    async def send(number: int) -> None:
+        request = mail_request(system, number)
+        key = f"{system.run}-mail-{number}"
+        answer = await system.gateway.post("/v1/mail", request, key=key)
+        if number % 5 == 0:
+            again = await system.gateway.post("/v1/mail", request, key=key)
+            if again["id"] != answer["id"]:
+                result.wrong.append(f"the same Idempotency-Key made two tasks, {answer['id']} and {again['id']}")
+        due[answer["id"]] = datetime.fromisoformat(request["send_at"]) if "send_at" in request else datetime.min
+        system.progress.advance(bar)
+
+    await gather_limited([partial(send, number) for number in range(MAILS)], AT_ONCE)
+    result.accepted = len(due)
+    if len(due) != MAILS:
+        result.wrong.append(f"{MAILS} mails under as many keys made only {len(due)} tasks")
+    tasks = await follow(system, set(due), watch)
+    for task_id, task in tasks.items():
+        if due[task_id] != datetime.min and datetime.fromisoformat(task["finished_at"]) < due[task_id]:
+            result.wrong.append(f"task {task_id} was sent before its time, {due[task_id].isoformat()}")
+    await judge(system, {task_id: tasks.get(task_id) for task_id in due}, result, watch)
+    return result
+
+
+def mail_request(system: System, number: int) -> dict[str, Any]:
+    """Return mail `number`: every fourth by a template, every tenth a second ahead."""
+    request: dict[str, Any] = {"to": f"reader-{number}@{DOMAIN}", "lane": LANES[number % len(LANES)]}
+    if number % 4 == 0:
+        request |= {"template": "welcome", "data": {"name": subject(system, str(number))}}
+    else:
+        request |= {"subject": subject(system, str(number)), "text": f"Mail {number} of the demo."}
+    if number % 10 == 7:
+        request["send_at"] = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    return request
+
+
+async def orders(system: System) -> Result:
+    """Publish events that a template reacts to, each twice under one id: each sends one mail."""
+    result, watch = Result(f"{ORDERS} orders, each an event that sends a mail"), Stopwatch()
+    bar = system.progress.add_task("  events accepted", total=ORDERS)
+    events = [order(system, number) for number in range(ORDERS)]
+    for event in events:
+        for _ in range(2):
+            await system.gateway.post("/v1/events", event, content_type="application/cloudevents+json")
+        system.progress.advance(bar)
+    result.accepted = ORDERS
+    bar = system.progress.add_task("  mails sent", total=ORDERS)
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < ORDERS and not watch.stalled(len(found)):
+        for event in events:
+            if event["id"] in found:
+                continue
+            listed = (await system.gateway.get(f"/v1/events/{event['id']}"))["tasks"]
+            if len(listed) > 1:
+                result.wrong.append(f"the event {event['id']} made {len(listed)} tasks instead of one")
+            if listed and listed[0]["state"] in ("sent", "failed"):
+                found[event["id"]] = listed[0]
+        system.progress.update(bar, completed=len(found))
+        await asyncio.sleep(LOOK_SECONDS)
+    if not found:
+        result.remark = "does a mail template say 'on: order.placed'?"
+    tasks: dict[str, dict[str, Any] | None] = {task["id"]: task for task in found.values()}
+    missing = dict.fromkeys((event["id"] for event in events if event["id"] not in found), None)
+    await judge(system, tasks | missing, result, watch)
+    return result
+
+
+def order(system: System, number: int) -> dict[str, Any]:
+    """Return a CloudEvent in structured mode."""
+    return {
+        "specversion": "1.0",
+        "id": f"{system.run}-order-{number}",
+        "source": "/demo",
+        "type": "order.placed",
+        "subject": f"{system.run}-{number}",
+        "data": {
+            "order": subject(system, f"order {number}"),
+            "email": f"customer-{number}@{DOMAIN}",
+            "items": [{"quantity": 1 + number % 3, "name": "brass bell"}],
+        },
+    }
+
+
+async def follow(system: System, wanted: set[str], watch: Stopwatch) -> dict[str, dict[str, Any]]:
+    """Return the tasks among `wanted` that have ended, once all have or nothing moves any more."""
+    bar = system.progress.add_task("  sent", total=len(wanted))
+    oldest = min(wanted)  # ids rise with time, and the list begins with the newest
+    while True:
+        ended: dict[str, dict[str, Any]] = {}
+        query: dict[str, Any] = {"kind": "mail", "limit": PAGE}
+        while True:
+            page = await system.gateway.get("/v1/tasks", **query)
+            for task in page["tasks"]:
+                if task["id"] in wanted and "finished_at" in task:
+                    ended[task["id"]] = task
+            if page["next"] is None or page["next"] < oldest:
+                break
+            query["cursor"] = page["next"]
+        system.progress.update(bar, completed=len(ended))
+        if len(ended) == len(wanted) or watch.stalled(len(ended)):
+            return ended
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def judge(system: System, tasks: dict[str, dict[str, Any] | None], result: Result, watch: Stopwatch) -> None:
+    """Compare what the ledger says of `tasks` with what lies in the mailbox.
+
+    A second copy is at-least-once delivery, and is right where the task says `uncertain` (RFC 1047).
+    """
+    result.seconds = watch.seconds
+    bar = system.progress.add_task("  in the mailbox", total=len(tasks))
+    mailbox = Mailbox(system.mailbox, system.run)
+    looking = Stopwatch()
+    sent = {task_id for task_id, task in tasks.items() if task is not None and task["state"] == "sent"}
+    while True:
+        copies = await mailbox.copies()
+        arrived = sent & copies.keys()
+        system.progress.update(bar, completed=len(arrived))
+        # The ledger says `sent` after the mailbox took the mail: what is not there now never will be.
+        if arrived == sent or looking.seconds > 10:
+            break
+        await asyncio.sleep(LOOK_SECONDS)
+    result.done = len(arrived)
+    result.lost = len(tasks) - result.done
+    result.doubled = sum(copies[task_id] - 1 for task_id in arrived)
+    for task_id, task in tasks.items():
+        if task is None:
+            result.wrong.append(f"{task_id}: no mail was sent")
+        elif task["state"] != "sent":
+            result.wrong.append(f"task {task_id} is {task['state']}: {await last_reply(system, task_id)}")
+        elif task_id not in arrived:
+            result.wrong.append(f"task {task_id} is sent, but its mail is not in the mailbox")
+        elif copies[task_id] > 1 and not task["uncertain"]:
+            result.wrong.append(f"task {task_id} was sent {copies[task_id]} times and does not say it is uncertain")
+
+
+async def last_reply(system: System, task_id: str) -> str:
+    """Return what the mail server said last."""
+    attempts = (await system.gateway.get(f"/v1/tasks/{task_id}")).get("attempts", [])
+    return str(attempts[-1].get("reply")) if attempts else "no attempt was made"
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """The mails of one run, read by the part of Mailpit's API that the development mailbox has too."""
+
+    api: Api
+    run: str
+
+    async def copies(self) -> Counter[str]:
+        """Return how many mails there are for each task: a Message-ID begins with the id of its task."""
+        found: dict[str, str] = {}
+        start = 0
+        while True:
+            page = (await self.api.get("/api/v1/messages", start=start, limit=PAGE))["messages"]
+            ours = [mail for mail in page if self.run in mail["Subject"]]
+            # By the mailbox's own id: a mail that arrives meanwhile moves others on to the next page.
+            found |= {mail["ID"]: mail["MessageID"].partition("@")[0] for mail in ours}
+            # The newest come first, and nothing of this run is older than its first mail.
+            if len(page) < PAGE or (found and not ours):
+                return Counter(found.values())
+            start += PAGE
+
+
+def subject(system: System, what: str) -> str:
+    """Return a subject that names the run."""
+    return f"{system.run}: {what}"

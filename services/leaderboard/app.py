@@ -1,0 +1,189 @@
+"""The leaderboard: takes scores off their queue in batches, keeps the ranks in memory, answers who stands where."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from bellhop.amqp.batches import BatchPuller
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.publisher import Publisher
+from bellhop.contracts.base import now
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.migrations import migrate_when_up
+from bellhop.web import tokens
+from bellhop.web.auth import Caller
+from bellhop.web.limits import Limits
+from bellhop.web.problems import Problem
+from bellhop.web.server import create_app
+from services.leaderboard import metrics, routes
+from services.leaderboard.boards import to_micros
+from services.leaderboard.process import tune_process
+from services.leaderboard.progress import LOOK_SECONDS, Progress
+from services.leaderboard.puller import apply_scores
+from services.leaderboard.settings import LeaderboardSettings
+from services.leaderboard.standings import Standings
+from services.leaderboard.store import Store
+
+# The table: which queue, which handler. The queue has a single active consumer, so one replica applies and the
+# others stand by; they see what it committed at their next refresh.
+TABLE = {"leaderboard.scores": apply_scores}
+
+PRUNE_SECONDS = 3600.0
+RETRY_SECONDS = 1.0
+
+log = get_logger(__name__)
+
+
+def build(settings: LeaderboardSettings) -> FastAPI:
+    """Return the application; its lifespan connects and disconnects everything."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        url = settings.amqp_url.get_secret_value()
+        consuming = Connection(url, f"bellhop/leaderboard/{settings.instance}/consume")
+        publishing = Connection(url, f"bellhop/leaderboard/{settings.instance}/publish")
+        publisher = Publisher(publishing)
+        database = Database(settings.database_url.get_secret_value())
+        store = Store(database)
+        standings = Standings(store, past_seasons=settings.past_seasons)
+        pullers: list[BatchPuller] = []
+        progress = Progress(lambda: _waiting(pullers))
+        for queue, handler in TABLE.items():
+            handle = partial(handler, standings=standings, progress=progress, publisher=publisher)
+            pullers.append(
+                BatchPuller(
+                    consuming,
+                    publisher,
+                    queue,
+                    handle,
+                    size=settings.pull_messages,
+                    interval=settings.pull_seconds,
+                )
+            )
+
+        async def ready() -> dict[str, str]:
+            return {
+                "rankings": "ok" if standings.loaded else "being read from the database",
+                "database": standings.trouble or "ok",
+                "broker": publishing.explanation if publishing.explanation != "ok" else consuming.explanation,
+            }
+
+        async def run() -> None:
+            await migrate_when_up(settings.database_url.get_secret_value(), "services.leaderboard")
+            await _load(standings)
+            # Only now: a batch for a ranking that is half read would have to wait anyway.
+            for puller in pullers:
+                puller.start()
+            await asyncio.gather(
+                _every(settings.refresh_seconds, standings.refresh, "the rankings could not be refreshed"),
+                _every(PRUNE_SECONDS, partial(_prune, store, settings), "the inbox could not be pruned"),
+                _watch(progress),
+            )
+
+        app.state.authenticate = authenticator(settings.token_key.get_secret_value())
+        app.state.ready = ready
+        app.state.leaderboard = routes.Leaderboard(standings, progress)
+        await publishing.start()
+        await consuming.start()
+        running = asyncio.create_task(run())
+        running.add_done_callback(_ended)
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+            if standings.loaded:
+                await asyncio.gather(*(puller.stop(settings.shutdown_seconds) for puller in pullers))
+            await consuming.close()
+            await publishing.close()
+            await database.close()
+
+    tune_process()
+    # Most requests come from the gateway under one name, and it has counted them by key already.
+    limits = Limits(key_rate=None)
+    return create_app("Bellhop leaderboard", version("bellhop"), lifespan, [routes.router], limits=limits)
+
+
+def authenticator(key: str) -> Callable[[str], Awaitable[Caller | None]]:
+    """Return what finds the caller of a token. The gateway uses one for many requests, so they are remembered."""
+    known: dict[str, tuple[float, Caller]] = {}
+
+    async def authenticate(token: str) -> Caller | None:
+        expires, caller = known.get(token, (0.0, None))
+        if caller is not None and expires > time.time():
+            return caller
+        try:
+            claims = tokens.read(token, key, "leaderboard")
+        except Problem:
+            return None
+        if len(known) >= 1000:
+            known.clear()
+        caller = Caller(claims.subject, claims.subject, frozenset(claims.scopes))
+        known[token] = (claims.expires_at.timestamp(), caller)
+        return caller
+
+    return authenticate
+
+
+async def _load(standings: Standings) -> None:
+    began = time.monotonic()
+    waiting = False
+    while True:
+        try:
+            await standings.refresh()
+        except DatabaseAway as error:
+            if not waiting:
+                log.warning("waiting for the database", reason=str(error))
+            waiting = True
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            log.info("read the rankings", boards=len(standings.boards), seconds=round(time.monotonic() - began, 2))
+            return
+
+
+async def _every(seconds: float, action: Callable[[], Awaitable[None]], trouble: str) -> None:
+    """Do `action` again and again; a database that is away is logged once, and waited for."""
+    away = False
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await action()
+        except DatabaseAway as error:
+            if not away:
+                log.warning(trouble, reason=str(error))
+            away = True
+        else:
+            away = False
+
+
+async def _prune(store: Store, settings: LeaderboardSettings) -> None:
+    forgotten = await store.prune(to_micros(now() - timedelta(days=settings.inbox_days)))
+    if forgotten:
+        log.info("forgot old ids of messages and scores", count=forgotten)
+
+
+async def _watch(progress: Progress) -> None:
+    while True:
+        progress.look()
+        freshness = progress.freshness()
+        metrics.PENDING.set(freshness.pending or 0)
+        metrics.LAG.set(freshness.lag_seconds if freshness.lag_seconds is not None else float("nan"))
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _waiting(pullers: list[BatchPuller]) -> int | None:
+    if not all(puller.consuming for puller in pullers):
+        return None
+    return sum(puller.pending for puller in pullers)
+
+
+def _ended(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the leaderboard cannot go on; restart it", exc_info=error)

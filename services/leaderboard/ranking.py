@@ -1,0 +1,190 @@
+"""One ranking in memory: an immutable snapshot that readers use without waiting while the next one is made.
+
+The order is total and stated: key (see boards.py), then time reached, then name. So a tie never displaces who was
+first, and every replica shows the same. Twenty-eight bytes a player, beside the name.
+"""
+
+import bisect
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import numpy as np
+
+from bellhop.contracts.scores import Order
+from services.leaderboard.boards import Flags, Floats, Results, Slots, Times, to_keys
+from services.leaderboard.names import Names
+
+Values = TypeVar("Values", Floats, Times)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a ranking."""
+
+    position: int
+    """1, 2, 3, …: unique."""
+    rank: int
+    """1, 1, 3, …: equal scores share the better number (standard competition ranking)."""
+    player: str
+    score: float
+    at: int
+    """Microseconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """Who stands where. `names` is shared by all snapshots of a ranking; all else belongs to this one."""
+
+    names: Names
+    order: Order
+    keys: Floats
+    at: Times
+    places: Slots
+    """By slot: position - 1, or -1 for a name without a result."""
+    ranks: Slots
+    """By slot: competition rank, or 0."""
+    players: Slots
+    """By position: the slot."""
+
+    @classmethod
+    def empty(cls, order: Order, expected: int = 0) -> Self:
+        """Return a ranking without players; `expected` many are about to come."""
+        nobody = np.empty(0, np.int32)
+        return cls(Names(expected), order, np.empty(0), np.empty(0, np.int64), nobody, nobody, nobody)
+
+    def __len__(self) -> int:
+        return len(self.players)
+
+    def rank(self, player: str) -> int | None:
+        """Return the competition rank of `player`, or None."""
+        slot = self.names.find(player)
+        # A name may be known before the snapshot that holds its result is swapped in.
+        return self.ranks.item(slot) or None if 0 <= slot < len(self.ranks) else None
+
+    def entry(self, player: str) -> Entry | None:
+        """Return the line of `player`, or None."""
+        place = self._place(player)
+        return self._entry(place) if place >= 0 else None
+
+    def page(self, after: int, limit: int) -> list[Entry]:
+        """Return up to `limit` lines behind position `after`."""
+        return [self._entry(place) for place in range(after, min(after + limit, len(self)))]
+
+    def around(self, player: str, count: int) -> list[Entry]:
+        """Return the line of `player` with up to `count` before and behind it; nothing if there is none."""
+        place = self._place(player)
+        if place < 0:
+            return []
+        first = max(0, place - count)
+        return self.page(first, place + count + 1 - first)
+
+    def percentile(self, rank: int) -> float:
+        """Return the share of players, in per cent, who stand no better than `rank`; the first have 100."""
+        return round(100 * (len(self) - rank + 1) / len(self), 4)
+
+    def known(self, slots: Slots) -> Flags:
+        """Say for each slot whether it has a result."""
+        known = np.zeros(len(slots), np.bool_)
+        inside = slots < len(self.places)
+        known[inside] = self.places[slots[inside]] >= 0
+        return known
+
+    def held(self, slots: Slots) -> tuple[Flags, Floats, Times]:
+        """Return whether each slot has a result, and which: key and time."""
+        known = self.known(slots)
+        keys = np.zeros(len(slots))
+        at = np.zeros(len(slots), np.int64)
+        keys[known] = self.keys[slots[known]]
+        at[known] = self.at[slots[known]]
+        return known, keys, at
+
+    def with_results(self, results: Results) -> Self:
+        """Return the next snapshot, in which each player in `results` has that result.
+
+        Sorting is left to the few who changed; they are then merged into the others, who are in order already.
+        """
+        slots = results.slots
+        if not len(slots):
+            return self
+        size = max(len(self.keys), int(slots.max()) + 1)
+        keys = _grown(self.keys, size)
+        at = _grown(self.at, size)
+        keys[slots] = results.keys
+        at[slots] = results.at
+        changed = np.zeros(size, np.bool_)
+        changed[slots] = True
+        staying = self.players[~changed[self.players]]
+        moving = slots[self._sorted(results.keys, results.at, slots)]
+        points = self._insertion_points(staying, moving, keys, at)
+        players = np.insert(staying, points, moving)
+        return self._snapshot(keys, at, players)
+
+    def without(self, player: str) -> Self:
+        """Return the next snapshot, in which `player` has no result."""
+        slot = self.names.find(player)
+        return self._snapshot(self.keys, self.at, self.players[self.players != slot])
+
+    def _snapshot(self, keys: Floats, at: Times, players: Slots) -> Self:
+        positions = np.arange(1, len(players) + 1, dtype=np.int32)
+        places = np.full(len(keys), -1, np.int32)
+        places[players] = positions - 1
+        sorted_keys = keys[players]
+        shared = positions.copy()
+        shared[1:][sorted_keys[1:] == sorted_keys[:-1]] = 0
+        ranks = np.zeros(len(keys), np.int32)
+        ranks[players] = np.maximum.accumulate(shared)
+        return type(self)(self.names, self.order, keys, at, places, ranks, players)
+
+    def _place(self, player: str) -> int:
+        slot = self.names.find(player)
+        return self.places.item(slot) if 0 <= slot < len(self.places) else -1
+
+    def _entry(self, place: int) -> Entry:
+        slot = self.players.item(place)
+        score = float(to_keys(self.keys[slot], self.order))
+        return Entry(place + 1, self.ranks.item(slot), self.names[slot], score, self.at.item(slot))
+
+    def _sorted(self, keys: Floats, at: Times, slots: Slots) -> Slots:
+        """Return the indices that put the given results in order."""
+        sequence = np.lexsort((at, keys))
+        tied = (keys[sequence][1:] == keys[sequence][:-1]) & (at[sequence][1:] == at[sequence][:-1])
+        # Names decide only where score and time are equal: a run of ties begins and ends where `tied` changes.
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], tied, [False])).astype(np.int8)))
+        for begin, end in zip(edges[::2].tolist(), (edges[1::2] + 1).tolist(), strict=True):
+            run = sequence[begin:end].tolist()
+            sequence[begin:end] = sorted(run, key=lambda index: self.names.raw(slots.item(index)))
+        return sequence.astype(np.int32)
+
+    def _insertion_points(self, staying: Slots, moving: Slots, keys: Floats, at: Times) -> Slots:
+        """Return the index in `staying` before which each of `moving` belongs."""
+        staying_keys, moving_keys, moving_at = keys[staying], keys[moving], at[moving]
+        low = np.searchsorted(staying_keys, moving_keys, "left")
+        high = np.searchsorted(staying_keys, moving_keys, "right")
+        open_ = np.flatnonzero(low < high)  # somebody has the same score: who was first?
+        while len(open_):
+            middle = (low[open_] + high[open_]) // 2
+            later = at[staying[middle]] < moving_at[open_]
+            low[open_[later]] = middle[later] + 1
+            high[open_[~later]] = middle[~later]
+            open_ = open_[low[open_] < high[open_]]
+        beside = np.minimum(low, max(0, len(staying) - 1))
+        if len(staying):
+            neighbour = staying[beside]
+            tied = (low < len(staying)) & (keys[neighbour] == moving_keys) & (at[neighbour] == moving_at)
+            for index in np.flatnonzero(tied).tolist():  # the same instant as well: the name decides
+                low[index] = self._by_name(staying, moving.item(index), low.item(index), keys, at)
+        return low.astype(np.int32)
+
+    def _by_name(self, staying: Slots, slot: int, low: int, keys: Floats, at: Times) -> int:
+        def behind(place: int) -> bool:
+            other = staying.item(place)
+            same = keys[other] == keys[slot] and at[other] == at[slot]
+            return not same or self.names.raw(other) > self.names.raw(slot)
+
+        return bisect.bisect_left(range(len(staying)), True, low, key=behind)
+
+
+def _grown(values: Values, size: int) -> Values:
+    grown = np.zeros(size, values.dtype)
+    grown[: len(values)] = values
+    return grown

@@ -1,0 +1,64 @@
+"""The leaderboard's tables. Times are whole microseconds since 1970 (UTC).
+
+There is no index on scores: ranks are worked out in memory, and an index would cost more than all other writing.
+"""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+boards = sa.Table(
+    "boards",
+    metadata,
+    sa.Column("board", sa.String(128), primary_key=True),
+    sa.Column("order", sa.String(16), nullable=False),
+    sa.Column("operator", sa.String(16), nullable=False),
+    sa.Column("season", sa.String(16), nullable=False),
+)
+
+# `version` grows with every commit that changes results, `erasures` when a player is taken out: by them a replica
+# sees what it lacks, and whether it can catch up or has to read the ranking anew.
+rankings = sa.Table(
+    "rankings",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("board", sa.String(128), nullable=False),
+    sa.Column("season", sa.String(16), nullable=False),
+    sa.Column("players", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("erasures", sa.Integer, nullable=False),
+    sa.UniqueConstraint("board", "season"),
+)
+
+# One row for each player of a ranking: his result, and the version of the ranking that brought it.
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("ranking", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("player", sa.String(128), primary_key=True),
+    sa.Column("score", sa.Double, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# The inbox: messages, and single scores that carried an id, whose effect is in `results`.
+applied_messages = sa.Table(
+    "applied_messages",
+    metadata,
+    sa.Column("source", sa.String(1024), primary_key=True),
+    sa.Column("id", sa.String(1024), primary_key=True),
+    sa.Column("applied_at", sa.BigInteger, nullable=False),
+    sa.Index("applied_messages_by_time", "applied_at"),
+    sqlite_with_rowid=False,
+)
+
+applied_scores = sa.Table(
+    "applied_scores",
+    metadata,
+    sa.Column("board", sa.String(128), primary_key=True),
+    sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("applied_at", sa.BigInteger, nullable=False),
+    sa.Index("applied_scores_by_time", "applied_at"),
+    sqlite_with_rowid=False,
+)

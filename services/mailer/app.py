@@ -1,0 +1,170 @@
+"""The mailer: takes mail tasks off their queues, hands the mail to the relay, reports what became of it."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from bellhop.amqp.bindings import Bindings
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.consumer import Consumer
+from bellhop.amqp.message import Delivery
+from bellhop.amqp.publisher import Publisher
+from bellhop.contracts.mail import Lane
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.migrations import migrate_when_up
+from bellhop.web.server import create_app
+from services.mailer import handlers, metrics
+from services.mailer.handlers import Mailer, guarded
+from services.mailer.rendering import BadTemplate, Templates, reaction_types
+from services.mailer.settings import MailerSettings
+from services.mailer.smtp import Relay
+from services.mailer.store import Inbox
+
+BEAT_SECONDS = 3.0
+FORGET_SECONDS = 3600.0
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One queue, its handler, and how many deliveries may be in hand."""
+
+    queue: str
+    handler: Callable[[Mailer, Delivery], Awaitable[None]]
+    prefetch: int
+
+
+def table(connections: int) -> list[Row]:
+    """Return THE table: what the mailer consumes. `connections` to the relay are shared by the lanes (lanes.py).
+
+    A lane has several times as many deliveries in hand as there are connections: while some are on the wire, most
+    are being claimed, recorded or reported, each of which waits for a disk. More would be faster still, but whatever
+    is in hand when we crash counts as sent, perhaps.
+    """
+    lanes = 8 * connections
+    return [
+        Row(Lane.URGENT.queue, handlers.send_mail, lanes),
+        Row(Lane.NORMAL.queue, handlers.send_mail, lanes),
+        Row(Lane.BULK.queue, handlers.send_mail, lanes),
+        Row("mail.cancel", handlers.cancel_mail, 100),
+        Row("mailer.reactions", handlers.react, 50),
+    ]
+
+
+def build(settings: MailerSettings) -> FastAPI:
+    """Compose the service.
+
+    Ends the process with a sentence where a template file cannot be used.
+    """
+    try:
+        templates = Templates(settings.templates)
+    except BadTemplate as error:
+        raise SystemExit(str(error)) from None
+    bindings = dict.fromkeys(reaction_types(settings.templates), "mailer.reactions")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        url = settings.amqp_url.get_secret_value()
+        consuming = Connection(url, f"bellhop/mailer/{settings.instance}/consume")
+        publishing = Connection(url, f"bellhop/mailer/{settings.instance}/publish")
+        database = Database(settings.database_url.get_secret_value())
+        relay = Relay(settings)
+        # The name alone would not do: a container that was killed comes back with its old host name and process id.
+        inbox = Inbox(database, f"{settings.instance}/{secrets.token_hex(8)}")
+        mailer = Mailer(settings, templates, inbox, relay, Publisher(publishing))
+        consumers = [
+            Consumer(consuming, mailer.publisher, row.queue, guarded(row.handler, mailer), prefetch=row.prefetch)
+            for row in table(settings.smtp_connections)
+        ]
+        consuming.add(Bindings("events", bindings))
+        metrics.CONNECTIONS.set_function(lambda: relay.busy)
+        prepared = asyncio.Event()
+
+        async def run() -> None:
+            await _prepare(settings, inbox)
+            prepared.set()
+            for consumer in consumers:
+                consumer.start()
+            await _keep_house(settings, inbox, relay)
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("the mailer cannot go on; restart it", exc_info=error)
+
+        async def ready() -> dict[str, str]:
+            return {
+                "broker": publishing.explanation if publishing.explanation != "ok" else consuming.explanation,
+                "database": "ok" if inbox.fresh else "the database does not answer",
+                "queues": _consuming(consumers),
+                "relay": relay.trouble or "ok",
+            }
+
+        app.state.ready = ready
+        await publishing.start()
+        await consuming.start()
+        running = asyncio.create_task(run())
+        running.add_done_callback(ended)
+        try:
+            yield
+        finally:
+            mailer.stopping.set()
+            relay.give_up()
+            if prepared.is_set():
+                await asyncio.gather(*(consumer.stop(settings.shutdown_seconds) for consumer in consumers))
+            # Only now: while mails are in hand, our heartbeat must go on.
+            running.cancel()
+            await asyncio.wait([running])
+            relay.close()
+            await _close(inbox)
+            await consuming.close()
+            await publishing.close()
+            await database.close()
+
+    return create_app("Bellhop mailer", version("bellhop"), lifespan, [])
+
+
+async def _prepare(settings: MailerSettings, inbox: Inbox) -> None:
+    """Bring the database to our schema, and be known as alive before anything is claimed."""
+    while True:
+        await migrate_when_up(settings.database_url.get_secret_value(), "services.mailer")
+        try:
+            await inbox.beat()
+        except DatabaseAway:
+            continue  # it went away in between; the wait is above
+        return
+
+
+async def _keep_house(settings: MailerSettings, inbox: Inbox, relay: Relay) -> None:
+    """Send heartbeats, close idle connections, forget old tasks; until cancelled."""
+    loop = asyncio.get_running_loop()
+    forgotten_at = loop.time()
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        relay.sweep()
+        try:
+            await inbox.beat()
+            if loop.time() - forgotten_at > FORGET_SECONDS:
+                forgotten_at = loop.time()
+                gone = await inbox.forget(settings.inbox_days)
+                log.info("forgot old tasks", tasks=gone)
+        except DatabaseAway as error:
+            log.warning("no heartbeat could be written", reason=str(error))
+
+
+async def _close(inbox: Inbox) -> None:
+    try:
+        await inbox.close()
+    except DatabaseAway as error:
+        log.warning("could not say goodbye; other replicas will wait for our heartbeat to end", reason=str(error))
+
+
+def _consuming(consumers: list[Consumer]) -> str:
+    missing = [consumer.queue for consumer in consumers if not consumer.consuming]
+    return f"not consuming from {', '.join(missing)}" if missing else "ok"

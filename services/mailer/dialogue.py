@@ -1,0 +1,221 @@
+"""One mail transaction on an open SMTP connection (RFC 5321, 3.3), and what is known when it breaks off.
+
+aiosmtplib opens the connection: greeting, EHLO, STARTTLS, AUTH. Its transactions are not used, for two reasons. It
+reports a connection that broke before the final dot and one that broke after it alike, and the difference is
+whether a second copy may arise. And it waits for each reply before the next command; a server that offers
+PIPELINING (RFC 2920) takes MAIL, RCPT and DATA in one packet, which halves the round trips.
+"""
+
+import asyncio
+import re
+from enum import StrEnum
+from typing import NamedTuple, cast
+
+MAX_REPLY = 64 * 1024
+_LINE = re.compile(rb"(\d{3})([ -]?)([^\r\n]*)\r?\n")
+
+
+class Step(StrEnum):
+    """Where in the transaction a reply belongs."""
+
+    RSET = "RSET"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    DOT = "final dot"
+
+
+class Reply(NamedTuple):
+    """One reply; `text` has its lines joined by line feeds, without codes."""
+
+    code: int
+    text: str
+
+
+class Answer(NamedTuple):
+    """The reply that decided over the mail."""
+
+    step: Step
+    reply: Reply
+
+
+class Broken(Exception):
+    """The connection is gone, or unusable, before the server decided over the mail."""
+
+    after_dot = False
+    """The final dot was on its way: the server may have taken the mail."""
+
+
+class Dialogue(asyncio.Protocol):
+    """The protocol of a connection that is ready for mail."""
+
+    def __init__(self, transport: asyncio.Transport, extensions: frozenset[str]) -> None:
+        """`extensions`: what EHLO announced, in lower case."""
+        self._transport = transport
+        self._extensions = extensions
+        self._loop = asyncio.get_running_loop()
+        self._buffer = b""
+        self._lines: list[bytes] = []
+        self._replies: list[Reply] = []
+        self._wanted = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._dirty = False
+        self._dead: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Say whether another mail may go over this connection."""
+        return self._dead is None and not self._transport.is_closing()
+
+    def offers(self, extension: str) -> bool:
+        """Say whether the server announced `extension` (lower case)."""
+        return extension in self._extensions
+
+    def close(self) -> None:
+        """Say QUIT, without waiting for the answer, and close."""
+        if self.usable:
+            self._transport.write(b"QUIT\r\n")
+        self._kill("the connection was closed by us")
+
+    async def transact(
+        self, mail: bytes, recipient: bytes, message: bytes, *, timeout: float, data_timeout: float
+    ) -> Answer:
+        """Send one mail and return the reply that decided over it.
+
+        `mail` is the argument of MAIL FROM with its parameters, `recipient` that of RCPT TO, `message` is dot-stuffed
+        and ends with the final dot. `timeout` is for each reply, `data_timeout` for the one after the final dot.
+
+        Raises:
+            Broken: no decision. Its `after_dot` says whether the server may have the mail nevertheless.
+        """
+        commands = [(Step.MAIL, b"MAIL FROM:" + mail), (Step.RCPT, b"RCPT TO:" + recipient), (Step.DATA, b"DATA")]
+        if self._dirty:
+            commands.insert(0, (Step.RSET, b"RSET"))
+        self._dirty = True
+        replies = await self._envelope(commands, timeout)
+        for (step, _), reply in zip(commands, replies, strict=False):
+            if reply.code < 400 and not _accepted(step, reply):
+                self._kill(f"the server answered {reply.code} {reply.text} to {step}")
+                raise Broken(self._dead)
+            if not _accepted(step, reply):
+                await self._leave(replies, len(commands), timeout)
+                return Answer(step, reply)
+        self._transport.write(message)
+        try:
+            (reply,) = await self._read(1, data_timeout)
+        except Broken as broken:
+            broken.after_dot = True
+            raise
+        self._dirty = reply.code != 250
+        self._end_if_closing(reply)
+        return Answer(Step.DOT, reply)
+
+    async def _envelope(self, commands: list[tuple[Step, bytes]], timeout: float) -> list[Reply]:
+        if "pipelining" in self._extensions:
+            self._write(b"".join(command + b"\r\n" for _, command in commands))
+            return await self._read(len(commands), timeout)
+        replies = []
+        for step, command in commands:
+            self._write(command + b"\r\n")
+            replies += await self._read(1, timeout)
+            if not _accepted(step, replies[-1]):
+                break
+        return replies
+
+    async def _leave(self, replies: list[Reply], commands: int, timeout: float) -> None:
+        """Get back to a state in which the next mail can begin, after a refusal."""
+        for reply in replies:
+            self._end_if_closing(reply)
+        if not self.usable or len(replies) < commands or replies[-1].code != 354:
+            return
+        # RFC 2920, 3.1: DATA was on its way already and the server wants a message, for nobody. End it at once.
+        self._transport.write(b".\r\n")
+        try:
+            await self._read(1, timeout)
+        except Broken:
+            return
+
+    def _end_if_closing(self, reply: Reply) -> None:
+        if reply.code == 421:
+            self._kill("the server closes the connection")
+
+    def _write(self, data: bytes) -> None:
+        if not self.usable:
+            raise Broken(self._dead or "the connection is closing")
+        self._transport.write(data)
+
+    async def _read(self, count: int, timeout: float) -> list[Reply]:
+        """Return the next `count` replies, or those before a server that said 421 and left."""
+        self._wanted = count
+        if len(self._replies) < count and self._dead is None:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(timeout, self._kill, f"the server was silent for {timeout:g} s")
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                self._kill("the transaction was broken off by us")
+                raise
+            finally:
+                timer.cancel()
+                self._waiter = None
+        replies, self._replies, self._wanted = self._replies, [], 0
+        if len(replies) < count and not any(reply.code >= 400 for reply in replies):
+            raise Broken(self._dead or "the connection is gone")
+        return replies
+
+    # Called by the event loop.
+
+    def data_received(self, data: bytes) -> None:
+        """Collect replies. What nobody asked for ends the connection: pairing would be off from then on."""
+        if self._dead is not None:
+            return
+        buffer = self._buffer + data
+        end = 0
+        while match := _LINE.match(buffer, end):
+            end = match.end()
+            self._lines.append(match[3])
+            if match[2] != b"-":
+                text = b"\n".join(self._lines).decode("utf-8", "replace")
+                self._replies.append(Reply(int(match[1]), text))
+                self._lines.clear()
+        self._buffer = buffer[end:]
+        if b"\n" in self._buffer:
+            self._kill(
+                f"the server answered {self._buffer[:80].decode('ascii', 'replace').strip()!r}, which is no SMTP"
+            )
+        elif len(self._buffer) + sum(map(len, self._lines)) > MAX_REPLY:
+            self._kill("the server's reply has no end")
+        elif len(self._replies) > self._wanted:
+            reply = self._replies[-1]
+            self._replies.clear()  # none of them can be trusted to belong to its command
+            self._kill(f"the server said {reply.code} {reply.text} without being asked")
+        elif len(self._replies) == self._wanted:
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the connection is gone."""
+        self._kill(f"the server closed the connection ({exc})" if exc else "the server closed the connection")
+
+    def _kill(self, reason: str) -> None:
+        if self._dead is None:
+            self._dead = reason
+            self._transport.close()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _accepted(step: Step, reply: Reply) -> bool:
+    if step is Step.DATA:
+        return reply.code == 354
+    return reply.code == 250 or (step is Step.RCPT and reply.code == 251)
+
+
+def adopt(transport: asyncio.BaseTransport, extensions: frozenset[str]) -> Dialogue:
+    """Take over an open connection from the protocol that opened it."""
+    stream = cast(asyncio.Transport, transport)
+    dialogue = Dialogue(stream, extensions)
+    stream.set_protocol(dialogue)
+    return dialogue

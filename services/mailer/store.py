@@ -1,0 +1,307 @@
+"""The inbox: which tasks were begun, by whom, and what became of them. All SQL of the mailer.
+
+A claim is committed before a mail goes out, and its result after. So whoever gets the task again (a redelivery, a
+second copy of the message) knows one of these:
+
+    nothing there           send
+    waiting                 an earlier attempt failed and said so: send, if this is a later attempt
+    claimed by the living   another replica is at it: hand the delivery back
+    claimed by the dead     its owner crashed: an earlier copy may have gone out. Send again, and say `uncertain`
+    done, cancelled         report it again, send nothing
+
+Who lives is told by heartbeats and not by an expiry of each claim. A mail may rightly wait ten minutes for the reply
+to its final dot; a claim that expired sooner would be sent twice, and one that expired later would hold a crashed
+mail back for as long. A heartbeat is one small write every few seconds whatever the load, and a crash is noticed
+within `LEASE_SECONDS`. Replicas that share a database must agree on the time to a few seconds.
+"""
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.sql.database import Database
+from bellhop.sql.group_commit import GroupCommit
+
+LEASE_SECONDS = 10.0
+
+metadata = sa.MetaData()
+
+inbox = sa.Table(
+    "mailer_inbox",
+    metadata,
+    sa.Column("task_id", sa.String(255), primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(255)),
+    sa.Column("uncertain", sa.Boolean, nullable=False),
+    sa.Column("outcome", sa.Text),
+    sa.Column("created_at", sa.Double, nullable=False),  # Unix seconds
+)
+
+replicas = sa.Table(
+    "mailer_replicas",
+    metadata,
+    sa.Column("owner", sa.String(255), primary_key=True),
+    sa.Column("seen_at", sa.Double, nullable=False),  # Unix seconds
+)
+
+Key = tuple[str, int]
+"""Task id and round."""
+
+
+class Kept(StrEnum):
+    """The state of a row."""
+
+    CLAIMED = "claimed"
+    WAITING = "waiting"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+class Verb(StrEnum):
+    """What a claim allows."""
+
+    SEND = "send"
+    HELD = "held"
+    MADE = "made"
+    OVER = "over"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer to a claim."""
+
+    verb: Verb
+    uncertain: bool = False
+    """An earlier copy may have gone out."""
+    attempt: int = 0
+    """The attempt that was made before; 0 where there was none."""
+    outcome: str | None = None
+    """What was reported about it, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a claim."""
+
+    key: Key
+    state: Kept
+    attempt: int
+    uncertain: bool = False
+    outcome: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    key: Key
+    attempt: int
+
+
+# The first attempt of a task is nearly all there is to do: one statement for a whole batch of them.
+_RECORD = (
+    sa.update(inbox)
+    .where(
+        inbox.c.task_id == sa.bindparam("b_task_id"),
+        inbox.c.round == sa.bindparam("b_round"),
+        # Somebody who took us for dead may be at it by now; only what is final still counts then.
+        sa.or_(inbox.c.owner == sa.bindparam("b_owner"), sa.bindparam("b_final", type_=sa.Boolean)),
+    )
+    .values(
+        state=sa.bindparam("b_state"),
+        attempt=sa.bindparam("b_attempt"),
+        owner=None,
+        uncertain=sa.bindparam("b_uncertain"),
+        outcome=sa.bindparam("b_outcome"),
+    )
+)
+_TAKE_OVER = (
+    sa.update(inbox)
+    .where(inbox.c.task_id == sa.bindparam("b_task_id"), inbox.c.round == sa.bindparam("b_round"))
+    .values(
+        state=sa.bindparam("b_state"),
+        attempt=sa.bindparam("b_attempt"),
+        owner=sa.bindparam("b_owner"),
+        uncertain=sa.bindparam("b_uncertain"),
+    )
+)
+
+
+class Inbox:
+    """The inbox, as seen by one replica."""
+
+    def __init__(self, database: Database, owner: str) -> None:
+        """`owner` must be new for each process: a restarted container often has its old name and process id."""
+        self._database = database
+        self._writer = GroupCommit(database)
+        self._owner = owner
+        self._beaten_at = float("-inf")
+        self._insert = database.insert(inbox).on_conflict_do_nothing().returning(inbox.c.task_id, inbox.c.round)
+
+    async def close(self) -> None:
+        """Write what is waiting, and let others have our claims at once."""
+        await self._writer.close()
+        async with self._database.write() as connection:
+            await connection.execute(sa.delete(replicas).where(replicas.c.owner == self._owner))
+
+    async def claim(self, key: Key, attempt: int) -> Claim:
+        """Ask to make attempt number `attempt` of a task. Committed on return."""
+        return await self._writer.write(self._claim, _Wish(key, attempt))
+
+    async def record(self, result: Result) -> None:
+        """Keep what became of a claim. Committed on return."""
+        await self._writer.write(self._record, result)
+
+    async def cancel(self, key: Key) -> Claim:
+        """See to it that a task is not begun: `over` where it never will be, else what hinders."""
+        return await self._writer.write(self._cancel, key)
+
+    # Claims and results, a batch at a time. They run inside the transaction of the group commit.
+
+    async def _claim(self, connection: AsyncConnection, wishes: list[_Wish]) -> list[Claim]:
+        inserted = await self._insert_new(connection, [(wish.key, Kept.CLAIMED, wish.attempt) for wish in wishes])
+        if len(inserted) == len(wishes):
+            return [Claim(Verb.SEND)] * len(wishes)
+        rows = await self._rows(connection, [wish.key for wish in wishes if wish.key not in inserted])
+        living = await self._living(connection)
+        claims = []
+        for wish in wishes:
+            row = rows.get(wish.key)
+            claims.append(Claim(Verb.SEND) if row is None else self._decide(row, wish.attempt, living))
+        taken = [
+            _take_over(wish.key, Kept.CLAIMED, wish.attempt, self._owner, claim.uncertain)
+            for wish, claim in zip(wishes, claims, strict=True)
+            if claim.verb is Verb.SEND and wish.key not in inserted
+        ]
+        if taken:
+            await connection.execute(_TAKE_OVER, taken)
+        return claims
+
+    def _decide(self, row: Any, attempt: int, living: set[str]) -> Claim:
+        if row.state == Kept.DONE:
+            return Claim(Verb.OVER, row.uncertain, row.attempt, row.outcome)
+        if row.state == Kept.CANCELLED:  # what was reported last, if anything, was a failed attempt
+            return Claim(Verb.OVER, row.uncertain, row.attempt)
+        if row.state == Kept.WAITING:
+            verb = Verb.SEND if attempt > row.attempt else Verb.MADE
+            return Claim(verb, row.uncertain, row.attempt, row.outcome)
+        # What this process has in hand never gets here twice, so a claim of our own is one whose end we lost.
+        if row.owner != self._owner and row.owner in living:
+            return Claim(Verb.HELD)
+        return Claim(Verb.SEND, uncertain=True, attempt=row.attempt)
+
+    async def _record(self, connection: AsyncConnection, results: list[Result]) -> list[None]:
+        await connection.execute(
+            _RECORD,
+            [
+                {
+                    "b_task_id": result.key[0],
+                    "b_round": result.key[1],
+                    "b_owner": self._owner,
+                    "b_final": result.state is Kept.DONE,
+                    "b_state": result.state.value,
+                    "b_attempt": result.attempt,
+                    "b_uncertain": result.uncertain,
+                    "b_outcome": result.outcome,
+                }
+                for result in results
+            ],
+        )
+        return [None] * len(results)
+
+    async def _cancel(self, connection: AsyncConnection, keys: list[Key]) -> list[Claim]:
+        inserted = await self._insert_new(connection, [(key, Kept.CANCELLED, 0) for key in dict.fromkeys(keys)])
+        rows = await self._rows(connection, [key for key in keys if key not in inserted])
+        answers, changed = [], []
+        for key in keys:
+            row = rows.get(key)
+            if row is None:
+                answers.append(Claim(Verb.OVER))
+            elif row.state == Kept.WAITING:  # between two attempts: the next one need not begin
+                answers.append(Claim(Verb.OVER, row.uncertain, row.attempt))
+                changed.append(_take_over(key, Kept.CANCELLED, row.attempt, None, row.uncertain))
+            elif row.state == Kept.CANCELLED:
+                answers.append(Claim(Verb.OVER, row.uncertain, row.attempt))
+            else:
+                answers.append(Claim(Verb.HELD if row.state == Kept.CLAIMED else Verb.MADE))
+        if changed:
+            await connection.execute(_TAKE_OVER, changed)
+        return answers
+
+    async def _insert_new(self, connection: AsyncConnection, wanted: list[tuple[Key, Kept, int]]) -> set[Key]:
+        """Insert rows for the keys that have none, and return those keys."""
+        now = time.time()
+        rows = [
+            {
+                "task_id": key[0],
+                "round": key[1],
+                "state": state.value,
+                "attempt": attempt,
+                "owner": self._owner if state is Kept.CLAIMED else None,
+                "uncertain": False,
+                "outcome": None,
+                "created_at": now,
+            }
+            # In one order everywhere: two replicas that insert the same keys crosswise would deadlock in PostgreSQL.
+            for key, state, attempt in sorted(wanted, key=lambda each: each[0])
+        ]
+        inserted = await connection.execute(self._insert, rows)
+        return {(task_id, round_) for task_id, round_ in inserted}
+
+    async def _rows(self, connection: AsyncConnection, keys: list[Key]) -> dict[Key, Any]:
+        if not keys:
+            return {}
+        found = await connection.execute(
+            sa.select(inbox)
+            .where(inbox.c.task_id.in_({task_id for task_id, _ in keys}))
+            .order_by(inbox.c.task_id, inbox.c.round)
+            .with_for_update()
+        )
+        return {(row.task_id, row.round): row for row in found}
+
+    # Who lives.
+
+    @property
+    def fresh(self) -> bool:
+        """Say whether other replicas still take us for alive; if not, they may send what we hold."""
+        return time.monotonic() - self._beaten_at < LEASE_SECONDS
+
+    async def beat(self) -> None:
+        """Tell the other replicas that we are alive."""
+        before = time.monotonic()
+        statement = self._database.insert(replicas).values(owner=self._owner, seen_at=time.time())
+        async with self._database.write() as connection:
+            await connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[replicas.c.owner], set_={"seen_at": statement.excluded.seen_at}
+                )
+            )
+        self._beaten_at = before
+
+    async def _living(self, connection: AsyncConnection) -> set[str]:
+        found = await connection.execute(
+            sa.select(replicas.c.owner).where(replicas.c.seen_at > time.time() - LEASE_SECONDS)
+        )
+        return set(found.scalars())
+
+    async def forget(self, days: float) -> int:
+        """Delete rows older than `days`, and replicas that are long gone; return how many tasks were forgotten."""
+        async with self._database.write() as connection:
+            await connection.execute(sa.delete(replicas).where(replicas.c.seen_at < time.time() - 86_400))
+            gone = await connection.execute(sa.delete(inbox).where(inbox.c.created_at < time.time() - days * 86_400))
+        return int(gone.rowcount)
+
+
+def _take_over(key: Key, state: Kept, attempt: int, owner: str | None, uncertain: bool) -> dict[str, Any]:
+    return {
+        "b_task_id": key[0],
+        "b_round": key[1],
+        "b_state": state.value,
+        "b_attempt": attempt,
+        "b_owner": owner,
+        "b_uncertain": uncertain,
+    }

@@ -1,0 +1,159 @@
+"""The inbox, on both databases: who may send what."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bellhop.sql.database import Database
+from bellhop.sql.migrations import migrate
+from services.mailer import store
+from services.mailer.store import Claim, Inbox, Kept, Result, Verb
+
+KEY = ("task-1", 1)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    await migrate(database_url, "services.mailer")
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+async def replica(database: Database, name: str) -> Inbox:
+    inbox = Inbox(database, name)
+    await inbox.beat()
+    return inbox
+
+
+async def test_a_new_task_may_be_sent(database: Database) -> None:
+    """Nothing went before."""
+    inbox = await replica(database, "a")
+    assert await inbox.claim(KEY, 1) == Claim(Verb.SEND)
+
+
+async def test_many_claims_share_a_transaction(database: Database) -> None:
+    """New ones, old ones and cancelled ones side by side each get their own answer."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    await inbox.record(Result(KEY, Kept.DONE, 1, outcome="{}"))
+    await inbox.cancel(("cancelled", 1))
+    keys = [(f"new-{n}", 1) for n in range(300)]
+    claims = await asyncio.gather(*(inbox.claim(key, 1) for key in [*keys, KEY, ("cancelled", 1), ("task-1", 2)]))
+    assert [claim.verb for claim in claims] == [Verb.SEND] * 300 + [Verb.OVER, Verb.OVER, Verb.SEND]
+
+
+async def test_what_is_done_is_over(database: Database) -> None:
+    """With what was reported about it, for every attempt that comes late."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    await inbox.record(Result(KEY, Kept.DONE, 1, uncertain=True, outcome='{"state":"sent"}'))
+    for attempt in (1, 2):
+        assert await inbox.claim(KEY, attempt) == Claim(Verb.OVER, True, 1, '{"state":"sent"}')
+
+
+async def test_the_next_attempt_may_be_made_and_the_last_one_not_again(database: Database) -> None:
+    """A redelivery of an attempt that failed is no further attempt."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    await inbox.record(Result(KEY, Kept.WAITING, 1, uncertain=True, outcome="{}"))
+    assert await inbox.claim(KEY, 1) == Claim(Verb.MADE, True, 1, "{}")
+    assert await inbox.claim(KEY, 2) == Claim(Verb.SEND, True, 1, "{}")
+
+
+async def test_what_another_living_replica_sends_is_held(database: Database) -> None:
+    """Two never send the same mail at once."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+
+
+async def test_what_a_dead_replica_claimed_is_sent_again_and_said_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier copy may have gone out (RFC 1047)."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
+    assert await other.claim(KEY, 1) == Claim(Verb.SEND, uncertain=True, attempt=1)
+
+
+async def test_who_says_goodbye_holds_nothing(database: Database) -> None:
+    """After an orderly end nobody waits for heartbeats."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    await one.close()
+    assert (await other.claim(KEY, 1)).verb is Verb.SEND
+
+
+async def test_a_late_result_of_the_presumed_dead_counts_only_if_final(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure must not take the claim from whoever sends now; a success ends the task."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "LEASE_SECONDS", 0.0)
+        await other.claim(KEY, 1)
+    await one.record(Result(KEY, Kept.WAITING, 1))
+    assert (await one.claim(KEY, 2)).verb is Verb.HELD
+    await one.record(Result(KEY, Kept.DONE, 1, outcome="{}"))
+    assert (await other.claim(KEY, 1)).verb is Verb.OVER
+
+
+async def test_a_task_is_cancelled_before_it_begins(database: Database) -> None:
+    """And stays so."""
+    inbox = await replica(database, "a")
+    assert await inbox.cancel(KEY) == Claim(Verb.OVER)
+    assert await inbox.cancel(KEY) == Claim(Verb.OVER)
+    assert await inbox.claim(KEY, 1) == Claim(Verb.OVER)
+
+
+async def test_a_task_is_cancelled_between_two_attempts(database: Database) -> None:
+    """Its attempts keep their number."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    await inbox.record(Result(KEY, Kept.WAITING, 1, outcome="{}"))
+    assert await inbox.cancel(KEY) == Claim(Verb.OVER, attempt=1)
+    assert await inbox.claim(KEY, 2) == Claim(Verb.OVER, attempt=1)
+
+
+async def test_what_is_on_its_way_cannot_be_cancelled(database: Database) -> None:
+    """Nor what is done."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    assert (await inbox.cancel(KEY)).verb is Verb.HELD
+    await inbox.record(Result(KEY, Kept.DONE, 1, outcome="{}"))
+    assert (await inbox.cancel(KEY)).verb is Verb.MADE
+
+
+async def test_two_replicas_claim_crosswise_without_deadlock(database: Database) -> None:
+    """Each task goes to one of them."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    keys = [(f"task-{n}", 1) for n in range(100)]
+    claims = await asyncio.gather(
+        *(one.claim(key, 1) for key in keys), *(other.claim(key, 1) for key in reversed(keys))
+    )
+    verbs = [claim.verb for claim in claims]
+    assert (verbs.count(Verb.SEND), verbs.count(Verb.HELD)) == (100, 100)
+
+
+async def test_old_tasks_are_forgotten(database: Database) -> None:
+    """By their age, whatever became of them."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    await inbox.record(Result(KEY, Kept.DONE, 1))
+    assert await inbox.forget(days=1) == 0
+    assert await inbox.forget(days=0) == 1
+    assert (await inbox.claim(KEY, 1)).verb is Verb.SEND
+
+
+async def test_freshness_ends_with_the_lease(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica knows when others take it for dead."""
+    inbox = Inbox(database, "a")
+    assert not inbox.fresh
+    await inbox.beat()
+    assert inbox.fresh
+    monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
+    assert not inbox.fresh
