@@ -35,8 +35,11 @@ fmt: $(VENV) ## format and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV) ## the figures, each beside its peer
+bench: $(VENV) ## the figures, each beside its peer; bench-accept, bench-publish, … one of them
 	$(BIN)/python -m bench
+
+bench-%: $(VENV)
+	$(BIN)/python -m bench $*
 
 clean: ## forget everything: databases, secrets, the broker's data, the virtual environment
 	rm -rf .bellhop .venv

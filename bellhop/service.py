@@ -1,5 +1,7 @@
 """How every service starts: settings, logs, HTTP face."""
 
+import gc
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,4 +21,18 @@ def run(name: str, settings_type: type[SettingsT], build: Callable[[SettingsT], 
     """
     settings = settings_type.load()
     configure_logging(name, settings)
-    serve(build(settings), settings)
+    app = build(settings)
+    _tune_interpreter()
+    serve(app, settings)
+
+
+def _tune_interpreter() -> None:
+    """Set what CPython leaves at values for programs unlike ours: one busy event loop beside a few driver threads."""
+    # The database driver's thread asks the busy loop for the interpreter many times a commit. By default it waits
+    # 5 ms each time; a tenth of that makes a commit several times as fast.
+    sys.setswitchinterval(0.0005)
+    # Every request in flight is some hundred objects that the cycle collector would walk again and again: a fifth of
+    # all CPU time under load. Little here is cyclic; the collector looks less often, and never at what stays.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)

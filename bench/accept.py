@@ -5,9 +5,9 @@ durable: every 202 follows a commit with `synchronous=FULL`, and the relay publi
 """
 
 import orjson
-from bench import load, stage
 
 from bellhop.cli.ports import free_ports
+from bench import load, stage
 
 SECONDS = 6.0
 CONNECTIONS = 64

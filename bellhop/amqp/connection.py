@@ -14,6 +14,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 
+from bellhop.amqp.urls import split_urls
 from bellhop.observe.logs import get_logger
 
 HEARTBEAT_SECONDS = 10
@@ -38,13 +39,12 @@ class Connection:
     """A connection that is always open or about to be."""
 
     def __init__(self, url: str, name: str) -> None:
-        """`url` is an amqp:// or amqps:// URL; `name` is what the management UI shows."""
-        self._parameters = pika.URLParameters(url)
-        self._parameters.heartbeat = HEARTBEAT_SECONDS
-        self._parameters.socket_timeout = 5
-        self._parameters.stack_timeout = 10
-        self._parameters.connection_attempts = 1
-        self._parameters.client_properties = {"connection_name": name, "product": "Bellhop"}
+        """`url` is an amqp:// or amqps:// URL, or several with commas between them: the nodes of one cluster.
+
+        They are tried in turn, beginning with the first. `name` is what the management UI shows.
+        """
+        self._nodes = [_parameters(one, name) for one in split_urls(url)]
+        self._turn = 0
         self._name = name
         self._links: list[Link] = []
         self._pika: AsyncioConnection | None = None
@@ -75,11 +75,13 @@ class Connection:
             return f"RabbitMQ blocks publishers: {self._blocked}"
         if self.status == "open":
             return "ok"
-        return f"no connection to RabbitMQ at {self._where}"
+        where = " or ".join(f"{node.host}:{node.port}" for node in self._nodes)
+        return f"no connection to RabbitMQ at {where}, virtual host {self._nodes[0].virtual_host}"
 
     @property
     def _where(self) -> str:
-        return f"{self._parameters.host}:{self._parameters.port}, virtual host {self._parameters.virtual_host}"
+        node = self._nodes[self._turn]
+        return f"{node.host}:{node.port}, virtual host {node.virtual_host}"
 
     async def start(self) -> None:
         """Begin to connect; returns at once and never gives up."""
@@ -140,6 +142,8 @@ class Connection:
                 log.warning("lost the connection to RabbitMQ; connecting again", broker=self._where, reason=reason)
             elif failures == 0:
                 log.warning("cannot reach RabbitMQ; trying until it answers", broker=self._where, reason=reason)
+            # The node that was just lost, or does not answer, comes last.
+            self._turn = (self._turn + 1) % len(self._nodes)
             # A connection that holds is forgiven; one that dies at once is not, or a storm of resets would spin us.
             failures = 0 if was_open and loop.time() - began > 30 else failures + 1
             # Full jitter (replicas must not return in step), and never more than one attempt a second.
@@ -159,7 +163,7 @@ class Connection:
                 self._open_channel(connection, link)
 
         return AsyncioConnection(
-            self._parameters,
+            self._nodes[self._turn],
             on_open_callback=opened,
             on_open_error_callback=end,
             on_close_callback=end,
@@ -200,6 +204,16 @@ class Connection:
     def _on_unblocked(self, _connection: object, _frame: object) -> None:
         self._blocked = None
         log.info("RabbitMQ takes messages again")
+
+
+def _parameters(url: str, name: str) -> pika.URLParameters:
+    parameters = pika.URLParameters(url)
+    parameters.heartbeat = HEARTBEAT_SECONDS
+    parameters.socket_timeout = 5
+    parameters.stack_timeout = 10
+    parameters.connection_attempts = 1
+    parameters.client_properties = {"connection_name": name, "product": "Bellhop"}
+    return parameters
 
 
 def _abandon(connection: AsyncioConnection) -> None:

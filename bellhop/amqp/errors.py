@@ -8,8 +8,12 @@ PublishError            the message may not be out; say 503, or leave it in the 
 HandlerSignal           what a handler raises to say what should become of its delivery
   Reject                never possible: dead letter
   Retry                 not this time: the retry ladder, while attempts are left
+  Defer                 its turn is later: the retry ladder, and the attempt does not count
   NotNow                something this service stands on is away: hand it back, count nothing
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class PublishError(Exception):
@@ -47,6 +51,16 @@ class Retry(HandlerSignal):
         """`after`: at the earliest in so many seconds, where somebody said so."""
         super().__init__(reason)
         self.after = after
+
+
+class Defer(HandlerSignal):
+    """The turn of the message has not come: it waits on the ladder and comes back as the same attempt."""
+
+    def __init__(self, reason: str, *, after: float, headers: Mapping[str, Any] | None = None) -> None:
+        """`after`: how many seconds to wait. `headers`: AMQP headers that the message comes back with."""
+        super().__init__(reason)
+        self.after = after
+        self.headers = headers or {}
 
 
 class NotNow(HandlerSignal):

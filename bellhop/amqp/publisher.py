@@ -15,6 +15,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 from pika.spec import Basic
 
+from bellhop import faults
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.errors import BrokerAway, PublishError, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Message, to_headers
@@ -113,6 +114,7 @@ class Publisher:
             expiration=None if message.expiration_ms is None else str(message.expiration_ms),
         )
         assert self._channel is not None
+        faults.point("publisher.before_write")
         try:
             self._channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=True)
         except AMQPError as error:
@@ -121,6 +123,7 @@ class Publisher:
         except Exception:
             self._room.release()
             raise
+        faults.point_when_written("publisher.after_write")
         self._tag += 1
         future: asyncio.Future[None] = loop.create_future()
         self._outstanding[self._tag] = _Outstanding(
@@ -189,6 +192,7 @@ class Publisher:
         elif isinstance(answer, Basic.Nack):
             _fail(one, Refused(f"RabbitMQ refused the message for {routing_key!r}: a queue is full"))
         elif not one.future.done():
+            faults.point("publisher.after_confirm")
             one.future.set_result(None)
 
 

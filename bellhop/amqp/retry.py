@@ -58,3 +58,13 @@ DEFAULT = RetryPolicy()
 def expiration_ms(rung: Rung) -> int:
     """Return how long a message waits on `rung`, with jitter, in milliseconds."""
     return round(rung.seconds * 1000 * random.uniform(1 - JITTER, 1))
+
+
+def rung_for(seconds: float) -> tuple[Rung, int]:
+    """Return the rung on which a message can wait `seconds`, and its expiration there in milliseconds.
+
+    What is longer than the last rung waits there for as long as that lets it. A rung hands its messages back in
+    order, so one may come later than asked, by no more than its rung is long.
+    """
+    rung = next((each for each in LADDER if each.seconds >= seconds), LADDER[-1])
+    return rung, max(1, round(min(seconds, rung.seconds) * 1000))

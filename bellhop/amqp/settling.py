@@ -3,6 +3,7 @@
     handler returns         -> ack
     Reject, undecodable     -> dead letter with the reason, then ack
     Retry, any other error  -> a rung of the retry ladder while attempts are left, else dead letter; then ack
+    Defer                   -> a rung of the retry ladder, as the same attempt; then ack
     NotNow                  -> held and tried again; after a long while nack, back to the queue
     shutting down           -> nack, back to the queue
 
@@ -18,10 +19,10 @@ from typing import Any
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
-from bellhop.amqp.errors import NotNow, PublishError, Reject, Retry
+from bellhop.amqp.errors import Defer, NotNow, PublishError, Reject, Retry
 from bellhop.amqp.message import ATTEMPT, Delivery, Message, from_headers
 from bellhop.amqp.publisher import Publisher
-from bellhop.amqp.retry import RetryPolicy, expiration_ms
+from bellhop.amqp.retry import RetryPolicy, expiration_ms, rung_for
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
 from bellhop.observe.logs import get_logger
@@ -77,6 +78,9 @@ async def move_on(publisher: Publisher, policy: RetryPolicy, delivery: Delivery,
     """
     if isinstance(error, NotNow):
         raise error
+    if isinstance(error, Defer):
+        await _defer(publisher, delivery, error)
+        return
     rung = None
     if not isinstance(error, Reject):
         rung = policy.rung(delivery.attempt, error.after if isinstance(error, Retry) else None)
@@ -90,6 +94,15 @@ async def move_on(publisher: Publisher, policy: RetryPolicy, delivery: Delivery,
         )  # fmt: skip
         message = _again(delivery, attempt=delivery.attempt + 1, expiration_ms=expiration_ms(rung))
         # The rung dead-letters to `work` with the routing key kept: the name of this queue.
+        await publisher.publish(rung.name, delivery.queue, message)
+    except PublishError as trouble:
+        raise NotNow(f"could not move the message on: {trouble}") from trouble
+
+
+async def _defer(publisher: Publisher, delivery: Delivery, signal: Defer) -> None:
+    rung, milliseconds = rung_for(signal.after)
+    message = _again(delivery, attempt=delivery.attempt, headers=dict(signal.headers), expiration_ms=milliseconds)
+    try:
         await publisher.publish(rung.name, delivery.queue, message)
     except PublishError as trouble:
         raise NotNow(f"could not move the message on: {trouble}") from trouble

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
+from itertools import cycle
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
@@ -10,6 +11,7 @@ from aiormq.exceptions import AMQPError
 
 from bellhop.amqp.connection import HEARTBEAT_SECONDS, MAX_BACK_OFF_SECONDS
 from bellhop.amqp.message import Delivery, from_headers
+from bellhop.amqp.urls import split_urls
 from bellhop.observe.logs import get_logger
 
 log = get_logger(__name__)
@@ -27,7 +29,7 @@ async def read_stream(
     """Yield the deliveries of stream `queue`, for ever; after a lost connection it goes on behind the last one.
 
     Args:
-        url: amqp:// URL.
+        url: amqp:// URL; several with commas between them, the nodes of one cluster, are tried in turn.
         queue: a queue of type stream.
         offset: where to begin: an offset, "first", "next", "last", or an age such as "1h"
             (https://www.rabbitmq.com/docs/streams#consuming).
@@ -38,11 +40,11 @@ async def read_stream(
     A message without our envelope is skipped with a log line: a stream has no dead letters, and stays as it is.
     """
     failures = 0
-    while True:
+    for node in cycle(split_urls(url)):
         try:
             # `connect`, not `connect_robust`: the latter's iterator ends silently after a minute without a channel.
             connection = await aio_pika.connect(
-                url, timeout=10, heartbeat=HEARTBEAT_SECONDS, client_properties={"connection_name": name}
+                node, timeout=10, heartbeat=HEARTBEAT_SECONDS, client_properties={"connection_name": name}
             )
             async with connection:
                 channel = await connection.channel()

@@ -234,9 +234,12 @@ def boot_definitions(passwords: dict[str, str], *, vhost: str = "/", live_types:
     }  # fmt: skip
 
 
-def password_hash(password: str) -> str:
-    """Return RabbitMQ's salted SHA-256 (https://www.rabbitmq.com/docs/passwords#computing-password-hash)."""
-    salt = os.urandom(4)
+def password_hash(password: str, salt: bytes | None = None) -> str:
+    """Return RabbitMQ's salted SHA-256 (https://www.rabbitmq.com/docs/passwords#computing-password-hash).
+
+    `salt`: 4 bytes; None makes new ones.
+    """
+    salt = salt or os.urandom(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop import faults
 from bellhop.amqp.errors import PublishError
 from bellhop.amqp.publisher import Publisher
 from bellhop.sql.group_commit import GroupCommit
@@ -42,6 +43,7 @@ class Intake:
         if self.relay.waiting > self.outbox_limit:
             raise unavailable(f"{self.relay.waiting} messages wait for RabbitMQ already, and more cannot be kept.")
         accepted = await self.commits.write(ledger.accept, acceptance)
+        faults.point("accept.committed")
         if accepted.conflict:
             raise Problem(
                 422,
@@ -61,6 +63,7 @@ class Intake:
             return answer_202(await self.commit(acceptance))
         results = await asyncio.gather(*map(self._confirmed, entries))
         kept = [entry for entry, confirmed in zip(entries, results, strict=True) if not confirmed]
+        faults.point("accept.published")
         if kept:
             await self.commit(Acceptance(answer, entries=kept, claimed=False))
         return answer_202(Accepted(answer, new=True))

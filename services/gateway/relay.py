@@ -8,6 +8,7 @@ sweep. A message may go out twice; the inbox of its consumer knows it.
 import asyncio
 from collections import deque
 
+from bellhop import faults
 from bellhop.amqp.errors import PublishError
 from bellhop.amqp.publisher import Publisher
 from bellhop.observe.logs import get_logger
@@ -99,11 +100,13 @@ class Relay:
                 return
 
     async def _publish(self, entries: list[Entry]) -> None:
+        faults.point("relay.claimed")
         confirms = [(entry, await self._begin(entry)) for entry in entries]
         published: list[Entry] = []
         kept: list[Entry] = []
         for entry, confirm in confirms:
             (published if await self._confirmed(confirm) else kept).append(entry)
+        faults.point("relay.confirmed")
         try:
             if published:
                 await self._commits.write(outbox.delete_published, published)

@@ -2,10 +2,10 @@
 
 from pydantic import Field, SecretStr
 
-from bellhop.settings import ServiceSettings
+from bellhop.settings import TokenSettings
 
 
-class Settings(ServiceSettings):
+class Settings(TokenSettings):
     """What only the gateway needs."""
 
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")

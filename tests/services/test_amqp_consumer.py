@@ -8,7 +8,7 @@ import pytest
 from bellhop.amqp.batches import BatchPuller
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer, Handler
-from bellhop.amqp.errors import NotNow, Reject, Retry
+from bellhop.amqp.errors import Defer, NotNow, Reject, Retry
 from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import RetryPolicy
@@ -179,6 +179,22 @@ async def test_not_now_counts_no_attempt(harness: Harness) -> None:
 
     await wait_until(lambda: len(seen) == 2, 15, "the message came again")
     assert [each.attempt for each in seen] == [1, 1]
+
+
+async def test_a_deferred_message_comes_back_as_the_same_attempt(harness: Harness) -> None:
+    """It waits as long as was asked, carries what the handler gave it, and no attempt is counted."""
+    seen: list[Delivery] = []
+
+    async def handler(delivery: Delivery) -> None:
+        seen.append(delivery)
+        if len(seen) == 1:
+            raise Defer("too fast", after=0.3, headers={"bellhop-turn": "7"})
+
+    await harness.consume(handler)
+    await harness.publish()
+
+    await wait_until(lambda: len(seen) == 2, 4, "the message came again, well before the end of its rung")
+    assert [(each.attempt, each.headers.get("bellhop-turn")) for each in seen] == [(1, None), (1, "7")]
 
 
 async def test_stopping_hands_back_what_is_not_finished(harness: Harness) -> None:

@@ -14,6 +14,7 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.mail import CancelTask, Lane
 from bellhop.contracts.outcomes import FINAL, Outcome, State
+from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry, now_ms, to_ms
@@ -105,8 +106,7 @@ async def accept(connection: AsyncConnection, items: list[Acceptance]) -> list[A
         fresh.append(item)
         results.append(Accepted(item.answer, new=True))
     current = now_ms()
-    if rows := [row for item in fresh for row in item.tasks]:
-        await connection.execute(sa.insert(tasks), rows)
+    await insert_many(connection, tasks, [row for item in fresh for row in item.tasks])
     for claimed in (True, False):
         entries = [entry for item in fresh if item.claimed is claimed for entry in item.entries]
         await outbox.add(connection, entries, claimed=claimed)

@@ -13,6 +13,7 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.outcomes import State
+from bellhop.sql.bulk import insert_many
 from services.gateway.store.tables import outbox, tasks
 
 LEASE_MS = 15_000
@@ -46,8 +47,7 @@ def to_ms(at: datetime) -> int:
 async def add(connection: AsyncConnection, entries: list[Entry], *, claimed: bool = False) -> None:
     """Keep messages; `claimed`: this process publishes them itself, and the sweep leaves them alone for a while."""
     claimed_until = now_ms() + LEASE_MS if claimed else 0
-    if entries:
-        await connection.execute(sa.insert(outbox), [_row(entry, claimed_until) for entry in entries])
+    await insert_many(connection, outbox, [_row(entry, claimed_until) for entry in entries])
 
 
 def _row(entry: Entry, claimed_until: int) -> dict[str, Any]:
@@ -126,10 +126,7 @@ async def withdraw(connection: AsyncConnection, task_id: str) -> bool:
 async def delete_published(connection: AsyncConnection, chunks: list[list[Entry]]) -> list[None]:
     """Forget messages that the broker confirmed; a scheduled task among them is queued from now on."""
     entries = [entry for chunk in chunks for entry in chunk]
-    await connection.execute(
-        sa.delete(outbox).where(outbox.c.id == sa.bindparam("published")),
-        [{"published": entry.id} for entry in entries],
-    )
+    await connection.execute(sa.delete(outbox).where(outbox.c.id.in_([entry.id for entry in entries])))
     scheduled = [entry.task_id for entry in entries if entry.task_id is not None and entry.due_at]
     if scheduled:
         await connection.execute(

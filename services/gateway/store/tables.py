@@ -17,6 +17,7 @@ tasks = sa.Table(
     sa.Column("recipient", sa.String(320), nullable=False),
     sa.Column("template", sa.String(128)),
     sa.Column("event_id", sa.String(255)),
+    sa.Column("broadcast_id", sa.String(36)),
     sa.Column("document", sa.LargeBinary),
     sa.Column("uncertain", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
@@ -26,6 +27,26 @@ tasks = sa.Table(
     sa.Index("tasks_by_state", "state", "id"),
     sa.Index("tasks_by_event", "event_id"),
     sa.Index("tasks_by_finish", "finished_at"),
+)
+
+# Both are partial, so that other mails do not pay for them. The first one makes sure that nobody is mailed twice, even
+# if the feeder were wrong.
+_OF_BROADCAST = tasks.c.broadcast_id.is_not(None)
+sa.Index(
+    "tasks_by_recipient",
+    tasks.c.broadcast_id,
+    tasks.c.recipient,
+    unique=True,
+    sqlite_where=_OF_BROADCAST,
+    postgresql_where=_OF_BROADCAST,
+)
+sa.Index(
+    "tasks_by_broadcast",
+    tasks.c.broadcast_id,
+    tasks.c.state,
+    tasks.c.recipient,
+    sqlite_where=_OF_BROADCAST,
+    postgresql_where=_OF_BROADCAST,
 )
 
 attempts = sa.Table(
@@ -109,4 +130,62 @@ audit = sa.Table(
     sa.Column("action", sa.String(64), nullable=False),
     sa.Column("subject", sa.String(255), nullable=False),
     sa.Column("detail", sa.Text),
+)
+
+subscribers = sa.Table(
+    "subscribers",
+    metadata,
+    sa.Column("email", sa.String(320), primary_key=True),
+    sa.Column("id", sa.String(36), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("attributes", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Index("subscribers_by_id", "id", unique=True),
+)
+
+subscriptions = sa.Table(
+    "subscriptions",
+    metadata,
+    sa.Column("list", sa.String(64), primary_key=True),
+    sa.Column("email", sa.String(320), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("asked_at", sa.BigInteger),
+    sa.Column("confirmed_at", sa.BigInteger),
+    sa.Column("unsubscribed_at", sa.BigInteger),
+    sa.Index("subscriptions_by_state", "list", "state", "email"),
+    sa.Index("subscriptions_by_email", "email"),
+)
+
+suppressions = sa.Table(
+    "suppressions",
+    metadata,
+    sa.Column("address", sa.String(320), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+)
+
+broadcasts = sa.Table(
+    "broadcasts",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("list", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("fed", sa.BigInteger, nullable=False),
+    sa.Column("fed_after", sa.String(320), nullable=False),
+    sa.Column("fed_all", sa.Boolean, nullable=False),
+    sa.Column("retry_after", sa.String(320)),
+    sa.Column("cancel_after", sa.String(320), nullable=False),
+    sa.Column("counts", sa.LargeBinary),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("send_at", sa.BigInteger),
+    sa.Column("started_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Index("broadcasts_by_state", "state"),
 )
