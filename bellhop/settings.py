@@ -2,10 +2,12 @@
 
 import os
 import socket
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from bellhop.amqp.urls import split_urls
 
 
 class ServiceSettings(BaseSettings):
@@ -16,13 +18,18 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
 
-    amqp_url: SecretStr = Field(description="amqp://user:password@host:port/vhost; amqps:// for TLS")
+    amqp_url: SecretStr = Field(
+        description="amqp://user:password@host:port/vhost; amqps:// for TLS; commas between the nodes of a cluster"
+    )
     database_url: SecretStr | None = Field(
         None, description="sqlite+aiosqlite:///file or postgresql+asyncpg://…; a service without tables needs none"
     )
-    token_key: SecretStr = Field(min_length=32, description="signs stream tokens (HS256); the same for all services")
     host: str = Field("127.0.0.1", description="address that the HTTP face listens on")
     port: int = Field(ge=0, le=65535, description="port that the HTTP face listens on")
+    trusted_proxies: Annotated[list[IPvAnyNetwork], NoDecode] = Field(
+        default_factory=list,
+        description="addresses or networks, commas between them, whose X-Forwarded-For and -Proto are believed",
+    )
     log_format: str = Field("console", pattern="^(console|json)$")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     instance: str = Field(
@@ -30,6 +37,18 @@ class ServiceSettings(BaseSettings):
     )
     shutdown_seconds: float = Field(15.0, gt=0, description="how long work in hand may take after SIGTERM")
     inbox_days: float = Field(30.0, gt=0, description="how long handled ids are remembered; beyond any redelivery")
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _amqp(cls, value: SecretStr) -> SecretStr:
+        if not all(url.startswith(("amqp://", "amqps://")) for url in split_urls(value.get_secret_value())):
+            raise ValueError("must look like amqp://user:password@host:5672/vhost")
+        return value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _read_proxies(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @classmethod
     def load(cls) -> Self:
@@ -45,3 +64,11 @@ class ServiceSettings(BaseSettings):
                     " in the folder BELLHOP_SECRETS_DIR."
                 )
             raise SystemExit("\n".join(lines)) from None
+
+
+class TokenSettings(ServiceSettings):
+    """Those of services that sign tokens, or let somebody in who brings one."""
+
+    token_key: SecretStr = Field(
+        min_length=32, description="signs tokens (HS256); the same for the gateway, the notifier and the leaderboard"
+    )

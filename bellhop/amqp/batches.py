@@ -7,7 +7,7 @@ prefetch (https://www.rabbitmq.com/docs/consumers#polling).
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
@@ -57,6 +57,7 @@ class BatchPuller:
         self._policy = policy
         self._channel: Channel | None = None
         self._tag = ""
+        self._depth = 0
         self._ready: deque[_Waiting] = deque()
         self._full = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -69,8 +70,8 @@ class BatchPuller:
 
     @property
     def pending(self) -> int:
-        """Return how many messages lie here waiting for the next batch."""
-        return len(self._ready)
+        """Return how many messages wait for a batch: here, and in the queue when it was last asked."""
+        return len(self._ready) + self._depth
 
     def start(self) -> None:
         """Pull from now on, whenever there is a connection."""
@@ -115,7 +116,7 @@ class BatchPuller:
     def _on_delivery(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         try:
             waiting = _Waiting(method.delivery_tag, decode(self._queue, method, properties, body), None)
-        except ValueError as error:
+        except Exception as error:  # whatever it is that cannot be read: handed back, it would come again at once
             foreign = undecodable(self._queue, method, properties, body)
             waiting = _Waiting(method.delivery_tag, foreign, Reject(f"undecodable: {error}"))
         self._ready.append(waiting)
@@ -124,6 +125,7 @@ class BatchPuller:
 
     async def _pull(self) -> None:
         while not self._stopping.is_set():
+            self._ask_depth()
             await self._wait_for_batch()
             channel = self._channel
             if not self._ready or channel is None:
@@ -132,6 +134,13 @@ class BatchPuller:
             if len(self._ready) < self._size:
                 self._full.clear()
             await self._apply(channel, batch)
+
+    def _ask_depth(self) -> None:
+        def answer(frame: Any) -> None:
+            self._depth = frame.method.message_count
+
+        if self._channel is not None and self._channel.is_open:
+            self._channel.queue_declare(self._queue, passive=True, callback=answer)
 
     async def _wait_for_batch(self) -> None:
         waiters = [asyncio.ensure_future(self._full.wait()), asyncio.ensure_future(self._stopping.wait())]

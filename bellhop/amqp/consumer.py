@@ -136,7 +136,7 @@ class Consumer:
     async def _run(self, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         try:
             delivery = decode(self._queue, method, properties, body)
-        except ValueError as error:
+        except Exception as error:  # whatever it is that cannot be read: handed back, it would come again at once
             foreign = undecodable(self._queue, method, properties, body)
             await move_on(self._publisher, self._policy, foreign, Reject(f"undecodable: {error}"))
             return

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from bellhop.contracts.base import INT64_MAX, one_line
 from bellhop.contracts.envelope import Envelope
 
 PREFIX = "cloudEvents:"
 ATTEMPT = "attempt"
+MAX_ATTEMPT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +67,26 @@ def to_headers(message: Message) -> dict[str, Any]:
     return headers
 
 
+MAX_HEADERS = 64 * 1024
+"""Bytes of headers at most. They travel in one frame, 128 KiB by default, and a dead letter adds what went wrong."""
+
 _KNOWN = {PREFIX + name for name in ("specversion", "id", "source", "type", "time", "subject")}
+_LONGEST = {"type": 255}
 
 
 def from_headers(headers: dict[str, Any]) -> Envelope:
-    """Read the envelope back; a `ValueError` names the header that is missing or wrong."""
+    """Read the envelope back; a `ValueError` names the header that is missing or wrong.
+
+    Anybody with the right to publish may have written these headers, so nothing about them is taken for granted.
+    """
     values = {}
     for name in ("id", "source", "type", "time"):
         value = headers.get(PREFIX + name)
-        if not isinstance(value, str) or not value or len(value) > 1024:
-            raise ValueError(f"header {PREFIX}{name} must be a non-empty string")
-        values[name] = value
+        if not isinstance(value, str) or not value or len(value) > _LONGEST.get(name, 1024):
+            raise ValueError(f"header {PREFIX}{name} must be a non-empty string, and no longer than others are")
+        values[name] = one_line(value)
+    if sum(len(str(name)) + len(str(value)) for name, value in headers.items()) > MAX_HEADERS:
+        raise ValueError(f"the headers are larger than {MAX_HEADERS} bytes")
     try:
         time = datetime.fromisoformat(values["time"])
     except ValueError:
@@ -84,6 +95,8 @@ def from_headers(headers: dict[str, Any]) -> Envelope:
         raise ValueError(f"header {PREFIX}time lacks its offset from UTC")
     subject = headers.get(PREFIX + "subject")
     traceparent = headers.get("traceparent")
+    if isinstance(subject, str):
+        one_line(subject)
     return Envelope(
         id=values["id"],
         source=values["source"],
@@ -92,8 +105,15 @@ def from_headers(headers: dict[str, Any]) -> Envelope:
         subject=subject if isinstance(subject, str) else None,
         traceparent=traceparent if isinstance(traceparent, str) else None,
         extensions={
-            name.removeprefix(PREFIX): value
+            name.removeprefix(PREFIX): plain(value)
             for name, value in headers.items()
-            if name.startswith(PREFIX) and name not in _KNOWN
+            if isinstance(name, str) and name.startswith(PREFIX) and name not in _KNOWN
         },
     )
+
+
+def plain(value: Any) -> str | int | bool:
+    """Return a header's value as every client library can send it on: other types become text."""
+    if isinstance(value, bool | str):
+        return value
+    return int(value) if isinstance(value, int) and -INT64_MAX <= value <= INT64_MAX else str(value)

@@ -105,9 +105,9 @@ class Publisher:
         envelope = message.envelope
         properties = pika.BasicProperties(  # type: ignore[no-untyped-call]
             message_id=message_id,
-            type=envelope.type,
-            app_id=envelope.source[:255],
-            timestamp=int(envelope.time.timestamp()),
+            type=_short(envelope.type),
+            app_id=_short(envelope.source),
+            timestamp=max(0, int(envelope.time.timestamp())),  # AMQP knows no time before 1970; the header has it whole
             content_type="application/json",
             delivery_mode=2,
             headers=to_headers(message),
@@ -194,6 +194,11 @@ class Publisher:
         elif not one.future.done():
             faults.point("publisher.after_confirm")
             one.future.set_result(None)
+
+
+def _short(text: str) -> str:
+    """Cut a text to the 255 bytes of a short string (AMQP 0-9-1, 4.2.5.3); the headers have it whole."""
+    return text if len(text) < 64 else text.encode()[:255].decode(errors="ignore")
 
 
 def _fail(outstanding: _Outstanding, error: PublishError) -> None:

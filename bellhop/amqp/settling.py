@@ -20,7 +20,7 @@ from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp.errors import Defer, NotNow, PublishError, Reject, Retry
-from bellhop.amqp.message import ATTEMPT, Delivery, Message, from_headers
+from bellhop.amqp.message import ATTEMPT, MAX_ATTEMPT, PREFIX, Delivery, Message, from_headers, plain
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import RetryPolicy, expiration_ms, rung_for
 from bellhop.contracts.base import now
@@ -34,6 +34,8 @@ QUEUE = "bellhop-queue"
 DIED_AT = "bellhop-died-at"
 OURS = frozenset({ATTEMPT, REASON, ERROR, QUEUE, DIED_AT})
 _MAX_ERROR = 4000
+MAX_FOREIGN = 16 * 1024
+"""Bytes of foreign headers that are kept: with a frame's limit of 128 KiB, a message must not grow out of it."""
 
 log = get_logger(__name__)
 
@@ -42,8 +44,8 @@ def decode(queue: str, method: Basic.Deliver, properties: BasicProperties, body:
     """Read a delivery. What does not carry our envelope is a `ValueError` that says what is missing."""
     headers: dict[str, Any] = properties.headers or {}
     attempt = headers.get(ATTEMPT, 1)
-    if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:
-        raise ValueError(f"header {ATTEMPT} must be a whole number from 1")
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or not 1 <= attempt <= MAX_ATTEMPT:
+        raise ValueError(f"header {ATTEMPT} must be a whole number from 1 to {MAX_ATTEMPT}")
     return Delivery(
         body=body,
         envelope=from_headers(headers),
@@ -58,9 +60,10 @@ def decode(queue: str, method: Basic.Deliver, properties: BasicProperties, body:
 
 def undecodable(queue: str, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Delivery:
     """Wrap foreign bytes so that they can be buried like everything else."""
+    type_ = properties.type if isinstance(properties.type, str) and properties.type.isprintable() else ""
     return Delivery(
         body=body,
-        envelope=Envelope(type=properties.type or "unknown", source="unknown"),
+        envelope=Envelope(type=type_ or "unknown", source="unknown"),
         attempt=1,
         headers=properties.headers or {},
         queue=queue,
@@ -131,15 +134,26 @@ async def bury(publisher: Publisher, delivery: Delivery, error: Exception) -> No
 
 
 def _again(delivery: Delivery, **changes: Any) -> Message:
-    # x-death and its kin are left out: RabbitMQ before 4.0 reads them on a republished message and may see a cycle.
-    kept = {
-        name: value
-        for name, value in delivery.headers.items()
-        if name not in OURS and not name.startswith(("x-", "cloudEvents:")) and name != "traceparent"
-    }
+    kept = foreign_headers(delivery.headers)
     message = Message(delivery.body, delivery.envelope, headers=kept)
     changes["headers"] = kept | changes.get("headers", {})
     return replace(message, **changes)
+
+
+def foreign_headers(headers: dict[Any, Any]) -> dict[str, str | int | bool]:
+    """Return the headers that are neither ours nor the broker's, as far as they can travel on.
+
+    x-death and its kin are left out: RabbitMQ before 4.0 reads them on a republished message and may see a cycle.
+    """
+    kept: dict[str, str | int | bool] = {}
+    size = 0
+    for name, value in headers.items():
+        if not isinstance(name, str) or name in OURS or name.startswith(("x-", PREFIX)) or name == "traceparent":
+            continue
+        size += len(name) + len(str(value))
+        if size <= MAX_FOREIGN:
+            kept[name] = plain(value)
+    return kept
 
 
 def settle(channel: Channel, tag: int, *, ack: bool) -> None:

@@ -51,15 +51,17 @@ async def read_stream(
                 await channel.set_qos(prefetch_count=prefetch)
                 stream = await channel.get_queue(queue, ensure=False)
                 arguments = {"x-stream-offset": offset}
-                async with stream.iterator(arguments=arguments) as messages:
-                    connected(True)
-                    async for message in messages:
-                        failures = 0
-                        await message.ack()  # a stream's ack is only credit for more
-                        position = message.headers["x-stream-offset"]
-                        offset = int(position) + 1  # type: ignore[arg-type]
-                        if (delivery := _decode(queue, message, offset - 1)) is not None:
-                            yield delivery
+                # Not `async with`: on leaving it would nack what it holds, and a stream ends the connection for that.
+                messages = stream.iterator(arguments=arguments)
+                await messages.consume()
+                connected(True)
+                async for message in messages:
+                    failures = 0
+                    await message.ack()  # a stream's ack is only credit for more
+                    position = message.headers["x-stream-offset"]
+                    offset = int(position) + 1  # type: ignore[arg-type]
+                    if (delivery := _decode(queue, message, offset - 1)) is not None:
+                        yield delivery
             raise ConnectionError("RabbitMQ ended the stream")
         except (AMQPError, OSError, TimeoutError) as error:
             connected(False)

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 MAX_DEPTH = 32
 INT64_MAX = 2**63 - 1
+INT32_MAX = 2**31 - 1
+"""What an integer column holds."""
 
 
 class Contract(BaseModel):
@@ -90,3 +92,4 @@ AnyJson = Annotated[JsonValue, AfterValidator(storable)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
 EventType = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Id = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=255)]
+TaskId = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=36)]

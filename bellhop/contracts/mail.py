@@ -1,11 +1,12 @@
 """Mail: what a client asks for, and the task that travels to the mailer."""
 
+import base64
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from bellhop.contracts.base import Contract, Data, Id, Line, Name, Text, Time, one_line
+from bellhop.contracts.base import INT32_MAX, Contract, Data, Id, Line, Name, TaskId, Text, Time, one_line
 
 MAX_BODY = 512 * 1024
 HEADERS_ALLOWED = ("In-Reply-To", "References", "List-Id", "Auto-Submitted", "Importance", "Precedence")
@@ -55,6 +56,61 @@ def allowed_headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+MAX_ATTACHMENT = 10 * 1024 * 1024
+MAX_ATTACHMENTS = 20 * 1024 * 1024
+"""Bytes of one attachment, and of all attachments of a mail."""
+MAX_INLINE = 64 * 1024
+"""Bytes of an attachment that travels with the task; what is larger is uploaded and referred to."""
+
+
+def content_type(text: str) -> str:
+    """Refuse types that RFC 2046, 5.1 and 5.2, wants built of parts: an attachment goes out in base64."""
+    if text.lower().startswith(("multipart/", "message/")):
+        raise ValueError("must be the type of a file, not multipart/… or message/…")
+    return text
+
+
+ContentType = Annotated[
+    str,
+    StringConstraints(max_length=127, pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*$"),
+    AfterValidator(content_type),
+]
+Filename = Annotated[
+    str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=200, pattern=r"^[^/\\]+$")
+]
+
+
+def small_base64(text: str) -> str:
+    """Refuse what is no base64 (RFC 4648, 4), or too large to travel with a task."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except ValueError:
+        raise ValueError("must be base64 without line breaks") from None
+    if len(content) > MAX_INLINE:
+        raise ValueError(f"must hold at most {MAX_INLINE} bytes: POST /v1/attachments takes up to {MAX_ATTACHMENT}")
+    return text
+
+
+class AttachmentRequest(Contract):
+    """One attachment: an uploaded one by its id, or a small one by its content."""
+
+    id: Id | None = None
+    filename: Filename | None = None
+    content_type: ContentType | None = None
+    content_base64: (
+        Annotated[str, StringConstraints(max_length=2 * MAX_INLINE), AfterValidator(small_base64)] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        inline = (self.filename, self.content_type, self.content_base64)
+        if self.id is None and None in inline:
+            raise ValueError("give the id of an upload, or filename, content_type and content_base64")
+        if self.id is not None and inline != (None, None, None):
+            raise ValueError("an upload brings its own name, type and content: give nothing beside its id")
+        return self
+
+
 class MailContent(Contract):
     """What a mail says: ready bodies with a subject, or a template with its data."""
 
@@ -67,6 +123,7 @@ class MailContent(Contract):
     headers: Annotated[dict[HeaderName, Line], Field(max_length=20), AfterValidator(allowed_headers)] = Field(
         default_factory=dict
     )
+    attachments: Annotated[list[AttachmentRequest], Field(max_length=20)] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _bodies_or_template(self) -> Self:
@@ -93,8 +150,8 @@ class MailRequest(MailContent):
 class MailTask(MailContent):
     """One mail to one recipient, as it lies on a work queue (type `mail.requested`)."""
 
-    task_id: Id
-    round: Annotated[int, Field(ge=1)] = 1
+    task_id: TaskId
+    round: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1
     """Counts from 1; `POST /v1/tasks/{id}/retry` starts the next round, whose attempts count from 1 again."""
     owner: Id
     """The id of the API key that asked for it."""
@@ -102,13 +159,15 @@ class MailTask(MailContent):
     lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
     event_id: Id | None = None
     """The event that a template reacted to; None where a client asked for the mail."""
+    list_unsubscribe: Annotated[Line, StringConstraints(pattern=r"^https?://[!-;=?-~]+$")] | None = None
+    """The link that ends the subscription; it becomes the two headers of RFC 8058. No client can set them."""
 
 
 class CancelTask(Contract):
     """Ask the mailer never to begin `round` of a task (type `mail.cancelled`, queue `mail.cancel`)."""
 
-    task_id: Id
-    round: Annotated[int, Field(ge=1)]
+    task_id: TaskId
+    round: Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 def mail_document(content: MailContent) -> dict[str, Any]:

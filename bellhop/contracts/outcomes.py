@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue, StringConstraints
 
-from bellhop.contracts.base import Contract, Id, Text, Time
+from bellhop.contracts.base import INT32_MAX, Contract, Id, TaskId, Text, Time
 
 
 class State(StrEnum):
@@ -36,27 +36,31 @@ class Outcome(Contract):
     arrive twice or in any order.
     """
 
-    task_id: Id
-    round: Annotated[int, Field(ge=1)] = 1
-    attempt: Annotated[int, Field(ge=0)] = 1
+    task_id: TaskId
+    round: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1
+    attempt: Annotated[int, Field(ge=0, le=INT32_MAX)] = 1
     """Counts from 1; 0 where no attempt was made (cancelled, suppressed)."""
     state: Annotated[State, Field(strict=False)]
     at: Time
-    code: int | None = None
+    code: Annotated[int, Field(ge=0, le=999)] | None = None
     """SMTP reply code (RFC 5321, 4.2), where a server answered."""
-    enhanced: Text | None = None
+    enhanced: Annotated[Text, StringConstraints(max_length=16)] | None = None
     """Enhanced status code like 5.1.1 (RFC 3463), where the reply had one."""
     reply: Text | None = None
     """What the server said, or what went wrong, as one sentence."""
-    relay: Text | None = None
+    relay: Annotated[Text, StringConstraints(max_length=255)] | None = None
     message_id: Text | None = None
     retry_at: Time | None = None
     """When the next attempt is due; only with `retrying`."""
     uncertain: bool = False
     """The server may have taken the mail although no 250 arrived (RFC 1047): a second copy is possible."""
     owner: Id | None = None
-    lane: Text | None = None
-    to: Text | None = None
-    template: Text | None = None
-    event_id: Text | None = None
+    lane: Annotated[Text, StringConstraints(max_length=16)] | None = None
+    to: Annotated[Text, StringConstraints(max_length=320)] | None = None
+    template: Annotated[Text, StringConstraints(max_length=128)] | None = None
+    document: dict[str, JsonValue] | None = None
+    """The whole task, in the first outcome of one that an event set off: what another round of it needs."""
+    cause: Text | None = None
+    """Why it failed, where that matters: `bad-address` may be suppressed, `policy` must not be (docs/mail.md)."""
+    event_id: Id | None = None
     """Set where an event made the mailer send this: the ledger meets the task here for the first time."""

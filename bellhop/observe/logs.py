@@ -22,7 +22,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 # What these say at `info` is of no use to whoever runs Bellhop, or is said better by us; and uvicorn warns of every
 # request that is no HTTP, so that any stranger could fill the log.
-_QUIET = dict.fromkeys(("pika", "aio_pika", "aiormq", "aiosqlite", "httpx", "httpcore", "asyncio"), logging.WARNING)
+_QUIET = dict.fromkeys(
+    ("pika", "aio_pika", "aiormq", "aiosqlite", "alembic", "httpx", "httpcore", "asyncio"), logging.WARNING
+)
+# These tell a lost connection as errors with tracebacks; `bellhop.amqp` tells it in one line.
+_QUIET |= dict.fromkeys(("pika.adapters", "aiormq.connection"), logging.CRITICAL)
 _QUIET["uvicorn.error"] = logging.ERROR
 
 

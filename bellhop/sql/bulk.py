@@ -4,6 +4,7 @@ sqlite3 lets go of the interpreter for every row of an `executemany` and has to 
 each time, which costs far more than the row itself. A statement with many rows pays once.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -14,23 +15,66 @@ MAX_VARIABLES = 8000
 """In one statement; SQLite's own limit is 32,766, but longer statements are slower to prepare."""
 
 
-async def insert_many(connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-    """Insert `rows`, which all have the same keys; values must be what the driver takes as they are."""
+async def insert_many(
+    connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]], *, on_conflict: str = ""
+) -> None:
+    """Insert `rows`, which all have the same keys; values must be what the driver takes as they are.
+
+    `on_conflict` is what stands behind ON CONFLICT, which both dialects spell alike.
+    """
     if not rows:
         return
+    columns = tuple(rows[0])
+    clause = f" ON CONFLICT {on_conflict}" if on_conflict else ""
     if connection.dialect.name != "sqlite":
-        await connection.execute(sa.insert(table), rows)
+        values = ", ".join(f":{column}" for column in columns)
+        await connection.execute(
+            sa.text(f"INSERT INTO {table.name} ({_names(columns)}) VALUES ({values}){clause}"), rows
+        )
+        return
+    for part in _parts(rows, columns):
+        await connection.exec_driver_sql(_insert(table.name, columns, len(part)) + clause, _flat(part, columns))
+
+
+async def update_many(connection: AsyncConnection, table: sa.Table, key: str, rows: list[dict[str, Any]]) -> None:
+    """Set the columns that `rows`, which all have the same keys, name; each row is found by its `key`, once."""
+    if not rows:
         return
     columns = tuple(rows[0])
+    if connection.dialect.name != "sqlite":
+        sets = ", ".join(f'"{column}" = :{column}' for column in columns if column != key)
+        await connection.execute(sa.text(f'UPDATE {table.name} SET {sets} WHERE "{key}" = :{key}'), rows)
+        return
+    for part in _parts(rows, columns):
+        await connection.exec_driver_sql(_update(table.name, key, columns, len(part)), _flat(part, columns))
+
+
+def _parts(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Iterator[list[dict[str, Any]]]:
     size = MAX_VARIABLES // len(columns)
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        values = tuple(row[column] for row in part for column in columns)
-        await connection.exec_driver_sql(_insert(table.name, columns, len(part)), values)
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _flat(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(row[column] for row in rows for column in columns)
+
+
+def _names(columns: tuple[str, ...]) -> str:
+    return ", ".join(f'"{column}"' for column in columns)
+
+
+def _values(columns: tuple[str, ...], size: int) -> str:
+    return "VALUES " + ", ".join([f"({', '.join('?' * len(columns))})"] * size)
 
 
 @lru_cache(1000)
 def _insert(table: str, columns: tuple[str, ...], size: int) -> str:
-    names = ", ".join(f'"{column}"' for column in columns)
-    row = f"({', '.join('?' * len(columns))})"
-    return f"INSERT INTO {table} ({names}) VALUES {', '.join([row] * size)}"  # noqa: S608 - our own names
+    return f"INSERT INTO {table} ({_names(columns)}) {_values(columns, size)}"
+
+
+@lru_cache(1000)
+def _update(table: str, key: str, columns: tuple[str, ...], size: int) -> str:
+    sets = ", ".join(f'"{column}" = new."{column}"' for column in columns if column != key)
+    return (
+        f"WITH new({_names(columns)}) AS ({_values(columns, size)}) "
+        f'UPDATE {table} SET {sets} FROM new WHERE {table}."{key}" = new."{key}"'
+    )

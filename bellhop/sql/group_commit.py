@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,6 +74,10 @@ class GroupCommit:
                     done += zip((future for _, future in entries), results, strict=True)
         except Exception as error:
             alone = sum(map(len, batch.values())) == 1
+            if not alone and not isinstance(error, DatabaseAway):
+                log.warning(
+                    "a group commit failed; writing one by one", items=sum(map(len, batch.values())), error=repr(error)
+                )
             for apply, entries in batch.items():
                 for entry in entries:
                     if alone or isinstance(error, DatabaseAway):

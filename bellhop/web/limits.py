@@ -11,7 +11,8 @@ import asyncio
 import ipaddress
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,12 +38,19 @@ class Limits:
     head: int = 32 * 1024
     headers: int = 100
     body: int = 2 * 1024 * 1024
+    bodies: Mapping[str, int] = field(default_factory=dict)
+    """By path: where a body may be larger, or must be smaller."""
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     key_rate: Rate | None = Rate(10_000, 20_000)
     """For each API key."""
     address_rate: Rate | None = Rate(50, 500)
     """For each address (IPv6: each /64 network), over its requests that come without a valid API key."""
+
+    @property
+    def largest_body(self) -> int:
+        """Return the size of the largest body that any path takes."""
+        return max(self.body, *self.bodies.values()) if self.bodies else self.body
 
 
 class Hosts:
@@ -75,40 +83,44 @@ def _without_port(host: bytes) -> bytes:
 class BodyLimit:
     """Refuses bodies of more than `size` bytes with 413, before the application has seen anything of them."""
 
-    def __init__(self, app: ASGIApp, size: int) -> None:
+    def __init__(self, app: ASGIApp, size: int, sizes: Mapping[str, int]) -> None:
+        """`sizes` are those of paths that have their own."""
         self.app = app
         self.size = size
+        self.sizes = sizes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; raise Problem 413."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        size = self.sizes.get(scope["path"], self.size) if self.sizes else self.size
         for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self.size:
+            if name == b"content-length" and int(value) > size:
                 if not any(name == b"expect" for name, _ in scope["headers"]):
-                    await _drain(receive, self.size)
-                raise self._too_large()
+                    await _drain(receive, size)
+                raise _too_large(size)
         taken = 0
 
         async def counted_receive() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.size:
-                await _drain(receive, self.size)
-                raise self._too_large()
+            if taken > size:
+                await _drain(receive, size)
+                raise _too_large(size)
             return message
 
         await self.app(scope, counted_receive, send)
 
-    def _too_large(self) -> Problem:
-        return Problem(
-            413,
-            "Content Too Large",
-            f"The body is larger than {self.size} bytes. Send it in several smaller requests.",
-            headers={"Connection": "close"},
-        )
+
+def _too_large(size: int) -> Problem:
+    return Problem(
+        413,
+        "Content Too Large",
+        f"The body is larger than {size} bytes. Send it in several smaller requests.",
+        headers={"Connection": "close"},
+    )
 
 
 async def _drain(receive: Receive, size: int) -> None:

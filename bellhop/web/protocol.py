@@ -83,7 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._phase is _Phase.HEAD and self._received > self.limits.head:
             self._problem = self._head_too_large()
             self.send_400_response("")
-        elif self._received > self.limits.head + _CHUNKING * self.limits.body:
+        elif self._received > self.limits.head + _CHUNKING * self.limits.largest_body:
             self._problem = Problem(413, "Content Too Large", "The body is far too large. Send less.")
             self.send_400_response("")
 

@@ -74,7 +74,7 @@ def create_app(
             Middleware(problems.CatchAll),
             Middleware(Hosts, allowed=frozenset(hosts)),
             Middleware(RateLimit, limiter=limiter, exempt=health.PATHS),
-            Middleware(BodyLimit, size=limits.body),
+            Middleware(BodyLimit, size=limits.body, sizes=limits.bodies),
         ],
     )
     app.state.limits = limits
@@ -144,13 +144,16 @@ def serve(app: FastAPI, settings: ServiceSettings) -> None:
     # did has succeeded.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
-    Server(app, listener, settings.shutdown_seconds).run(sockets=[listener])
+    proxies = [str(network) for network in settings.trusted_proxies]
+    Server(app, listener, settings.shutdown_seconds, proxies).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
     """uvicorn, set up for us, that says where it listens and tells the application when it begins to stop."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket, shutdown_seconds: float) -> None:
+    def __init__(
+        self, app: FastAPI, listener: socket.socket, shutdown_seconds: float, trusted_proxies: Sequence[str] = ()
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -165,7 +168,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 headers=[("x-content-type-options", "nosniff")],
                 proxy_headers=True,
-                forwarded_allow_ips=_LOOPBACK,
+                forwarded_allow_ips=[*_LOOPBACK, *trusted_proxies],
                 timeout_keep_alive=65,  # longer than clients and proxies keep idle connections: they close first
                 timeout_graceful_shutdown=math.ceil(shutdown_seconds),
             )

@@ -1,5 +1,7 @@
 """Short-lived signed tokens (JWT, HS256) for whoever must not have an API key: browsers above all."""
 
+import hashlib
+import hmac
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +45,15 @@ def mint(
     if scopes:
         claims["scope"] = " ".join(scopes)
     return jwt.encode(claims, key, algorithm=_ALGORITHM)
+
+
+def service_key(key: str, service: str) -> str:
+    """Return the key that `service` shares with the gateway alone, which follows from the gateway's own key.
+
+    So the gateway, which has `key`, and a service that must not have it can sign for one another. On a command line:
+    `printf mailer | openssl dgst -sha256 -hmac "$BELLHOP_TOKEN_KEY"`.
+    """
+    return hmac.new(key.encode(), service.encode(), hashlib.sha256).hexdigest()
 
 
 def read(token: str, key: str, audience: str) -> Claims:

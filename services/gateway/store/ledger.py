@@ -3,6 +3,7 @@
 The functions that take a list are for `GroupCommit`: whatever arrived together is one call and one transaction.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,14 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.mail import CancelTask, Lane
 from bellhop.contracts.outcomes import FINAL, Outcome, State
-from bellhop.sql.bulk import insert_many
+from bellhop.sql.bulk import insert_many, update_many
 from bellhop.sql.database import Database
 from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry, now_ms, to_ms
 from services.gateway.store.tables import attempts, idempotency_keys, tasks
 
 SOURCE = "bellhop/gateway"
+Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
 _FINAL = [state.value for state in FINAL]
 
 
@@ -56,6 +58,8 @@ class Accepted:
     """False: the same request was accepted before, and nothing was written now."""
     conflict: bool = False
     """True: another request was accepted before under the same key."""
+    goes_out: bool = True
+    """False: its messages were not kept, because their address is suppressed."""
 
 
 def mail_task(
@@ -142,28 +146,33 @@ async def _known_keys(
 class Ledger:
     """Reads, and the writes that need the database's own dialect."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, applied: Applied | None = None) -> None:
+        """`applied` is called with every list of outcomes, in the transaction that applies them."""
         self._database = database
+        self._applied = applied
 
     async def apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[str]:
         """Apply outcomes, in any order and as often as they come; return the ids of their tasks."""
         await self._create_reactions(connection, outcomes)
-        insert = self._database.insert(attempts)
-        made = [_attempt_row(outcome) for outcome in outcomes if outcome.attempt]
-        if made:
-            # Of two reports of one attempt the final one stays; `sending` never overwrites anything.
-            await connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["task_id", "round", "attempt"],
-                    set_={
-                        name: insert.excluded[name] for name in made[0] if name not in ("task_id", "round", "attempt")
-                    },
-                    where=attempts.c.state.not_in(_FINAL) & (insert.excluded.state != State.SENDING),
-                ),
-                made,
-            )
-        await connection.execute(_ADVANCE, [_advance_row(outcome) for outcome in outcomes])
+        places = await self._places(connection, {outcome.task_id for outcome in outcomes})
+        moved: dict[str, dict[str, Any]] = {}
+        for outcome in outcomes:
+            place = places.get(outcome.task_id)
+            if place is not None and advances(place, outcome):
+                places[outcome.task_id] = moved[outcome.task_id] = _moved(place, outcome)
+        await update_many(connection, tasks, "id", list(moved.values()))
+        made = [_attempt_row(outcome) for outcome in outcomes if outcome.attempt and outcome.task_id in places]
+        await insert_many(connection, attempts, made, on_conflict=_KEEP_FINAL)
+        if self._applied is not None:
+            await self._applied(connection, outcomes)
         return [outcome.task_id for outcome in outcomes]
+
+    async def _places(self, connection: AsyncConnection, task_ids: set[str]) -> dict[str, dict[str, Any]]:
+        """Return where tasks are, and let no other replica move them meanwhile (SQLite has one writer anyway)."""
+        columns = (tasks.c.id, tasks.c.round, tasks.c.attempt, tasks.c.state, tasks.c.uncertain)
+        # In order, so that two replicas that lock the same tasks never wait for each other.
+        query = sa.select(*columns).where(tasks.c.id.in_(task_ids)).order_by(tasks.c.id).with_for_update()
+        return {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
 
     async def _create_reactions(self, connection: AsyncConnection, outcomes: list[Outcome]) -> None:
         """A mail that an event set off has no row until its first outcome."""
@@ -179,7 +188,7 @@ class Ledger:
                 "recipient": outcome.to,
                 "template": outcome.template,
                 "event_id": outcome.event_id,
-                "document": None,
+                "document": None if outcome.document is None else orjson.dumps(outcome.document),
                 "uncertain": False,
                 "created_at": to_ms(outcome.at),
                 "updated_at": to_ms(outcome.at),
@@ -190,7 +199,16 @@ class Ledger:
             if outcome.event_id is not None and outcome.to is not None
         ]
         if rows:
-            await connection.execute(self._database.insert(tasks).on_conflict_do_nothing(), rows)
+            insert = self._database.insert(tasks)
+            # The first outcome brings the document that another round needs, and may come after a later one.
+            await connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["id"],
+                    set_={"document": insert.excluded.document},
+                    where=tasks.c.document.is_(None) & insert.excluded.document.is_not(None),
+                ),
+                rows,
+            )
 
     async def get(self, task_id: str, owner: str | None = None) -> dict[str, Any] | None:
         """Return the task with its attempts; None where there is none, or it belongs to somebody else."""
@@ -299,48 +317,41 @@ class Ledger:
             return dict(found.all())
 
 
-# An outcome moves its task forward or not at all: forward is a later round; in one round a later attempt; in one
-# attempt from `sending` to anything, and from anything to a final state. A final state ends its round.
-_ADVANCE = (
-    sa.update(tasks)
-    .where(
-        tasks.c.id == sa.bindparam("task"),
-        sa.or_(
-            tasks.c.round < sa.bindparam("in_round"),
-            sa.and_(
-                tasks.c.round == sa.bindparam("in_round"),
-                tasks.c.state.not_in(_FINAL),
-                sa.or_(
-                    tasks.c.attempt < sa.bindparam("in_attempt"),
-                    sa.bindparam("is_final", type_=sa.Boolean),
-                    sa.and_(tasks.c.attempt == sa.bindparam("in_attempt"), tasks.c.state == State.SENDING.value),
-                ),
-            ),
-        ),
-    )
-    .values(
-        state=sa.bindparam("to_state"),
-        round=sa.bindparam("in_round"),
-        attempt=sa.bindparam("in_attempt"),
-        uncertain=sa.or_(tasks.c.uncertain, sa.bindparam("is_uncertain", type_=sa.Boolean)),
-        updated_at=sa.bindparam("at"),
-        finished_at=sa.bindparam("finished"),
-    )
-)
+def advances(place: dict[str, Any], outcome: Outcome) -> bool:
+    """Say whether `outcome` moves its task forward from `place` (its round, attempt and state).
+
+    Forward is a later round; in one round a later attempt; in one attempt from `sending` to anything, and from
+    anything to a final state. A final state ends its round. So outcomes may come late, twice and mixed up.
+    """
+    if outcome.round != place["round"]:
+        return outcome.round > int(place["round"])
+    if place["state"] in _FINAL:
+        return False
+    if outcome.attempt != place["attempt"]:
+        return outcome.attempt > int(place["attempt"]) or outcome.state.final
+    return outcome.state.final or State(place["state"]) is State.SENDING
 
 
-def _advance_row(outcome: Outcome) -> dict[str, Any]:
+def _moved(place: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     at = to_ms(outcome.at)
     return {
-        "task": outcome.task_id,
-        "in_round": outcome.round,
-        "in_attempt": outcome.attempt,
-        "is_final": outcome.state.final,
-        "to_state": outcome.state.value,
-        "is_uncertain": outcome.uncertain,
-        "at": at,
-        "finished": at if outcome.state.final else None,
+        "id": place["id"],
+        "round": outcome.round,
+        "attempt": outcome.attempt,
+        "state": outcome.state.value,
+        "uncertain": place["uncertain"] or outcome.uncertain,
+        "updated_at": at,
+        "finished_at": at if outcome.state.final else None,
     }
+
+
+# Of two reports of one attempt the final one stays, and `sending` overwrites nothing.
+_KEEP_FINAL = (
+    "(task_id, round, attempt) DO UPDATE SET state = excluded.state, at = excluded.at, code = excluded.code,"
+    " enhanced = excluded.enhanced, reply = excluded.reply, relay = excluded.relay, retry_at = excluded.retry_at,"
+    " uncertain = excluded.uncertain"
+    f" WHERE attempts.state NOT IN ({', '.join(repr(state) for state in _FINAL)}) AND excluded.state <> 'sending'"
+)
 
 
 def _attempt_row(outcome: Outcome) -> dict[str, Any]:
