@@ -14,6 +14,7 @@ from starlette.responses import Response
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.publisher import Publisher
+from bellhop.contracts.mail import MAX_ATTACHMENT
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
@@ -22,25 +23,47 @@ from bellhop.web.auth import Caller
 from bellhop.web.limits import Limits
 from bellhop.web.problems import problem_response
 from bellhop.web.server import create_app
-from services.gateway import handlers
+from services.gateway import handlers, newsletter
 from services.gateway.deps import Gateway
 from services.gateway.intake import Intake, unavailable
 from services.gateway.relay import Relay
-from services.gateway.routes import console, dead_letters, events, keys, leaderboards, mail, streams, system, tasks
+from services.gateway.routes import (
+    attachments,
+    broadcasts,
+    console,
+    dead_letters,
+    events,
+    keys,
+    leaderboards,
+    mail,
+    public,
+    streams,
+    subscribers,
+    system,
+    tasks,
+    templates,
+)
 from services.gateway.settings import Settings
+from services.gateway.store.attachments import Attachments
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
 from services.gateway.store.outbox import now_ms
+from services.gateway.store.suppressions import Suppressions
 from services.gateway.waiters import Waiters
 
 ROUTERS = (
     console.router,
     mail.router,
+    attachments.router,
+    templates.router,
     tasks.router,
     events.router,
     streams.router,
     leaderboards.router,
+    subscribers.router,
+    broadcasts.router,
+    public.router,
     dead_letters.router,
     keys.router,
     system.router,
@@ -77,16 +100,20 @@ def build(settings: Settings) -> FastAPI:
         consuming = Connection(url, f"bellhop/gateway/{settings.instance}/consume")
         publisher = Publisher(publishing, window=2000)
         relay = Relay(database, commits, publisher)
+        suppressions = Suppressions(database, settings.bounce_days)
+        intake = Intake(commits, relay, publisher, settings.outbox_limit, suppressions.accept)
         async with httpx.AsyncClient(timeout=10) as http:
             gateway = Gateway(
                 settings=settings,
                 commits=commits,
-                intake=Intake(commits, relay, publisher, settings.outbox_limit),
-                ledger=Ledger(database),
+                intake=intake,
+                ledger=Ledger(database, suppressions.note_bounces),
                 keys=Keys(database),
                 dead_letters=DeadLetters(database),
+                attachments=Attachments(database),
                 waiters=Waiters(),
                 http=http,
+                newsletter=newsletter.build(settings, database, suppressions, intake),
             )
             app.state.gateway = gateway
             app.state.authenticate = _Authenticator(gateway.keys).find
@@ -98,7 +125,9 @@ def build(settings: Settings) -> FastAPI:
                 for consumer in table:
                     consumer.start()
                 relay.start()
-                await _purge(gateway)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(gateway.newsletter.feeder.run())
+                    group.create_task(_purge(gateway))
 
             await publishing.start()
             await consuming.start()
@@ -115,7 +144,8 @@ def build(settings: Settings) -> FastAPI:
                 await publishing.close()
                 await database.close()
 
-    app = create_app("Bellhop gateway", "1", lifespan, ROUTERS, limits=Limits(body=settings.max_body))
+    limits = Limits(body=settings.max_body, bodies={attachments.UPLOAD: MAX_ATTACHMENT})
+    app = create_app("Bellhop gateway", "1", lifespan, ROUTERS, limits=limits)
     app.add_exception_handler(DatabaseAway, _database_away)
     return app
 
@@ -159,6 +189,7 @@ async def _purge(gateway: Gateway) -> None:
                 finished_before=current - round(settings.tasks_days * 86_400_000),
                 keys_before=current - round(settings.idempotency_hours * 3_600_000),
             )
+            await gateway.attachments.purge()
             if gone:
                 log.info("deleted tasks past their retention", count=gone)
         except DatabaseAway as error:

@@ -7,7 +7,9 @@ from starlette.requests import Request
 
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway.intake import Intake
+from services.gateway.newsletter import Newsletter
 from services.gateway.settings import Settings
+from services.gateway.store.attachments import Attachments
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
@@ -24,8 +26,10 @@ class Gateway:
     ledger: Ledger
     keys: Keys
     dead_letters: DeadLetters
+    attachments: Attachments
     waiters: Waiters
     http: httpx.AsyncClient
+    newsletter: Newsletter
 
 
 def gateway(request: Request) -> Gateway:

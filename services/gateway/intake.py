@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,6 +34,8 @@ class Intake:
     relay: Relay
     publisher: Publisher
     outbox_limit: int
+    accept: Callable[[AsyncConnection, list[Acceptance]], Awaitable[list[Accepted]]] = ledger.accept
+    """`Suppressions.accept`, which looks at the addresses first."""
 
     async def commit(self, acceptance: Acceptance) -> Accepted:
         """Write everything in one commit; what is written will be published.
@@ -40,19 +44,19 @@ class Intake:
             Problem: 422 when the idempotency key stands for another request; 503 when the outbox is full.
             DatabaseAway: nothing was accepted, or nobody knows; a 503 by `app.py`.
         """
-        if self.relay.waiting > self.outbox_limit:
-            raise unavailable(f"{self.relay.waiting} messages wait for RabbitMQ already, and more cannot be kept.")
-        accepted = await self.commits.write(ledger.accept, acceptance)
+        self.check_room()
+        accepted = await self.commits.write(self.accept, acceptance)
         faults.point("accept.committed")
         if accepted.conflict:
-            raise Problem(
-                422,
-                "Idempotency key used before",
-                "This Idempotency-Key came with another request before. Use a fresh key for a new request.",
-            )
-        if accepted.new and acceptance.claimed:
+            raise conflict()
+        if accepted.new and acceptance.claimed and accepted.goes_out:
             self.relay.hand_over(acceptance.entries)
         return accepted
+
+    def check_room(self) -> None:
+        """Raise Problem 503 when the outbox is full."""
+        if self.relay.waiting > self.outbox_limit:
+            raise unavailable(f"{self.relay.waiting} messages wait for RabbitMQ already, and more cannot be kept.")
 
     async def publish(self, request: Request, caller: Caller, entries: list[Entry], answer: bytes) -> Response:
         """Answer 202 once the broker confirmed every message, or else the outbox holds it."""
@@ -82,6 +86,15 @@ def answer_202(accepted: Accepted, location: str | None = None) -> Response:
     if not accepted.new:
         headers["Idempotency-Replay"] = "true"
     return Response(accepted.answer, 202, headers, "application/json")
+
+
+def conflict() -> Problem:
+    """Return the 422 for an idempotency key that stands for another request."""
+    return Problem(
+        422,
+        "Idempotency key used before",
+        "This Idempotency-Key came with another request before. Use a fresh key for a new request.",
+    )
 
 
 def invalid_body(error: ValidationError, *, prefix: tuple[int | str, ...] = (), skip: int = 0) -> Problem:

@@ -121,6 +121,10 @@ class Relay:
             return await self._publisher.begin(entry.exchange, entry.routing_key, entry.message)
         except PublishError as error:
             return error
+        except Exception as error:
+            # One message that cannot be sent at all must not keep the others from going out.
+            log.exception("a message cannot be published", exchange=entry.exchange, id=entry.message.envelope.id)
+            return PublishError(f"cannot be published: {error}")
 
     async def _confirmed(self, confirm: "asyncio.Future[None] | PublishError") -> bool:
         try:

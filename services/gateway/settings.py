@@ -3,6 +3,7 @@
 from pydantic import Field, SecretStr
 
 from bellhop.settings import TokenSettings
+from bellhop.web.tokens import service_key
 
 
 class Settings(TokenSettings):
@@ -16,8 +17,34 @@ class Settings(TokenSettings):
     )
     notifier_url: str = Field("http://127.0.0.1:8001", description="where browsers reach the notifier")
     leaderboard_url: str = Field("http://127.0.0.1:8002", description="where the gateway reaches the leaderboard")
+    mailer_url: str = Field("http://127.0.0.1:8003", description="where the gateway reaches the mailer")
     tasks_days: float = Field(30.0, gt=0, description="how long finished tasks are kept")
     idempotency_hours: float = Field(24.0, gt=0, description="how long idempotency keys are kept")
     outbox_limit: int = Field(1_000_000, gt=0, description="messages waiting for the broker before requests get 503")
     max_body: int = Field(1_048_576, gt=0, description="bytes of a request body at most")
+    public_url: str = Field(
+        "http://127.0.0.1:8000",
+        pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$",
+        description="where subscribers reach this gateway; stands in the links of mails, so it must last",
+    )
+    public_lists: str = Field(
+        "newsletter=Newsletter",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[^,=]+(,[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[^,=]+)*$",
+        description="the lists that anybody may join at /subscribe: name=Title,name=Title",
+    )
+    confirm_days: float = Field(7.0, gt=0, description="how long the link that confirms a subscription works")
+    bounce_days: float = Field(90.0, gt=0, description="how long an address is suppressed after a hard bounce")
+    broadcast_window: int = Field(
+        2000, ge=1, le=100_000, description="recipients of one broadcast that may be under way at once"
+    )
     rate_limit: int = Field(0, ge=0, description="requests a second for each key; 0 is no limit")
+
+    @property
+    def mailer_key(self) -> str:
+        """Return what the gateway and the mailer sign for one another with."""
+        return service_key(self.token_key.get_secret_value(), "mailer")
+
+    @property
+    def list_titles(self) -> dict[str, str]:
+        """Return the title of each public list by its name; the first one is the usual one."""
+        return dict(pair.split("=") for pair in self.public_lists.split(","))

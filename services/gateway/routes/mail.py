@@ -13,6 +13,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
 from services.gateway.intake import answer_202, fingerprint, idempotency_key, traceparent
+from services.gateway.routes import attachments
 from services.gateway.store.ledger import Acceptance, IdempotencyKey, mail_entry, mail_task
 from services.gateway.store.outbox import now_ms, to_ms
 
@@ -33,6 +34,8 @@ async def send(
     due_at = to_ms(mail.send_at) if mail.send_at is not None else 0
     if due_at <= created_at:
         due_at = 0
+    if mail.attachments:
+        await attachments.check(request, mail.attachments, caller, due_at or created_at)
     acceptance = Acceptance(
         answer=orjson.dumps({"id": task_id, "state": "scheduled" if due_at else "queued"}),
         tasks=[mail_task(document, packed, created_at=created_at, send_at=due_at or None)],

@@ -15,6 +15,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
+from services.gateway.store.broadcasts import Phase
 
 router = APIRouter(route_class=StrictRoute, tags=["tasks"])
 
@@ -49,6 +50,7 @@ def task_document(task: dict[str, Any]) -> dict[str, Any]:
         "lane": task["lane"],
         "template": task["template"],
         "event_id": task["event_id"],
+        "broadcast_id": task["broadcast_id"],
         "uncertain": task["uncertain"],
         "created_at": time_of(task["created_at"]),
         "updated_at": time_of(task["updated_at"]),
@@ -162,6 +164,13 @@ async def retry(
     task = await _find(request, task_id, caller)
     if not State(task["state"]).final or task["state"] == State.SENT:
         raise Problem(409, "Conflict", f"The task is {task['state']}; only what ended unsent can be retried.")
+    if task["broadcast_id"] is not None:
+        phase: Phase = await parts.commits.write(parts.newsletter.maker.feed_again, task_id)
+        if phase not in (Phase.RUNNING, Phase.FINISHED):
+            raise Problem(409, "Conflict", f"The broadcast of this task is {phase.value}, so nothing of it is sent.")
+        task = await _find(request, task_id, caller)
+        body = orjson.dumps({"id": task_id, "state": task["state"]})
+        return Response(body, 202, {"Location": f"/v1/tasks/{task_id}"}, "application/json")
     if task["document"] is None:
         raise Problem(409, "Conflict", "An event set this mail off; publish the event again under a new id instead.")
     state: State = await parts.commits.write(parts.ledger.retry, task_id)

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.amqp.message import Delivery, Message
-from bellhop.amqp.settling import DIED_AT, ERROR, OURS, QUEUE, REASON
-from bellhop.contracts.base import derived_id, new_id, now
+from bellhop.amqp.settling import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
+from bellhop.contracts.base import derived_id, new_id
 from bellhop.sql.database import Database
 from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry, now_ms, pack, to_ms, unpack
@@ -112,32 +112,45 @@ _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(
 
 def _row(delivery: Delivery) -> dict[str, Any]:
     headers, envelope = delivery.headers, delivery.envelope
-    queue = headers.get(QUEUE) or headers.get("x-first-death-queue") or delivery.routing_key
-    reason = headers.get(REASON) or headers.get("x-first-death-reason") or "unknown"
-    deaths = headers.get("x-death")
-    died_at = headers.get(DIED_AT) or (deaths[0].get("time") if deaths else None)
-    at = to_ms(datetime.fromisoformat(str(died_at)) if died_at else now())
-    kept = {
-        name: value
-        for name, value in headers.items()
-        if name not in OURS and not name.startswith(("x-", "cloudEvents:")) and name != "traceparent"
-    }
+    queue = _text(headers.get(QUEUE) or headers.get("x-first-death-queue") or delivery.routing_key, 255)
+    reason = _text(headers.get(REASON) or headers.get("x-first-death-reason") or "unknown", 64)
+    died_at = _text(headers.get(DIED_AT) or _first_death(headers), 64)
+    error = headers.get(ERROR, "RabbitMQ gave the message up: it was handed out too often without an ack")
     return {
         "id": new_id(),
         # Known again by what died when, so that a redelivered dead letter does not become a second one.
-        "identity": derived_id(str(queue), envelope.source, envelope.id, str(died_at), str(delivery.attempt)),
-        "queue": str(queue),
+        "identity": derived_id(queue, envelope.source, envelope.id, died_at, str(delivery.attempt)),
+        "queue": queue,
         "event_id": envelope.id,
         "type": envelope.type,
-        "reason": str(reason),
-        "error": str(headers.get(ERROR, "RabbitMQ gave the message up: it was handed out too often without an ack")),
+        "reason": reason,
+        "error": _text(error, 20_000),
         "attempts": delivery.attempt,
-        "envelope": pack(Message(b"", envelope, headers=kept)),
+        "envelope": pack(Message(b"", envelope, headers=dict(foreign_headers(headers)))),
         "body": delivery.body,
-        "died_at": at,
+        "died_at": _ms(died_at),
         "replayed_at": None,
         "deleted_at": None,
     }
+
+
+def _first_death(headers: dict[str, Any]) -> Any:
+    """Return when the broker itself gave a message up (https://www.rabbitmq.com/docs/dlx#effects)."""
+    deaths = headers.get("x-death")
+    first = deaths[0] if isinstance(deaths, list) and deaths else None
+    return first.get("time") if isinstance(first, dict) else None
+
+
+def _text(value: Any, length: int) -> str:
+    """Return what every database can hold: a dead letter that cannot be stored would go round for ever."""
+    return str(value).replace("\x00", "\ufffd")[:length]
+
+
+def _ms(died_at: str) -> int:
+    try:
+        return to_ms(datetime.fromisoformat(died_at))
+    except (ValueError, OverflowError):
+        return now_ms()
 
 
 def _revived(letter: Any, body: bytes | None) -> Message:

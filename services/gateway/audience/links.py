@@ -1,0 +1,76 @@
+"""The links that are mailed to subscribers. Whoever has one may do the one thing that it says, without logging in.
+
+A token is base64url of: kind (1 byte), subscriber id (16), expiry (4, seconds since 1970; 0 is never), the names of the
+lists with commas between them, and a signature (16, of HMAC-SHA-256). It holds no address: links end up in logs.
+"""
+
+import base64
+import binascii
+import hmac
+import time
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import urlsplit
+from uuid import UUID
+
+_SIGNATURE = 16
+_HEAD = 1 + 16 + 4
+MAX_TOKEN = 4096
+
+
+class Kind(Enum):
+    """What a link is for."""
+
+    CONFIRM = b"c"
+    UNSUBSCRIBE = b"u"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a valid token says."""
+
+    subscriber_id: str
+    lists: tuple[str, ...]
+
+
+class Links:
+    """Makes links and reads their tokens."""
+
+    def __init__(self, secret: str, public_url: str) -> None:
+        """`secret` is the same on all replicas, for ever: with another one all links in old mails are void."""
+        # A key of its own, so that no token of another kind can be taken for one of these.
+        self._key = hmac.digest(secret.encode(), b"bellhop newsletter links", "sha256")
+        self._base = public_url.rstrip("/")
+        self.host = urlsplit(public_url).hostname or "localhost"
+
+    def confirm(self, subscriber_id: str, lists: list[str], *, seconds: float) -> str:
+        """Return the link that confirms subscriptions; it is valid for so many seconds."""
+        return f"{self._base}/confirm?token={self._token(Kind.CONFIRM, subscriber_id, lists, time.time() + seconds)}"
+
+    def unsubscribe(self, subscriber_id: str, list_: str) -> str:
+        """Return the link that ends a subscription; it is valid for ever."""
+        return f"{self._base}/unsubscribe?token={self._token(Kind.UNSUBSCRIBE, subscriber_id, [list_], 0)}"
+
+    def read(self, kind: Kind, token: str) -> Claim | None:
+        """Return what a token says; None unless it is one of ours, of this kind, and not expired."""
+        if len(token) > MAX_TOKEN:
+            return None
+        try:
+            data = base64.b64decode(token.encode() + b"=" * (-len(token) % 4), b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            return None
+        payload, signature = data[:-_SIGNATURE], data[-_SIGNATURE:]
+        if not hmac.compare_digest(signature, self._sign(payload)) or payload[:1] != kind.value:
+            return None
+        expires = int.from_bytes(payload[17:21])
+        if expires and expires < time.time():
+            return None
+        return Claim(str(UUID(bytes=payload[1:17])), tuple(payload[_HEAD:].decode().split(",")))
+
+    def _token(self, kind: Kind, subscriber_id: str, lists: list[str], expires: float) -> str:
+        person = bytes.fromhex(subscriber_id.replace("-", ""))
+        payload = kind.value + person + int(expires).to_bytes(4) + ",".join(lists).encode()
+        return base64.urlsafe_b64encode(payload + self._sign(payload)).rstrip(b"=").decode()
+
+    def _sign(self, payload: bytes) -> bytes:
+        return hmac.digest(self._key, payload, "sha256")[:_SIGNATURE]

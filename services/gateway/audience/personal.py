@@ -1,0 +1,108 @@
+"""Words that are the same for everybody but for a few places: `Dear {{ subscriber.name | default("reader") }}`.
+
+The places are spelt as in a template file, and that is all there is: no conditions, no loops. Whatever a client sends
+is filled in here for a million people, in time that depends on its length alone. Who wants more names a template,
+which the mailer renders.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from bellhop.contracts.mail import MAX_BODY
+
+_PLACE = re.compile(r"\{\{(?P<inner>[^{}]*)\}\}|(?P<stray>\{\{|\{%|\{#)")
+_INNER = re.compile(
+    r"\s*(?:data\.)?subscriber\.(?P<path>name|email|unsubscribe_url|attributes(?:\.[A-Za-z0-9_-]+)+)\s*"
+    r"(?:\|\s*default\(\s*(?:\"(?P<double>[^\"]*)\"|'(?P<single>[^']*)')\s*\)\s*)?"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]+")
+MAX_SUBJECT = 998
+LINK = "subscriber.unsubscribe_url"
+
+
+class CannotFill(Exception):
+    """A place cannot be filled, or is not one; the text names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    path: tuple[str, ...]
+    default: str | None
+    where: str
+
+    def value(self, subscriber: dict[str, Any]) -> str:
+        found: Any = subscriber
+        for name in self.path:
+            found = found.get(name) if isinstance(found, dict) else None
+        if found is None or found == "":
+            if self.default is not None:
+                return self.default
+            if found is None:
+                raise CannotFill(f"{self.where}: this subscriber has no {'.'.join(self.path)}")
+        return found if isinstance(found, str) else str(found)
+
+
+class Text:
+    """One text with places, taken apart once."""
+
+    def __init__(self, name: str, source: str) -> None:
+        """Take `source` apart; `name` is for the sentences of `CannotFill`."""
+        self._pieces: list[str | _Place] = []
+        end = 0
+        for match in _PLACE.finditer(source):
+            where = f"{name}, line {source.count(chr(10), 0, match.start()) + 1}"
+            inner = _INNER.fullmatch(match["inner"] or "")
+            if inner is None:
+                raise CannotFill(
+                    f"{where}: {match[0][:80]!r} cannot be filled in. There are {{{{ subscriber.name }}}}, .email,"
+                    ' .unsubscribe_url and .attributes.<name>, each with | default("…"); for more, name a template'
+                )
+            self._pieces.append(source[end : match.start()])
+            default = inner["double"] if inner["double"] is not None else inner["single"]
+            self._pieces.append(_Place(tuple(inner["path"].split(".")), default, where))
+            end = match.end()
+        self._pieces.append(source[end:])
+
+    def fill(self, subscriber: dict[str, Any], quote: Callable[[str], str] = str) -> str:
+        """Return the text for one subscriber; raises `CannotFill`."""
+        return "".join(piece if isinstance(piece, str) else quote(piece.value(subscriber)) for piece in self._pieces)
+
+
+class Words:
+    """Subject and bodies of a mail to many."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        """Take a `MailContent`, as a dictionary, apart; raises `CannotFill` where something is no place."""
+        self._subject = Text("subject", content["subject"])
+        self._text = Text("text", _with_footer(content["text"])) if "text" in content else None
+        self._html = Text("html", _with_html_footer(content["html"])) if "html" in content else None
+
+    def fill(self, subscriber: dict[str, Any]) -> dict[str, str]:
+        """Return subject, text and html for one subscriber; raises `CannotFill`."""
+        # A line end in a name must not become a line end in a header.
+        filled = {"subject": _CONTROL.sub(" ", self._subject.fill(subscriber)).strip()[:MAX_SUBJECT]}
+        if not filled["subject"]:
+            raise CannotFill("the subject comes out empty")
+        if self._text is not None:
+            filled["text"] = self._text.fill(subscriber)
+        if self._html is not None:
+            filled["html"] = self._html.fill(subscriber, escape)
+        if any(len(part) > MAX_BODY for part in filled.values()):
+            raise CannotFill(f"a body comes out longer than {MAX_BODY} characters")
+        return filled
+
+
+def _with_footer(text: str) -> str:
+    """Make sure that there is a way out: nobody must look for it."""
+    return text if LINK in text else f"{text.rstrip()}\n\n-- \nUnsubscribe: {{{{ {LINK} }}}}\n"
+
+
+def _with_html_footer(html: str) -> str:
+    if LINK in html:
+        return html
+    footer = f'<hr><p><a href="{{{{ {LINK} }}}}">Unsubscribe</a></p>\n'
+    head, end, tail = html.rpartition("</body>")
+    return f"{head}{footer}{end}{tail}" if end else f"{html}{footer}"

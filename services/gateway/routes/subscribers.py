@@ -1,0 +1,293 @@
+"""The newsletter's people, for API clients: subscribe, look up, import, forget; and who gets no mail at all."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Query
+from pydantic import Field, StringConstraints, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.contracts.base import Contract, Data, Line, Time
+from bellhop.contracts.mail import Lane
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.problems import Problem
+from bellhop.web.strict_json import StrictRoute
+from services.gateway.audience.addresses import Email, canonical
+from services.gateway.audience.people_csv import BadCsv, records
+from services.gateway.deps import gateway
+from services.gateway.newsletter import Newsletter
+from services.gateway.routes.broadcasts import ListName
+from services.gateway.routes.tasks import time_of
+from services.gateway.store.audience import SignUp, Status
+from services.gateway.store.outbox import now_ms, to_ms
+from services.gateway.store.suppressions import Suppression
+
+router = APIRouter(route_class=StrictRoute, tags=["subscribers"])
+
+Reader = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_READ))]
+Writer = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_WRITE))]
+Lists = Annotated[list[ListName], Field(min_length=1, max_length=20)]
+PersonName = Annotated[Line, StringConstraints(max_length=200)]
+
+IMPORT_PATH = "/v1/subscribers/import"
+IMPORT_CHUNK = 250
+MAX_ERRORS = 100
+
+
+class SubscriberRequest(Contract):
+    """`POST /v1/subscribers`, and one record of an import."""
+
+    email: Email
+    lists: Lists
+    name: PersonName | None = None
+    attributes: Data | None = None
+    confirmed: bool = False
+    """Their consent is on record elsewhere, so no mail asks for it. It does not bring back who unsubscribed."""
+
+
+class SuppressionRequest(Contract):
+    """`POST /v1/suppressions`."""
+
+    address: Email
+    reason: Annotated[Line, StringConstraints(max_length=1000)]
+    expires_at: Time | None = None
+
+
+@router.post("/v1/subscribers", status_code=202, summary="Subscribe somebody")
+async def add(request: Request, wish: SubscriberRequest, caller: Writer) -> Response:
+    """Subscribe a person, or change name and attributes of one; a mail asks for confirmation unless `confirmed`."""
+    parts = gateway(request).newsletter
+    await parts.sign_up(
+        SignUp(wish.email, tuple(dict.fromkeys(wish.lists)), wish.name, wish.attributes, confirmed=wish.confirmed)
+    )
+    person = await parts.audience.get(wish.email)
+    if person is None:
+        raise Problem(409, "Conflict", "This person was deleted just now by somebody else. Try again.")
+    location = {"Location": f"/v1/subscribers/{wish.email}"}
+    return Response(orjson.dumps(_document(person)), 202, location, "application/json")
+
+
+@router.post(
+    IMPORT_PATH,
+    summary="Import people from CSV",
+    openapi_extra={"requestBody": {"required": True, "content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
+async def import_csv(
+    request: Request,
+    caller: Writer,
+    lists: Annotated[str, Query(max_length=1500, description="names with commas between them")],
+    confirmed: bool = False,
+) -> dict[str, Any]:
+    """Read people as they arrive, some hundred a commit; the first line names the columns, one of them `email`.
+
+    What is wrong with a line is told, and the others are taken. After a broken connection send the whole file again:
+    who is there already is not counted or asked a second time. Who unsubscribed is `skipped`.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "text/csv":
+        raise Problem(415, "Unsupported Media Type", "Send the file as it is, in UTF-8, with Content-Type: text/csv.")
+    importing = _Import(gateway(request).newsletter, lists.split(","), confirmed)
+    try:
+        async with aclosing(records(_body(request))) as lines:
+            async for line, values in lines:
+                await importing.take(line, values)
+        stopped = None
+    except BadCsv as error:
+        stopped = str(error)
+    await importing.commit()
+    if stopped is not None:
+        raise Problem(
+            422,
+            "Unprocessable Content",
+            f"The file could not be read to its end: {stopped}. Mend it and send all of it again.",
+            extensions=importing.document,
+        )
+    return importing.document
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    async for chunk in request.stream():
+        yield chunk
+
+
+class _Import:
+    """One import under way."""
+
+    def __init__(self, parts: Newsletter, lists: list[str], confirmed: bool) -> None:
+        self._parts = parts
+        self._common = {"lists": lists, "confirmed": confirmed}
+        self._waiting: list[SignUp] = []
+        self._errors: list[dict[str, Any]] = []
+        self._wrong = self._new = self._known = self._skipped = 0
+
+    async def take(self, line: int, values: dict[str, str] | str) -> None:
+        """Take one record; what is wrong with it is noted."""
+        if isinstance(values, str):
+            self._refuse(line, values)
+            return
+        fields: dict[str, Any] = dict(self._common)
+        for name in ("email", "name"):
+            if name in values:
+                fields[name] = values.pop(name)
+        if values:
+            fields["attributes"] = values
+        try:
+            person = SubscriberRequest.model_validate(fields)
+        except ValidationError as error:
+            problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+            if problem["loc"][:1] == ("lists",):
+                raise Problem(422, "Unprocessable Content", f"The list's name is wrong: {problem['msg']}.") from None
+            self._refuse(line, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+            return
+        self._waiting.append(
+            SignUp(
+                person.email,
+                tuple(dict.fromkeys(person.lists)),
+                person.name,
+                person.attributes,
+                confirmed=person.confirmed,
+                returning=False,
+                lane=Lane.BULK,
+            )
+        )
+        if len(self._waiting) >= IMPORT_CHUNK:
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Write what was taken since the last time."""
+        waiting, self._waiting = self._waiting, []
+        for result in await self._parts.sign_up(*waiting):
+            self._skipped += result.skipped
+            self._known += result.known and not result.skipped
+            self._new += not result.known
+
+    def _refuse(self, line: int, detail: str) -> None:
+        self._wrong += 1
+        if len(self._errors) < MAX_ERRORS:
+            self._errors.append({"line": line, "detail": detail})
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What became of the records."""
+        return {
+            "new": self._new,
+            "known": self._known,
+            "skipped": self._skipped,
+            "wrong": self._wrong,
+            "errors": self._errors,
+        }
+
+
+@router.get("/v1/subscribers", summary="List people")
+async def show_all(
+    request: Request,
+    caller: Reader,
+    list: Annotated[ListName | None, Query()] = None,
+    state: Status | None = None,
+    cursor: Annotated[str | None, Query(max_length=36)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> dict[str, Any]:
+    """Return people in the order of addresses; `next` is the cursor of the following page."""
+    people = await gateway(request).newsletter.audience.page(list_=list, state=state, after=cursor, limit=limit)
+    return {
+        "subscribers": [_document(person) for person in people],
+        "next": people[-1]["id"] if len(people) == limit else None,
+    }
+
+
+@router.get("/v1/subscribers/{email}", summary="One person")
+async def show(request: Request, email: str, caller: Reader) -> dict[str, Any]:
+    """Return a person with all subscriptions."""
+    person = await gateway(request).newsletter.audience.get(canonical(email))
+    if person is None:
+        raise _nobody()
+    return _document(person)
+
+
+@router.delete("/v1/subscribers/{email}", status_code=204, summary="Forget a person")
+async def forget(request: Request, email: str, caller: Writer) -> Response:
+    """Erase a person and all subscriptions. Tasks keep the address until their retention is over.
+
+    Nothing remains that would keep the person from being imported again; suppress the address for that.
+    """
+    if not await gateway(request).newsletter.audience.delete(canonical(email)):
+        raise _nobody()
+    return Response(status_code=204)
+
+
+@router.get("/v1/lists", summary="All lists")
+async def show_lists(request: Request, caller: Reader) -> dict[str, Any]:
+    """Return the names of all lists, each with its numbers of subscriptions by state."""
+    return {"lists": await gateway(request).newsletter.audience.lists()}
+
+
+@router.get("/v1/suppressions", summary="Who gets no mail")
+async def show_suppressions(
+    request: Request,
+    caller: Reader,
+    source: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Annotated[str | None, Query(max_length=320)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> dict[str, Any]:
+    """Return suppressed addresses in their order; `next` is the cursor of the following page."""
+    rows = await gateway(request).newsletter.suppressions.page(after=cursor, source=source, limit=limit)
+    return {
+        "suppressions": [_suppression(row) for row in rows],
+        "next": rows[-1]["address"] if len(rows) == limit else None,
+    }
+
+
+@router.post("/v1/suppressions", status_code=201, summary="Send no mail to an address")
+async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -> dict[str, Any]:
+    """Suppress an address, until `expires_at` or for ever."""
+    store = gateway(request).newsletter.suppressions
+    expires_at = None if wish.expires_at is None else to_ms(wish.expires_at)
+    if expires_at is not None and expires_at <= now_ms():
+        raise Problem(422, "Unprocessable Content", "expires_at is in the past; leave it out to suppress for ever.")
+    await store.add(Suppression(wish.address, wish.reason, caller.name[:64], expires_at))
+    return {"address": wish.address, "reason": wish.reason, "source": caller.name[:64], "expires_at": wish.expires_at}
+
+
+@router.get("/v1/suppressions/{address}", summary="Why an address gets no mail")
+async def show_suppression(request: Request, address: str, caller: Reader) -> dict[str, Any]:
+    """Return reason, source and times."""
+    row = await gateway(request).newsletter.suppressions.get(canonical(address))
+    if row is None:
+        raise Problem(404, "Not Found", "This address is not suppressed.")
+    return _suppression(row)
+
+
+@router.delete("/v1/suppressions/{address}", status_code=204, summary="Let an address have mail again")
+async def release(request: Request, address: str, caller: Writer) -> Response:
+    """Take an address off the list."""
+    if not await gateway(request).newsletter.suppressions.remove(canonical(address)):
+        raise Problem(404, "Not Found", "This address is not suppressed.")
+    return Response(status_code=204)
+
+
+def _nobody() -> Problem:
+    return Problem(404, "Not Found", "There is no such subscriber.")
+
+
+def _document(person: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": person["id"],
+        "email": person["email"],
+        "name": person["name"],
+        "attributes": orjson.loads(person["attributes"]),
+        "state": person["state"],
+        "lists": {name: _subscription(each) for name, each in person["lists"].items()},
+        "created_at": time_of(person["created_at"]),
+        "updated_at": time_of(person["updated_at"]),
+    }
+
+
+def _subscription(row: dict[str, Any]) -> dict[str, Any]:
+    times = ("created_at", "asked_at", "confirmed_at", "unsubscribed_at")
+    return {"state": row["state"]} | {name: time_of(row[name]) for name in times if row[name] is not None}
+
+
+def _suppression(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"created_at": time_of(row["created_at"]), "expires_at": time_of(row["expires_at"])}

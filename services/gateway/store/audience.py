@@ -1,0 +1,267 @@
+"""Subscribers, and what they subscribed to.
+
+A subscription is `pending` until its owner confirmed by mail, then `confirmed`, until it is `unsubscribed`. Nobody but
+its owner makes an unsubscribed one confirmed again: neither an import nor an API key can.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.contracts.mail import Lane
+from bellhop.sql.database import Database
+from services.gateway.audience.addresses import subscriber_id
+from services.gateway.store.ledger import Acceptance
+from services.gateway.store.outbox import Entry, now_ms
+from services.gateway.store.suppressions import Suppressions
+from services.gateway.store.tables import subscribers, subscriptions, suppressions
+
+ASK_AGAIN_MS = 10 * 60_000
+"""So long nobody is asked twice: a public form must not be a way to fill somebody's mailbox."""
+
+
+class Status(StrEnum):
+    """Where a subscription is; of a person, the best of theirs, unless the address is suppressed."""
+
+    PENDING = "pending"
+    CONFIRMED = "confirmed"
+    UNSUBSCRIBED = "unsubscribed"
+    SUPPRESSED = "suppressed"
+
+
+@dataclass(frozen=True, slots=True)
+class SignUp:
+    """One person to subscribe."""
+
+    email: str
+    """Canonical."""
+    lists: tuple[str, ...]
+    name: str | None = None
+    attributes: dict[str, Any] | None = None
+    confirmed: bool = False
+    """Consent was given elsewhere: no mail is needed, except by those who unsubscribed."""
+    public: bool = False
+    """Anybody may have written this: it changes nothing about a person who is known already."""
+    returning: bool = True
+    """Ask those who unsubscribed whether they want to come back."""
+    lane: Lane = Lane.NORMAL
+
+
+@dataclass(slots=True)
+class SignedUp:
+    """What became of a sign-up."""
+
+    known: bool
+    """Everything asked for was so already."""
+    skipped: bool = False
+    """The person unsubscribed, and is not asked again."""
+    entries: list[Entry] = field(default_factory=list)
+    """The mail that asks for confirmation, to hand over after the commit."""
+
+
+Ask = Callable[[SignUp, list[str]], Acceptance]
+"""Make the mail that asks one person to confirm these lists."""
+
+
+class Audience:
+    """The store of the newsletter's people."""
+
+    def __init__(self, database: Database, suppressed: Suppressions, ask: Ask) -> None:
+        self._database = database
+        self._suppressed = suppressed
+        self._ask = ask
+
+    async def sign_up(self, connection: AsyncConnection, items: list[SignUp]) -> list[SignedUp]:
+        """Subscribe people, and ask for confirmation where it is needed, in one commit."""
+        known = await self._states(connection, sorted({item.email for item in items}))
+        people: dict[str, SignUp] = {}
+        changes: dict[tuple[str, str], dict[str, Any]] = {}
+        results, asked = [], []
+        current = now_ms()
+        for item in items:
+            people[item.email] = item
+            result = SignedUp(known=True)
+            to_ask: list[str] = []
+            for list_ in item.lists:
+                state, asked_at = known.get((list_, item.email), (None, None))
+                if state == Status.UNSUBSCRIBED and not item.returning:
+                    result.skipped = True
+                    continue
+                if state == Status.CONFIRMED:
+                    continue
+                confirmed = item.confirmed and state != Status.UNSUBSCRIBED
+                if state == Status.PENDING and not confirmed and (asked_at or 0) > current - ASK_AGAIN_MS:
+                    continue
+                result.known = False
+                new = Status.CONFIRMED if confirmed else Status.PENDING
+                known[list_, item.email] = (new, None if confirmed else current)
+                changes[list_, item.email] = _subscription(list_, item.email, new, current)
+                if not confirmed:
+                    to_ask.append(list_)
+            if to_ask:
+                asked.append((result, self._ask(item, to_ask)))
+            results.append(result)
+        await self._keep_people(connection, list(people.values()), current)
+        await self._keep_subscriptions(connection, list(changes.values()))
+        accepted = await self._suppressed.accept(connection, [acceptance for _, acceptance in asked])
+        for (result, acceptance), each in zip(asked, accepted, strict=True):
+            if each.goes_out and acceptance.claimed:
+                result.entries = acceptance.entries
+        return results
+
+    async def _states(
+        self, connection: AsyncConnection, emails: list[str]
+    ) -> dict[tuple[str, str], tuple[str | None, int | None]]:
+        columns = (subscriptions.c.list, subscriptions.c.email, subscriptions.c.state, subscriptions.c.asked_at)
+        found = await connection.execute(sa.select(*columns).where(subscriptions.c.email.in_(emails)))
+        return {(list_, email): (state, asked_at) for list_, email, state, asked_at in found}
+
+    async def _keep_people(self, connection: AsyncConnection, items: list[SignUp], current: int) -> None:
+        insert = self._database.insert(subscribers)
+        by_change: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        # In one order, so that two replicas that import the same people do not wait for each other in a circle.
+        for item in sorted(items, key=lambda each: each.email):
+            given = [] if item.public else [
+                name for name, value in (("name", item.name), ("attributes", item.attributes)) if value is not None
+            ]  # fmt: skip
+            by_change.setdefault(tuple(given), []).append(
+                {
+                    "email": item.email,
+                    "id": subscriber_id(item.email),
+                    "name": item.name or "",
+                    "attributes": orjson.dumps(item.attributes or {}),
+                    "created_at": current,
+                    "updated_at": current,
+                }
+            )
+        for changed, rows in by_change.items():
+            values = {column: insert.excluded[column] for column in (*changed, "updated_at")}
+            statement = (
+                insert.on_conflict_do_update(index_elements=["email"], set_=values)
+                if changed
+                else insert.on_conflict_do_nothing()
+            )
+            await connection.execute(statement, rows)
+
+    async def _keep_subscriptions(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        insert = self._database.insert(subscriptions)
+        values = {name: insert.excluded[name] for name in ("state", "asked_at", "confirmed_at", "unsubscribed_at")}
+        # Somebody may have confirmed since we looked; that stays.
+        changed = insert.on_conflict_do_update(
+            index_elements=["list", "email"], set_=values, where=subscriptions.c.state != Status.CONFIRMED.value
+        )
+        await connection.execute(changed, sorted(rows, key=lambda row: (row["list"], row["email"])))
+
+    async def confirm(self, person: str, lists: tuple[str, ...]) -> bool:
+        """Confirm pending subscriptions; say whether the person is on one of these lists now."""
+        async with self._database.write() as connection:
+            email = await self._email(connection, person)
+            mine = (subscriptions.c.email == email) & subscriptions.c.list.in_(lists)
+            await connection.execute(
+                sa.update(subscriptions)
+                .where(mine, subscriptions.c.state == Status.PENDING)
+                .values(state=Status.CONFIRMED.value, confirmed_at=now_ms())
+            )
+            states = await connection.execute(sa.select(subscriptions.c.state).where(mine))
+            return Status.CONFIRMED in states.scalars().all()
+
+    async def unsubscribe(self, person: str, lists: tuple[str, ...]) -> None:
+        """End subscriptions; whoever is not subscribed stays so."""
+        async with self._database.write() as connection:
+            email = await self._email(connection, person)
+            await connection.execute(
+                sa.update(subscriptions)
+                .where(
+                    subscriptions.c.email == email,
+                    subscriptions.c.list.in_(lists),
+                    subscriptions.c.state != Status.UNSUBSCRIBED,
+                )
+                .values(state=Status.UNSUBSCRIBED.value, unsubscribed_at=now_ms())
+            )
+
+    async def _email(self, connection: AsyncConnection, person: str) -> str | None:
+        query = sa.select(subscribers.c.email).where(subscribers.c.id == person)
+        return (await connection.execute(query)).scalar_one_or_none()
+
+    async def delete(self, email: str) -> bool:
+        """Forget a person; say whether there was one."""
+        async with self._database.write() as connection:
+            await connection.execute(sa.delete(subscriptions).where(subscriptions.c.email == email))
+            gone = await connection.execute(sa.delete(subscribers).where(subscribers.c.email == email))
+            return bool(gone.rowcount)
+
+    async def get(self, email: str) -> dict[str, Any] | None:
+        """Return a person with `lists` and `state`."""
+        found = await self._people(sa.select(subscribers).where(subscribers.c.email == email))
+        return found[0] if found else None
+
+    async def page(
+        self, *, list_: str | None, state: Status | None, after: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """Return people in the order of addresses; `after` is the id of the last one of the page before.
+
+        `state` is that of a subscription to `list_`, or to any list; or `suppressed`.
+        """
+        query = sa.select(subscribers).order_by(subscribers.c.email).limit(limit)
+        if list_ is not None or state not in (None, Status.SUPPRESSED):
+            matching = sa.select(subscriptions.c.email)
+            if list_ is not None:
+                matching = matching.where(subscriptions.c.list == list_)
+            if state not in (None, Status.SUPPRESSED):
+                matching = matching.where(subscriptions.c.state == state)
+            query = query.where(subscribers.c.email.in_(matching))
+        if state is Status.SUPPRESSED:
+            query = query.where(subscribers.c.email.in_(_suppressed_now()))
+        if after is not None:
+            last = sa.select(subscribers.c.email).where(subscribers.c.id == after).scalar_subquery()
+            query = query.where(subscribers.c.email > last)
+        return await self._people(query)
+
+    async def _people(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        async with self._database.read() as connection:
+            people = {row["email"]: {**row, "lists": {}} for row in (await connection.execute(query)).mappings()}
+            emails = list(people)
+            joined = sa.select(subscriptions).where(subscriptions.c.email.in_(emails)).order_by(subscriptions.c.list)
+            for row in (await connection.execute(joined)).mappings():
+                people[row["email"]]["lists"][row["list"]] = dict(row)
+            suppressed = await self._suppressed.among(connection, emails)
+        for email, person in people.items():
+            states = {each["state"] for each in person["lists"].values()}
+            person["state"] = Status.SUPPRESSED if email in suppressed else next(
+                (state for state in (Status.CONFIRMED, Status.PENDING) if state in states), Status.UNSUBSCRIBED
+            )  # fmt: skip
+        return list(people.values())
+
+    async def lists(self) -> dict[str, dict[str, int]]:
+        """Return the names of all lists with their numbers of subscriptions by state."""
+        names = (subscriptions.c.list, subscriptions.c.state)
+        query = sa.select(*names, sa.func.count()).group_by(*names).order_by(*names)
+        counts: dict[str, dict[str, int]] = {}
+        async with self._database.read() as connection:
+            for name, state, count in await connection.execute(query):
+                counts.setdefault(name, {})[state] = count
+        return counts
+
+
+def _suppressed_now() -> sa.Select[Any]:
+    ends = suppressions.c.expires_at
+    return sa.select(suppressions.c.address).where(ends.is_(None) | (ends > now_ms()))
+
+
+def _subscription(list_: str, email: str, state: Status, current: int) -> dict[str, Any]:
+    return {
+        "list": list_,
+        "email": email,
+        "state": state.value,
+        "created_at": current,
+        "asked_at": current if state is Status.PENDING else None,
+        "confirmed_at": current if state is Status.CONFIRMED else None,
+        "unsubscribed_at": None,
+    }

@@ -1,0 +1,334 @@
+"""Moving a broadcast on: every function here is one step in one transaction, and any of them may be the last.
+
+Each step begins by locking the broadcast's row, if it still is in the phase that the step is for. So of several
+replicas one makes the step, and a pause or a cancel comes before it or after it. There is no lease that could run out
+while its holder still works: the lock ends with the transaction, however that ends.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.amqp.message import Message
+from bellhop.contracts.base import new_id
+from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.mail import CancelTask, Lane
+from bellhop.contracts.outcomes import State
+from bellhop.sql.bulk import insert_many
+from services.gateway.audience.links import Links
+from services.gateway.audience.personal import CannotFill, Words
+from services.gateway.store import outbox
+from services.gateway.store.audience import Status
+from services.gateway.store.broadcasts import HELD, OPEN, Phase, counting, counts_of, queued_in
+from services.gateway.store.ledger import SOURCE, mail_entry, mail_task
+from services.gateway.store.outbox import Entry, now_ms
+from services.gateway.store.suppressions import Suppressions, ended_attempt
+from services.gateway.store.tables import attempts, broadcasts, subscribers, subscriptions, tasks
+from services.gateway.store.tables import outbox as outbox_table
+
+CHUNK = 250
+"""Recipients a transaction: some 10 ms, so that other writers do not wait long. Fewer if the mail is large."""
+CHUNK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Step:
+    """What a step did."""
+
+    count: int = 0
+    entries: list[Entry] = field(default_factory=list)
+    """Messages to hand over to the relay after the commit, if they were written as claimed."""
+
+
+async def _locked(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> dict[str, Any] | None:
+    query = sa.select(broadcasts).where(broadcasts.c.id == broadcast_id, broadcasts.c.state == phase)
+    # SQLite needs no lock: its transaction has been the only writer since it began.
+    row = (await connection.execute(query.with_for_update(skip_locked=True))).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+async def _note(connection: AsyncConnection, broadcast_id: str, **values: Any) -> None:
+    await connection.execute(sa.update(broadcasts).where(broadcasts.c.id == broadcast_id).values(values))
+
+
+async def begin(connection: AsyncConnection, broadcast_id: str, total: int) -> None:
+    """Start a broadcast. From now on it is for those who are confirmed now."""
+    if await _locked(connection, broadcast_id, Phase.SCHEDULED) is not None:
+        await _note(connection, broadcast_id, state=Phase.RUNNING.value, started_at=now_ms(), total=total)
+
+
+class TaskMaker:
+    """Makes tasks of recipients."""
+
+    def __init__(self, suppressions: Suppressions, links: Links) -> None:
+        self._suppressions = suppressions
+        self._links = links
+
+    async def feed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
+        """Make tasks for the next recipients, at most `room`, and write their messages."""
+        row = await _locked(connection, broadcast_id, Phase.RUNNING)
+        if row is None or row["fed_all"]:
+            return Step()
+        limit = min(room, chunk_for(row["content"]))
+        people = await connection.execute(
+            sa.select(subscribers)
+            .join(subscriptions, subscriptions.c.email == subscribers.c.email)
+            .where(
+                subscriptions.c.list == row["list"],
+                subscriptions.c.state == Status.CONFIRMED.value,
+                subscriptions.c.email > row["fed_after"],
+                subscriptions.c.confirmed_at <= row["started_at"],
+            )
+            .order_by(subscriptions.c.email)
+            .limit(limit)
+        )
+        found = [dict(person) for person in people.mappings()]
+        suppressed = await self._suppressions.among(connection, [person["email"] for person in found])
+        chunk = _Chunk(row, self._links)
+        for person in found:
+            chunk.add(person, suppressed.get(person["email"]))
+        await insert_many(connection, tasks, chunk.tasks)
+        await insert_many(connection, attempts, chunk.attempts)
+        await outbox.add(connection, chunk.entries, claimed=claimed)
+        fed, all_ = row["fed"] + len(found), len(found) < limit
+        await _note(
+            connection,
+            broadcast_id,
+            fed=fed,
+            fed_after=found[-1]["email"] if found else row["fed_after"],
+            fed_all=all_,
+            # Who unsubscribed meanwhile was counted at the start and has no task.
+            total=fed if all_ else max(row["total"], fed),
+        )
+        return Step(len(found), chunk.entries)
+
+    async def feed_failed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
+        """Begin another round of the next tasks that failed, at most `room`."""
+        row = await _locked(connection, broadcast_id, Phase.RUNNING)
+        if row is None or row["retry_after"] is None:
+            return Step()
+        limit = min(room, chunk_for(row["content"]))
+        failed = sa.and_(
+            tasks.c.broadcast_id == broadcast_id,
+            tasks.c.state == State.FAILED.value,
+            tasks.c.recipient > row["retry_after"],
+        )
+        step = await self._again(connection, row, sa.select(tasks).where(failed).limit(limit), claimed=claimed)
+        last = None if step.count < limit else step.last
+        await _note(connection, broadcast_id, retry_after=last)
+        return Step(step.count, step.entries)
+
+    async def feed_again(self, connection: AsyncConnection, task_ids: list[str]) -> list[Phase]:
+        """Begin another round of single tasks, where their broadcast is running, or finished and goes on for them.
+
+        Returns the phases that the broadcasts were in.
+        """
+        return [await self._feed_one_again(connection, task_id) for task_id in task_ids]
+
+    async def _feed_one_again(self, connection: AsyncConnection, task_id: str) -> Phase:
+        mine = tasks.c.id == task_id
+        owner = sa.select(tasks.c.broadcast_id).where(mine).scalar_subquery()
+        query = sa.select(broadcasts).where(broadcasts.c.id == owner).with_for_update()
+        row = dict((await connection.execute(query)).mappings().one())
+        phase = Phase(row["state"])
+        if phase in (Phase.RUNNING, Phase.FINISHED):
+            unsent = tasks.c.state.in_((State.FAILED.value, State.SUPPRESSED.value))
+            await self._again(connection, row, sa.select(tasks).where(mine, unsent), claimed=False)
+            await _note(connection, row["id"], state=Phase.RUNNING.value, finished_at=None, counts=None)
+        return phase
+
+    async def _again(
+        self, connection: AsyncConnection, row: dict[str, Any], query: sa.Select[Any], *, claimed: bool
+    ) -> "_Again":
+        locked = query.order_by(tasks.c.recipient).with_for_update()
+        old = {task["recipient"]: dict(task) for task in (await connection.execute(locked)).mappings()}
+        people = await connection.execute(
+            sa.select(subscribers)
+            .join(subscriptions, subscriptions.c.email == subscribers.c.email)
+            .where(
+                subscriptions.c.list == row["list"],
+                subscriptions.c.state == Status.CONFIRMED.value,
+                subscriptions.c.email.in_(list(old)),
+            )
+        )
+        found = {person["email"]: dict(person) for person in people.mappings()}
+        suppressed = await self._suppressions.among(connection, list(old))
+        chunk = _Chunk(row, self._links)
+        for recipient, task in old.items():
+            person = found.get(recipient)
+            chunk.add(person, suppressed.get(recipient), again=task)
+        if chunk.tasks:
+            await connection.execute(_AGAIN, [{f"to_{name}": task[name] for name in _CHANGED} for task in chunk.tasks])
+        await insert_many(connection, attempts, chunk.attempts)
+        await outbox.add(connection, chunk.entries, claimed=claimed)
+        return _Again(len(old), next(reversed(old), ""), chunk.entries)
+
+
+_CHANGED = ("id", "state", "round", "updated_at", "finished_at")
+_AGAIN = (
+    sa.update(tasks)
+    .where(tasks.c.id == sa.bindparam("to_id"))
+    .values({name: sa.bindparam(f"to_{name}") for name in _CHANGED if name != "id"} | {"attempt": 0})
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    count: int
+    last: str
+    entries: list[Entry]
+
+
+def chunk_for(content: bytes) -> int:
+    """Return how many recipients fit into one transaction."""
+    return max(1, min(CHUNK, CHUNK_BYTES // len(content)))
+
+
+@lru_cache(maxsize=16)
+def _content(packed: bytes) -> tuple[dict[str, Any], Words | None]:
+    content = orjson.loads(packed)
+    return content, None if "template" in content else Words(content)
+
+
+class _Chunk:
+    """Collects the rows of one step."""
+
+    def __init__(self, row: dict[str, Any], links: Links) -> None:
+        self._row = row
+        self._links = links
+        self._content, self._words = _content(row["content"])
+        self._now = now_ms()
+        self.tasks: list[dict[str, Any]] = []
+        self.attempts: list[dict[str, Any]] = []
+        self.entries: list[Entry] = []
+
+    def add(self, person: dict[str, Any] | None, suppressed: str | None, again: dict[str, Any] | None = None) -> None:
+        """Make the task of one person, or one more round of the task `again`, whose person may be gone."""
+        old = again or {"id": new_id(), "round": 0, "recipient": person and person["email"]}
+        document: dict[str, Any] = {
+            "task_id": old["id"],
+            "owner": self._row["owner"],
+            "to": old["recipient"],
+            "lane": Lane.BULK.value,
+            "round": old["round"] + 1,
+        }
+        task = mail_task(document | {"template": self._content.get("template")}, b"", created_at=self._now)
+        # The document is not kept: a million copies of a newsletter would be. It is made again where it is needed.
+        task |= {"document": None, "broadcast_id": self._row["id"]}
+        self.tasks.append(task)
+        if person is None:
+            self._end(task, State.SUPPRESSED, "This person is no longer subscribed to the list.")
+            return
+        if suppressed is not None:
+            self._end(task, State.SUPPRESSED, f"The address is suppressed: {suppressed}")
+            return
+        try:
+            document |= self._mail(person)
+        except CannotFill as error:
+            self._end(task, State.FAILED, str(error))
+            return
+        self.entries.append(mail_entry(document, orjson.dumps(document)))
+
+    def _end(self, task: dict[str, Any], state: State, reason: str) -> None:
+        task |= {"state": state.value, "finished_at": self._now}
+        self.attempts.append(ended_attempt(task, reason))
+
+    def _mail(self, person: dict[str, Any]) -> dict[str, Any]:
+        list_ = self._row["list"]
+        url = self._links.unsubscribe(person["id"], list_)
+        subscriber = {
+            "email": person["email"],
+            "name": person["name"],
+            "attributes": orjson.loads(person["attributes"]),
+            "unsubscribe_url": url,
+        }
+        mail = self._content | {"list_unsubscribe": url}
+        mail["headers"] = {"List-Id": f"<{list_}.{self._links.host}>"} | self._content.get("headers", {})
+        if self._words is None:
+            mail["data"] = self._content.get("data", {}) | {"subscriber": subscriber}
+            return mail
+        return mail | self._words.fill(subscriber)
+
+
+async def hold(connection: AsyncConnection, broadcast_id: str) -> None:
+    """Keep back what a paused broadcast has in the outbox, in nobody's hands."""
+    current = now_ms()
+    if await _locked(connection, broadcast_id, Phase.PAUSED) is None:
+        return
+    free = (outbox_table.c.due_at <= current) & (outbox_table.c.claimed_until <= current)
+    await connection.execute(
+        sa.update(outbox_table).where(free, outbox_table.c.task_id.in_(queued_in(broadcast_id))).values(due_at=HELD)
+    )
+
+
+async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
+    """Cancel some of what a cancelled broadcast has under way.
+
+    What still is in the outbox, in nobody's hands, is cancelled for certain. For all else the mailer is asked, once,
+    and its outcome tells who was first.
+    """
+    row = await _locked(connection, broadcast_id, Phase.CANCELLING)
+    if row is None:
+        return Step()
+    current = now_ms()
+    free = outbox_table.c.claimed_until <= current
+    ours = outbox_table.c.task_id.in_(queued_in(broadcast_id))
+    taken = await connection.execute(
+        sa.delete(outbox_table)
+        # `free` stands outside too: a relay may have claimed a row since it was chosen.
+        .where(outbox_table.c.id.in_(sa.select(outbox_table.c.id).where(ours, free).limit(CHUNK)), free)
+        .returning(outbox_table.c.task_id)
+    )
+    withdrawn = list(taken.scalars())
+    await connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.id.in_(withdrawn), tasks.c.state == State.QUEUED.value)
+        .values(state=State.CANCELLED.value, updated_at=current, finished_at=current)
+    )
+    if withdrawn:
+        return Step(len(withdrawn))
+    found: list[Any] = []
+    for state in OPEN:  # one by one: together they would be looked for among all that are sent
+        mine = sa.and_(
+            tasks.c.broadcast_id == broadcast_id,
+            tasks.c.state == state.value,
+            tasks.c.recipient > row["cancel_after"],
+        )
+        columns = (tasks.c.id, tasks.c.round, tasks.c.recipient)
+        found += await connection.execute(sa.select(*columns).where(mine).order_by(tasks.c.recipient).limit(CHUNK))
+    asked = sorted(found, key=lambda task: str(task.recipient))[:CHUNK]
+    if asked:
+        await outbox.add(connection, [_cancel(task_id, round_) for task_id, round_, _ in asked])
+        await _note(connection, broadcast_id, cancel_after=asked[-1].recipient)
+    return Step(len(asked))
+
+
+def _cancel(task_id: str, round_: int) -> Entry:
+    request = CancelTask(task_id=task_id, round=round_)
+    envelope = Envelope(type="mail.cancelled", source=SOURCE, subject=task_id)
+    return Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
+
+
+async def conclude(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> bool:
+    """End a broadcast of which nothing is left to do, and keep its counts; say whether it ended."""
+    row = await _locked(connection, broadcast_id, phase)
+    if row is None or (phase is Phase.RUNNING and row["retry_after"] is not None):
+        return False
+    counts = counts_of((await connection.execute(counting(broadcast_id))).mappings().one())
+    if any(counts.by_state[state] for state in OPEN):
+        return False
+    by_state = dict(counts.by_state)
+    if phase is Phase.CANCELLING:
+        by_state["cancelled"] += by_state.pop("waiting")
+        by_state["waiting"] = 0
+        final = Phase.CANCELLED
+    elif row["fed_all"]:
+        final = Phase.FINISHED
+    else:
+        return False
+    await _note(connection, broadcast_id, state=final.value, finished_at=now_ms(), counts=orjson.dumps(by_state))
+    return True

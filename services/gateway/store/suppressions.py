@@ -1,0 +1,187 @@
+"""Addresses that get no mail, each with the reason and, where there is one, the end of it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.contracts.outcomes import Outcome, State
+from bellhop.sql.bulk import insert_many
+from bellhop.sql.database import Database
+from services.gateway.audience.addresses import canonical
+from services.gateway.store import ledger
+from services.gateway.store.ledger import Acceptance, Accepted
+from services.gateway.store.outbox import now_ms
+from services.gateway.store.tables import attempts, suppressions, tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """One address; times in milliseconds since 1970."""
+
+    address: str
+    reason: str
+    source: str
+    """`bounce`, or the name of the API key that asked for it."""
+    expires_at: int | None = None
+
+
+def is_hard_bounce(outcome: Outcome) -> bool:
+    """Say whether an outcome means that there is no such mailbox, and never will be.
+
+    A refusal for any other reason, policy above all (5.7.x), is about this mail or its sender, not about the person:
+    to suppress for it would strike whole lists off for one bad IP address. 5.1.7 and 5.1.8 are about the sender's
+    address (RFC 3463, 3.2); 5.2.1 is a mailbox that is disabled. Without an enhanced code only 551 and 553 are clear:
+    550 is what servers say to everything.
+    """
+    if outcome.state is not State.FAILED:
+        return False
+    if outcome.cause is not None:
+        return outcome.cause == "bad-address"  # the mailer knows more than the code
+    if outcome.enhanced is None:
+        return outcome.code in (551, 553)
+    return outcome.enhanced == "5.2.1" or (
+        outcome.enhanced.startswith("5.1.") and outcome.enhanced not in ("5.1.7", "5.1.8")
+    )
+
+
+class Suppressions:
+    """The suppression list.
+
+    Almost always a look-up finds nothing, and often the list is empty. So `empty` is kept in memory: this process sets
+    it when it adds something itself, and `refresh` sees what other replicas added.
+    """
+
+    def __init__(self, database: Database, bounce_days: float) -> None:
+        self._database = database
+        self._bounce_ms = round(bounce_days * 86_400_000)
+        self._empty = False
+
+    async def refresh(self) -> None:
+        """Look whether there is anything on the list."""
+        async with self._database.read() as connection:
+            self._empty = (await connection.execute(sa.select(suppressions.c.address).limit(1))).first() is None
+
+    async def among(self, connection: AsyncConnection, addresses: list[str]) -> dict[str, str]:
+        """Return which of these canonical addresses get no mail now, and why."""
+        if self._empty or not addresses:
+            return {}
+        columns = (suppressions.c.address, suppressions.c.reason)
+        found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), _now()))
+        return dict(found.all())
+
+    async def accept(self, connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
+        """Do what `ledger.accept` does; the mail to a suppressed address ends at once, and nothing goes out.
+
+        One look-up serves all that arrived together.
+        """
+        if self._empty:
+            return await ledger.accept(connection, items)
+        wanted = [canonical(task["recipient"]) for item in items for task in item.tasks]
+        found = await self.among(connection, wanted)
+        if not found:
+            return await ledger.accept(connection, items)
+        items = [_ended(item, found) for item in items]
+        accepted = await ledger.accept(connection, items)
+        rows = []
+        for position, (item, each) in enumerate(zip(items, accepted, strict=True)):
+            ended = [task for task in item.tasks if task["state"] == State.SUPPRESSED]
+            if ended and each.new:
+                accepted[position] = replace(each, goes_out=False)
+                rows += [
+                    ended_attempt(task, f"The address is suppressed: {found[canonical(task['recipient'])]}")
+                    for task in ended
+                ]
+        await insert_many(connection, attempts, rows)
+        return accepted
+
+    async def note_bounces(self, connection: AsyncConnection, outcomes: list[Outcome]) -> None:
+        """Suppress the addresses of hard bounces, for a time: mailboxes do come back, and addresses are reused."""
+        bounced = {outcome.task_id: outcome for outcome in outcomes if is_hard_bounce(outcome)}
+        if not bounced:
+            return
+        found = await connection.execute(sa.select(tasks.c.id, tasks.c.recipient).where(tasks.c.id.in_(list(bounced))))
+        expires_at = now_ms() + self._bounce_ms
+        for task_id, recipient in sorted(found, key=lambda row: row[1]):  # in one order, or two replicas could deadlock
+            outcome = bounced[task_id]
+            reason = " ".join(filter(None, (str(outcome.code or ""), outcome.reply)))[:1000]
+            await self._put(connection, Suppression(canonical(recipient), reason, "bounce", expires_at), keep=True)
+
+    async def add(self, suppression: Suppression) -> None:
+        """Suppress an address, in place of what was said about it before."""
+        async with self._database.write() as connection:
+            await self._put(connection, suppression, keep=False)
+
+    async def _put(self, connection: AsyncConnection, suppression: Suppression, *, keep: bool) -> None:
+        insert = self._database.insert(suppressions).values(
+            address=suppression.address,
+            reason=suppression.reason,
+            source=suppression.source,
+            created_at=now_ms(),
+            expires_at=suppression.expires_at,
+        )
+        values = {name: insert.excluded[name] for name in ("reason", "source", "created_at", "expires_at")}
+        # `keep`: what somebody decided for ever is not turned into something that ends.
+        where = suppressions.c.expires_at.is_not(None) if keep else None
+        await connection.execute(insert.on_conflict_do_update(index_elements=["address"], set_=values, where=where))
+        self._empty = False
+
+    async def remove(self, address: str) -> bool:
+        """Let an address have mail again; say whether it was suppressed."""
+        async with self._database.write() as connection:
+            gone = await connection.execute(sa.delete(suppressions).where(suppressions.c.address == address))
+            return bool(gone.rowcount)
+
+    async def get(self, address: str) -> dict[str, Any] | None:
+        """Return what is known about one address; None where mail may go to it."""
+        async with self._database.read() as connection:
+            query = sa.select(suppressions).where(suppressions.c.address == address, _now())
+            row = (await connection.execute(query)).mappings().one_or_none()
+            return None if row is None else dict(row)
+
+    async def page(self, *, after: str | None, source: str | None, limit: int) -> list[dict[str, Any]]:
+        """Return what is suppressed now, in the order of addresses."""
+        query = sa.select(suppressions).where(_now()).order_by(suppressions.c.address).limit(limit)
+        if after is not None:
+            query = query.where(suppressions.c.address > after)
+        if source is not None:
+            query = query.where(suppressions.c.source == source)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+
+def _now() -> sa.ColumnElement[bool]:
+    return suppressions.c.expires_at.is_(None) | (suppressions.c.expires_at > now_ms())
+
+
+def ended_attempt(task: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Return the row that says why a task ended before any attempt was made."""
+    return {
+        "task_id": task["id"],
+        "round": task["round"],
+        "attempt": 0,
+        "state": task["state"],
+        "at": task["created_at"],
+        "code": None,
+        "enhanced": None,
+        "reply": reason,
+        "relay": None,
+        "retry_at": None,
+        "uncertain": False,
+    }
+
+
+def _ended(item: Acceptance, found: dict[str, str]) -> Acceptance:
+    ended = {task["id"] for task in item.tasks if canonical(task["recipient"]) in found}
+    if not ended:
+        return item
+    over = {"state": State.SUPPRESSED.value, "finished_at": now_ms()}
+    answer = orjson.loads(item.answer) | {"state": State.SUPPRESSED.value}
+    return replace(
+        item,
+        answer=orjson.dumps(answer),
+        tasks=[task | over if task["id"] in ended else task for task in item.tasks],
+        entries=[entry for entry in item.entries if entry.task_id not in ended],
+    )

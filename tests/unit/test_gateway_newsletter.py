@@ -1,0 +1,197 @@
+"""The newsletter's pure parts: words for many, links, CSV as it arrives, addresses, bounces."""
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bellhop.contracts.base import now
+from bellhop.contracts.outcomes import Outcome, State
+from services.gateway.audience.addresses import canonical, checked, subscriber_id
+from services.gateway.audience.links import Kind, Links
+from services.gateway.audience.people_csv import BadCsv, records
+from services.gateway.audience.personal import CannotFill, Words
+from services.gateway.feeder import Meter
+from services.gateway.store.suppressions import is_hard_bounce
+
+ADA = {
+    "email": "ada@example.com",
+    "name": "Ada <3",
+    "attributes": {"city": "London", "born": {"year": 1815}},
+    "unsubscribe_url": "https://news.example/unsubscribe?token=t",
+}
+
+
+def test_places_are_filled_and_html_is_escaped() -> None:
+    """Name, address, attributes of any depth and defaults; HTML gets them escaped, text and subject as they are."""
+    words = Words(
+        {
+            "subject": "Hello {{ subscriber.name }}",
+            "text": "{{subscriber.attributes.city}}, {{ data.subscriber.attributes.born.year }},"
+            ' {{ subscriber.attributes.pet | default("no pet") }} {{ subscriber.unsubscribe_url }}',
+            "html": "<p>{{ subscriber.name }}</p>{{ subscriber.unsubscribe_url }}",
+        }
+    )
+
+    assert words.fill(ADA) == {
+        "subject": "Hello Ada <3",
+        "text": "London, 1815, no pet https://news.example/unsubscribe?token=t",
+        "html": "<p>Ada &lt;3</p>https://news.example/unsubscribe?token=t",
+    }
+
+
+def test_every_mail_has_a_way_out() -> None:
+    """Bodies that do not place the link to unsubscribe get it at their end."""
+    filled = Words({"subject": "S", "text": "News.", "html": "<body>News.</body>"}).fill(ADA)
+
+    assert filled["text"].endswith("Unsubscribe: https://news.example/unsubscribe?token=t\n")
+    assert '<a href="https://news.example/unsubscribe?token=t">Unsubscribe</a></p>\n</body>' in filled["html"]
+
+
+def test_a_line_end_in_a_name_stays_out_of_the_subject() -> None:
+    """Control characters become blanks."""
+    words = Words({"subject": "Hi {{ subscriber.attributes.nick }}", "text": "x"})
+
+    assert words.fill(ADA | {"attributes": {"nick": "a\r\nBcc: eve@example.com"}})["subject"] == (
+        "Hi a Bcc: eve@example.com"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{{ subscriber.password }}", "{% for i in x %}", "{{ 7 * 7 }}", "{{ subscriber.name", "{{ data.issue }}"],
+)
+def test_what_is_no_place_is_refused_with_its_line(text: str) -> None:
+    """The sentence names the line."""
+    with pytest.raises(CannotFill, match=r"text, line 2: .* cannot be filled in"):
+        Words({"subject": "S", "text": f"first\n{text}"})
+
+
+def test_a_missing_attribute_names_the_line() -> None:
+    """Without a default nothing is left empty in somebody's mail."""
+    words = Words({"subject": "S", "text": "a\nb {{ subscriber.attributes.pet }}"})
+
+    with pytest.raises(CannotFill, match=r"text, line 2: this subscriber has no attributes\.pet"):
+        words.fill(ADA)
+
+
+LINKS = Links("k" * 40, "https://news.example/sub/")
+
+
+def token(url: str) -> str:
+    return url.partition("?token=")[2]
+
+
+def test_a_link_says_what_it_is_for() -> None:
+    """Reading gives back the person and the lists, and no address stands in it."""
+    person = subscriber_id("ada@example.com")
+    url = LINKS.confirm(person, ["news", "books"], seconds=60)
+
+    assert url.startswith("https://news.example/sub/confirm?token=")
+    claim = LINKS.read(Kind.CONFIRM, token(url))
+    assert claim is not None
+    assert (claim.subscriber_id, claim.lists) == (person, ("news", "books"))
+
+
+def test_a_link_is_for_one_thing_for_a_time_and_ours() -> None:
+    """Another kind, an expired one, a changed character, another key, garbage: all are nothing."""
+    person = subscriber_id("ada@example.com")
+    good = token(LINKS.unsubscribe(person, "news"))
+    expired = token(LINKS.confirm(person, ["news"], seconds=-1))
+    foreign = token(Links("z" * 40, "https://news.example").unsubscribe(person, "news"))
+
+    assert LINKS.read(Kind.UNSUBSCRIBE, good) is not None
+    assert LINKS.read(Kind.CONFIRM, good) is None
+    assert LINKS.read(Kind.CONFIRM, expired) is None
+    changed = [good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :] for at in range(len(good) - 1)]
+    assert [each for each in (*changed, foreign, "", "=", "é", "A" * 9999) if LINKS.read(Kind.UNSUBSCRIBE, each)] == []
+
+
+async def chunked(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+CSV = (
+    b'\xef\xbb\xbfEmail,Name,City\r\nada@example.com,"Lovelace, Ada",London\r\n\r\n'
+    b'bob@example.com,"line\nend",\r\nonly-one\r\n"quo""te@example.com",,\xc3\x9clm'
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+async def test_csv_is_read_in_pieces_of_any_size(size: int) -> None:
+    """Quotes, line ends within quotes, a BOM, empty lines, characters cut in two; each record with its line."""
+    found = [record async for record in records(chunked(CSV, size))]
+
+    assert found == [
+        (2, {"email": "ada@example.com", "name": "Lovelace, Ada", "city": "London"}),
+        (4, {"email": "bob@example.com", "name": "line\nend"}),
+        (6, "has 1 values for 3 columns"),
+        (7, {"email": 'quo"te@example.com', "city": "Ülm"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "empty"),
+        (b"name,city\n", "one of them email"),
+        (b"email,email\n", "each once"),
+        (b"email\n\xff\n", "not UTF-8"),
+        (b'email\n"ada\n', "never closed"),
+        (b'email\n"' + b"a" * 70_000, "longer than"),
+        (b'email\n"a"b,\n', "line 2"),
+    ],
+)
+async def test_a_file_that_cannot_be_read_says_why(data: bytes, sentence: str) -> None:
+    """One sentence with the line."""
+    with pytest.raises(BadCsv, match=sentence):
+        [record async for record in records(chunked(data, 4096))]
+
+
+def test_one_person_has_one_address() -> None:
+    """Case and the spelling of an international domain make no difference."""
+    assert canonical("Ada@BÜCHER.example") == canonical("ada@xn--bcher-kva.example") == "ada@xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize("address", ["ada", "ada@localhost", "a..b@example.com", "ada@-x-.com", "ada@example", "@a.b"])
+def test_where_no_mail_can_go_is_no_address(address: str) -> None:
+    """Refused before a mail bounces."""
+    with pytest.raises(ValueError):
+        checked(address)
+
+
+BOUNCES: list[tuple[dict[str, object], bool]] = [
+    ({"code": 550, "enhanced": "5.1.1"}, True),
+    ({"code": 556, "enhanced": "5.1.10"}, True),
+    ({"code": 550, "enhanced": "5.2.1"}, True),
+    ({"code": 553}, True),
+    ({"code": 550}, False),
+    ({"code": 550, "enhanced": "5.7.1"}, False),
+    ({"code": 550, "enhanced": "5.7.26"}, False),
+    ({"code": 550, "enhanced": "5.1.8"}, False),
+    ({"code": 552, "enhanced": "5.2.2"}, False),
+    ({"code": 450, "enhanced": "4.1.1", "state": State.RETRYING}, False),
+    ({"code": 550, "enhanced": "5.1.1", "cause": "policy"}, False),
+    ({"code": 550, "cause": "bad-address"}, True),
+]
+
+
+@pytest.mark.parametrize(("values", "bounced"), BOUNCES)
+def test_only_a_bad_address_is_suppressed(values: dict[str, object], bounced: bool) -> None:
+    """A mailbox that does not exist suppresses; policy, content, a full mailbox and anything temporary never do."""
+    fields = {"task_id": "t", "state": State.FAILED, "at": now()} | values
+
+    assert is_hard_bounce(Outcome.model_validate(fields)) is bounced
+
+
+def test_the_rate_is_that_of_the_last_seconds() -> None:
+    """Old samples are forgotten, and a retry of what failed begins anew."""
+    meter = Meter()
+    began = time.monotonic()
+    for second in range(60):
+        meter.note(100 * second if second < 30 else 3000 + 10 * (second - 30), began + second)
+
+    assert meter.rate == pytest.approx(10)
+    meter.note(5, began + 60)
+    assert meter.rate == 0
