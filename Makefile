@@ -1,6 +1,6 @@
 # What a person types. On a fresh Debian 12 with python3, git and make, `make up` is the whole installation.
 .DEFAULT_GOAL := help
-.PHONY: help up demo admin-key test test-faults check fmt bench clean
+.PHONY: help up demo admin-key test test-faults compose-test check fmt bench clean
 
 VENV := .venv/.made
 BIN := .venv/bin
@@ -20,10 +20,13 @@ admin-key: $(VENV) ## print the admin key of the running Bellhop
 	@exec $(BIN)/bellhop admin-key
 
 test: $(VENV) ## all tests but those that break things on purpose
-	$(BIN)/pytest -m "not faults" $(PYTEST)
+	$(BIN)/pytest -m "not faults and not compose" $(PYTEST)
 
 test-faults: $(VENV) ## the tests that kill brokers and services
 	$(BIN)/pytest -m faults
+
+compose-test: $(VENV) ## compose.yaml in containers, from a clean copy (needs a Docker Engine)
+	$(BIN)/pytest -m compose -v tests/compose
 
 check: $(VENV) ## what must hold before a commit
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from bellhop.cli import topology
 from bellhop.cli.errors import CannotRun
 
 commands = typer.Typer(
@@ -12,6 +13,8 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     help="One HTTP gateway in front of RabbitMQ: mail, live notifications, leaderboards.",
 )
+
+commands.add_typer(topology.commands, name="topology")
 
 
 # Each command imports what it needs, so that `--help` and `admin-key` answer at once.
@@ -27,11 +30,11 @@ def up() -> None:
 
 @commands.command("admin-key")
 def admin_key() -> None:
-    """Print the admin key of the Bellhop that `bellhop up` runs here."""
-    from bellhop.cli.secrets import read_admin_key
+    """Print the admin key of the Bellhop that runs here, by `bellhop up` or by `docker compose up`."""
+    from bellhop.cli.running import find_admin_key
     from bellhop.cli.settings import UpSettings
 
-    print(read_admin_key(UpSettings.load().home))
+    print(find_admin_key(UpSettings.load().home))
 
 
 @commands.command()
@@ -50,6 +53,16 @@ def demo() -> None:
     from bellhop.cli.demo.run import demo as run
 
     run()
+
+
+@commands.command()
+def asyncapi() -> None:
+    """Print what travels over AMQP as an AsyncAPI 3.0 document."""
+    import json
+
+    from bellhop.cli.asyncapi import document
+
+    print(json.dumps(document(), indent=2))
 
 
 def app() -> None:

@@ -35,12 +35,9 @@ class Secrets:
 def load_or_create(home: Path) -> Secrets:
     """Return the secrets under `home`, making those that are missing."""
     return Secrets(
-        admin_key=_once(home / ADMIN_KEY, new_key),
-        token_key=_once(home / "secrets" / "token-key", lambda: secrets.token_urlsafe(48)),
-        passwords={
-            user: _once(home / "secrets" / "amqp" / user, lambda: secrets.token_urlsafe(24))
-            for user in (*RIGHTS, "deploy")
-        },
+        admin_key=once(home / ADMIN_KEY, new_key),
+        token_key=once(home / "secrets" / "token-key", lambda: secrets.token_urlsafe(48)),
+        passwords={user: once(home / "secrets" / "amqp" / user, new_password) for user in (*RIGHTS, "deploy")},
     )
 
 
@@ -48,7 +45,7 @@ def write_service(home: Path, service: str, values: dict[str, str]) -> Path:
     """Write the secrets of one service, one file a setting, and return the folder for `BELLHOP_SECRETS_DIR`."""
     folder = home / "secrets" / service
     for name, value in values.items():
-        _write(folder / f"bellhop_{name}", value)
+        write(folder / f"bellhop_{name}", value)
     return folder
 
 
@@ -57,7 +54,9 @@ def read_admin_key(home: Path) -> str:
     try:
         return (home / ADMIN_KEY).read_text().strip()
     except FileNotFoundError:
-        raise CannotRun(f"There is no {home / ADMIN_KEY} yet: start Bellhop first ('make up').") from None
+        raise CannotRun(
+            f"There is no {home / ADMIN_KEY} yet: start Bellhop first ('make up', or 'docker compose up')."
+        ) from None
     except OSError as error:
         raise CannotRun(f"{home / ADMIN_KEY} cannot be read ({error.strerror}): it belongs to somebody else.") from None
 
@@ -68,21 +67,38 @@ def private_folder(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def _once(file: Path, make: Callable[[], str]) -> str:
+def new_password() -> str:
+    """Return a password for a machine; it needs no escaping in a URL."""
+    return secrets.token_urlsafe(24)
+
+
+def once(file: Path, make: Callable[[], str]) -> str:
+    """Return what stands in `file`, after writing what `make` returns where nothing does."""
     try:
         value = file.read_text().strip()
     except FileNotFoundError:
         value = ""
     if not value:
         value = make()
-        _write(file, value)
+        write(file, value)
     return value
 
 
-def _write(file: Path, value: str) -> None:
-    """Write all or nothing: a file cut short by a crash would lock everybody out."""
+def write(file: Path, value: str) -> None:
+    """Write for us alone, all or nothing: a file cut short by a crash would lock everybody out."""
     private_folder(file.parent)
+    _replace(file, value, 0o600)
+
+
+def write_readable(file: Path, value: str) -> None:
+    """Write for a reader with another user id, whom only a mount lets in: into a folder that is there already."""
+    file.parent.chmod(0o755)
+    _replace(file, value, 0o444)
+
+
+def _replace(file: Path, value: str, mode: int) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".new-")  # mkstemp: mode 0600
     with os.fdopen(descriptor, "w") as stream:
+        os.fchmod(descriptor, mode)
         stream.write(value + "\n")
     Path(temporary).replace(file)

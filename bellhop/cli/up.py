@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from bellhop.amqp import topology
+from bellhop.amqp.urls import split_urls
 from bellhop.cli import packages, processes, secrets
 from bellhop.cli.errors import CannotRun
 from bellhop.cli.node import VHOST, Node
@@ -21,6 +22,7 @@ from bellhop.cli.ports import LOOPBACK, check_free
 from bellhop.cli.secrets import Secrets
 from bellhop.cli.settings import UpSettings, inherited
 from bellhop.cli.supervisor import Output, Program, Supervisor
+from bellhop.web.tokens import service_key
 
 SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
 MARK = "BELLHOP_STARTED_BY"
@@ -171,7 +173,8 @@ class _Run:
     def _vhost(self) -> str:
         if self._settings.amqp_url is None:
             return VHOST
-        return urlsplit(self._settings.amqp_url.get_secret_value()).path.removeprefix("/").replace("%2F", "/") or "/"
+        url = split_urls(self._settings.amqp_url.get_secret_value())[0]
+        return urlsplit(url).path.removeprefix("/").replace("%2F", "/") or "/"
 
     async def _ready(self, program: Program) -> None:
         async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
@@ -215,7 +218,9 @@ def plan(settings: UpSettings, home: Path, made: Secrets, node: Node) -> list[Pr
     common |= {
         "BELLHOP_NOTIFIER_URL": f"http://{LOOPBACK}:{settings.notifier_port}",
         "BELLHOP_LEADERBOARD_URL": f"http://{LOOPBACK}:{settings.leaderboard_port}",
+        "BELLHOP_MAILER_URL": f"http://{LOOPBACK}:{settings.mailer_port}",
         "BELLHOP_GATEWAY_URL": f"http://{LOOPBACK}:{settings.gateway_port}",
+        "BELLHOP_PUBLIC_URL": os.environ.get("BELLHOP_PUBLIC_URL", f"http://{LOOPBACK}:{settings.gateway_port}"),
     }
     programs = []
     if settings.smtp_host is None:
@@ -231,9 +236,12 @@ def plan(settings: UpSettings, home: Path, made: Secrets, node: Node) -> list[Pr
     for name in SERVICES:
         values = {
             "amqp_url": settings.amqp_url.get_secret_value() if settings.amqp_url else node.amqp_url(name),
-            "token_key": made.token_key,
             "database_url": f"sqlite+aiosqlite:///{home}/data/{name}.db",
         }
+        if name == "mailer":
+            values["service_key"] = service_key(made.token_key, name)
+        else:
+            values["token_key"] = made.token_key
         if name == "gateway":
             values["admin_key"] = made.admin_key
             if settings.amqp_url is None:

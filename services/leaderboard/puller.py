@@ -2,6 +2,7 @@
 
 import asyncio
 
+from bellhop import faults
 from bellhop.amqp.errors import NotNow, PublishError
 from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.publisher import Publisher
@@ -42,6 +43,7 @@ async def apply_scores(
     except BaseException:
         progress.took(0)
         raise
+    faults.point("scores.committed")
     progress.applied(scores.newest)
     metrics.SCORES.inc(len(scores))
     metrics.CHANGES.inc(sum(change.changed for change in changes))

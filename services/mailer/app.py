@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import httpx
 from fastapi import FastAPI
 
 from bellhop.amqp.bindings import Bindings
@@ -20,14 +21,19 @@ from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.migrations import migrate_when_up
 from bellhop.web.server import create_app
 from services.mailer import handlers, metrics
+from services.mailer.attachments import Attachments
+from services.mailer.compose import Composer
 from services.mailer.handlers import Mailer, guarded
+from services.mailer.limits import Limits
+from services.mailer.relays import Relays
 from services.mailer.rendering import BadTemplate, Templates, reaction_types
+from services.mailer.routes import authenticator, router
 from services.mailer.settings import MailerSettings
-from services.mailer.smtp import Relay
 from services.mailer.store import Inbox
 
 BEAT_SECONDS = 3.0
 FORGET_SECONDS = 3600.0
+ATTACHMENT_SECONDS = 30.0
 
 log = get_logger(__name__)
 
@@ -75,24 +81,31 @@ def build(settings: MailerSettings) -> FastAPI:
         consuming = Connection(url, f"bellhop/mailer/{settings.instance}/consume")
         publishing = Connection(url, f"bellhop/mailer/{settings.instance}/publish")
         database = Database(settings.database_url.get_secret_value())
-        relay = Relay(settings)
+        relays = Relays(settings.all_relays, settings.domain)
+        limits = Limits(database, settings.domain_limits, settings.sender_limits)
+        for each in settings.all_relays:
+            limits.add_relay(each.limit, each.rate)
+        http = httpx.AsyncClient(timeout=ATTACHMENT_SECONDS, trust_env=False)
         # The name alone would not do: a container that was killed comes back with its old host name and process id.
         inbox = Inbox(database, f"{settings.instance}/{secrets.token_hex(8)}")
-        mailer = Mailer(settings, templates, inbox, relay, Publisher(publishing))
+        key = settings.service_key.get_secret_value() if settings.service_key else None
+        attachments = Attachments(settings.gateway_url, key, http, settings.attachments_folder)
+        composer = Composer(settings, templates, attachments)
+        mailer = Mailer(settings, templates, composer, inbox, limits, relays, Publisher(publishing))
         consumers = [
             Consumer(consuming, mailer.publisher, row.queue, guarded(row.handler, mailer), prefetch=row.prefetch)
-            for row in table(settings.smtp_connections)
+            for row in table(sum(each.connections for each in settings.all_relays))
         ]
         consuming.add(Bindings("events", bindings))
-        metrics.CONNECTIONS.set_function(lambda: relay.busy)
+        metrics.CONNECTIONS.set_function(lambda: relays.busy)
         prepared = asyncio.Event()
 
         async def run() -> None:
-            await _prepare(settings, inbox)
+            await _prepare(settings, inbox, limits)
             prepared.set()
             for consumer in consumers:
                 consumer.start()
-            await _keep_house(settings, inbox, relay)
+            await _keep_house(settings, inbox, limits, relays)
 
         def ended(task: "asyncio.Task[None]") -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -103,10 +116,14 @@ def build(settings: MailerSettings) -> FastAPI:
                 "broker": publishing.explanation if publishing.explanation != "ok" else consuming.explanation,
                 "database": "ok" if inbox.fresh else "the database does not answer",
                 "queues": _consuming(consumers),
-                "relay": relay.trouble or "ok",
+                "relay": relays.trouble or "ok",
             }
 
         app.state.ready = ready
+        app.state.templates = templates
+        if key is not None:
+            app.state.authenticate = authenticator(key)
+        app.state.limits = limits
         await publishing.start()
         await consuming.start()
         running = asyncio.create_task(run())
@@ -115,44 +132,49 @@ def build(settings: MailerSettings) -> FastAPI:
             yield
         finally:
             mailer.stopping.set()
-            relay.give_up()
+            relays.give_up()
             if prepared.is_set():
                 await asyncio.gather(*(consumer.stop(settings.shutdown_seconds) for consumer in consumers))
             # Only now: while mails are in hand, our heartbeat must go on.
             running.cancel()
             await asyncio.wait([running])
-            relay.close()
+            await relays.close()
+            await http.aclose()
+            await limits.close()
             await _close(inbox)
             await consuming.close()
             await publishing.close()
             await database.close()
 
-    return create_app("Bellhop mailer", version("bellhop"), lifespan, [])
+    return create_app("Bellhop mailer", version("bellhop"), lifespan, [router])
 
 
-async def _prepare(settings: MailerSettings, inbox: Inbox) -> None:
+async def _prepare(settings: MailerSettings, inbox: Inbox, limits: Limits) -> None:
     """Bring the database to our schema, and be known as alive before anything is claimed."""
     while True:
         await migrate_when_up(settings.database_url.get_secret_value(), "services.mailer")
         try:
             await inbox.beat()
+            await limits.refresh()
         except DatabaseAway:
             continue  # it went away in between; the wait is above
         return
 
 
-async def _keep_house(settings: MailerSettings, inbox: Inbox, relay: Relay) -> None:
+async def _keep_house(settings: MailerSettings, inbox: Inbox, limits: Limits, relays: Relays) -> None:
     """Send heartbeats, close idle connections, forget old tasks; until cancelled."""
     loop = asyncio.get_running_loop()
     forgotten_at = loop.time()
     while True:
         await asyncio.sleep(BEAT_SECONDS)
-        relay.sweep()
+        relays.sweep()
         try:
             await inbox.beat()
+            await limits.refresh()
             if loop.time() - forgotten_at > FORGET_SECONDS:
                 forgotten_at = loop.time()
                 gone = await inbox.forget(settings.inbox_days)
+                await limits.forget()
                 log.info("forgot old tasks", tasks=gone)
         except DatabaseAway as error:
             log.warning("no heartbeat could be written", reason=str(error))

@@ -11,6 +11,8 @@ import re
 from enum import StrEnum
 from typing import NamedTuple, cast
 
+from bellhop import faults
+
 MAX_REPLY = 64 * 1024
 _LINE = re.compile(rb"(\d{3})([ -]?)([^\r\n]*)\r?\n")
 
@@ -92,6 +94,7 @@ class Dialogue(asyncio.Protocol):
         if self._dirty:
             commands.insert(0, (Step.RSET, b"RSET"))
         self._dirty = True
+        faults.point("mail.before_data")
         replies = await self._envelope(commands, timeout)
         for (step, _), reply in zip(commands, replies, strict=False):
             if reply.code < 400 and not _accepted(step, reply):
@@ -101,6 +104,7 @@ class Dialogue(asyncio.Protocol):
                 await self._leave(replies, len(commands), timeout)
                 return Answer(step, reply)
         self._transport.write(message)
+        faults.point_when_written("mail.after_dot")
         try:
             (reply,) = await self._read(1, data_timeout)
         except Broken as broken:

@@ -1,6 +1,7 @@
 """What the mailer does with a delivery. No AMQP verb is called here: returning settles it, and so does raising.
 
 RelayAway, DatabaseAway, PublishError   something we stand on is away: back to the queue, nothing counted
+Defer                                   a limit, or an attachment that is not there yet: the ladder, nothing counted
 Retry                                   this attempt failed, another may not: the retry ladder
 Reject                                  it can never be understood: dead letter
 """
@@ -10,27 +11,31 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bellhop.amqp.errors import NotNow, PublishError, Reject, Retry
+from bellhop import faults
+from bellhop.amqp.errors import Defer, NotNow, PublishError, Reject, Retry
 from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
 from bellhop.contracts.base import Contract, derived_id, new_id
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import Address, CancelTask, MailTask
+from bellhop.contracts.mail import CancelTask, MailTask
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.database import DatabaseAway
 from services.mailer import metrics, outcomes
-from services.mailer.message import Mail, build, from_header
+from services.mailer.attachments import AttachmentsAway
+from services.mailer.compose import Composer, message_id, to_bytes
+from services.mailer.limits import TURN, Limits
+from services.mailer.message import Mail, from_header
+from services.mailer.relays import Relay, Relays
 from services.mailer.rendering import RenderingError, Templates
-from services.mailer.replies import Kind, Verdict
+from services.mailer.replies import Cause, Kind, Verdict
 from services.mailer.settings import MailerSettings
-from services.mailer.smtp import Relay, RelayAway
 from services.mailer.store import Claim, Inbox, Kept, Key, Result, Verb
+from services.mailer.transport import Outgoing, RelayAway
 
 PATIENCE = 900.0
 """How long a delivery waits, in seconds, for a database or broker that is away. Under RabbitMQ's consumer timeout of 30
@@ -47,16 +52,25 @@ class Mailer:
 
     settings: MailerSettings
     templates: Templates
+    composer: Composer
     inbox: Inbox
-    relay: Relay
+    limits: Limits
+    relays: Relays
     publisher: Publisher
     policy: RetryPolicy = DEFAULT
     in_hand: set[Key] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    room_to_hold: int = 40
+    """How many mails may wait in hand for their turn by a limit; the others wait on the ladder."""
     from_line: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self.from_line = from_header(self.settings.mail_from_name, self.settings.mail_from)
+
+    def check_lease(self) -> None:
+        """Raise DatabaseAway if other replicas may take us for dead, and send what we hold."""
+        if not self.inbox.fresh:
+            raise DatabaseAway("our heartbeat is late, so another replica may take over what we hold")
 
 
 def guarded(
@@ -85,96 +99,135 @@ async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
         await waiting.pause(NotNow("another copy of this task is in hand"))
     mailer.in_hand.add(key)
     try:
-        claim, verdict = await _attempt(mailer, delivery, task, key)
-        while claim.verb is Verb.HELD:
+        attempt = await _attempt(mailer, delivery, task, key)
+        while attempt.claim.verb is Verb.HELD:
             await waiting.pause(NotNow("another replica is sending this mail"))
-            claim, verdict = await _attempt(mailer, delivery, task, key)
-        if verdict is not None:
-            await _conclude(mailer, delivery, task, claim, verdict)
+            attempt = await _attempt(mailer, delivery, task, key)
+        if attempt.verdict is not None:
+            await _conclude(mailer, delivery, task, attempt, attempt.verdict)
         else:
-            await _report_again(mailer, delivery, task, claim)
+            await _report_again(mailer, delivery, task, attempt.claim)
     finally:
         mailer.in_hand.discard(key)
 
 
-async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key) -> tuple[Claim, Verdict | None]:
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What the inbox said, and what became of the mail if it was sent."""
+
+    claim: Claim
+    verdict: Verdict | None = None
+    relay: Relay | None = None
+    """Which one was tried last."""
+
+
+async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key) -> _Attempt:
     """Claim the task and, where the claim allows it, send. Without a verdict nothing was sent."""
     try:
-        message = _compose(mailer, task)
+        mail = await mailer.composer.compose(task)
+        outgoing = Outgoing(
+            mailer.settings.mail_from, mail.to, await to_bytes(mail, mailer.from_line), mail, mailer.check_lease
+        )
     except (RenderingError, ValueError) as error:
         claim = await _claim(mailer, key, delivery.attempt)
-        return claim, Verdict(Kind.PERMANENT, str(error)) if claim.verb is Verb.SEND else None
-    if mailer.relay.trouble is not None:
-        # Claim nothing while nothing can go out: what is claimed when we crash counts as sent, perhaps.
-        async with mailer.relay.slot(task.lane):
-            pass
+        verdict = Verdict(Kind.PERMANENT, str(error), cause=Cause.CONTENT)
+        return _Attempt(claim, verdict if claim.verb is Verb.SEND else None)
+    except AttachmentsAway as error:
+        raise Defer(str(error), after=ATTACHMENT_SECONDS) from error
+    # Claim nothing while nothing can go out: what is claimed when we crash counts as sent, perhaps.
+    relays = await mailer.relays.usable()
+    await _wait_for_turn(mailer, delivery, task, mail, relays[0])
     # Before the turn on a connection, not within it: a commit takes longer than a mail on a near relay.
     claim = await _claim(mailer, key, delivery.attempt)
     if claim.verb is not Verb.SEND:
-        return claim, None
+        return _Attempt(claim)
+    faults.point("mail.before_connect")
+    began = time.perf_counter()
     try:
-        async with mailer.relay.slot(task.lane) as slot:
-            if not mailer.inbox.fresh:
-                raise DatabaseAway(_LATE)
-            began = time.perf_counter()
-            verdict = await slot.send(mailer.settings.mail_from, task.to, message)
+        relay, verdict = await _send(mailer, task, outgoing, relays)
     except (RelayAway, DatabaseAway):
         # Nothing came of the claim: give it back.
         result = Result(key, Kept.WAITING, delivery.attempt - 1, claim.uncertain, claim.outcome)
         await _patiently(mailer, lambda: mailer.inbox.record(result))
         raise
     metrics.SECONDS.observe(time.perf_counter() - began)
-    return claim, verdict
+    return _Attempt(claim, verdict, relay)
 
 
-_LATE = "our heartbeat is late, so another replica may take over what we hold"
+ATTACHMENT_SECONDS = 30.0
+"""How long a mail waits whose attachment cannot be fetched."""
+
+
+async def _wait_for_turn(mailer: Mailer, delivery: Delivery, task: MailTask, mail: Mail, relay: Relay) -> None:
+    """Return when no limit stands against sending; what would take long waits on the ladder instead."""
+    limits = mailer.limits
+    names = limits.apply_to(_domain(mail.to), task.owner, relay.settings.limit)
+    if not names:
+        return
+    turn = await _patiently(mailer, lambda: limits.turn(names, task.lane, delivery.attempt, delivery.headers.get(TURN)))
+    if turn.wait <= 0:
+        return
+    if limits.hold(turn.wait, mailer.room_to_hold):
+        await limits.held(turn.wait)
+        return
+    metrics.DEFERRED.labels(turn.limit.partition(":")[0]).inc()
+    raise Defer(f"its turn by the limit {turn.limit} is later", after=turn.wait, headers={TURN: turn.header})
+
+
+async def _send(mailer: Mailer, task: MailTask, outgoing: Outgoing, relays: list[Relay]) -> tuple[Relay, Verdict]:
+    """Send by the first relay that takes the mail, or refuses it for its own fault.
+
+    Raises:
+        RelayAway: none did; the mail is certainly not out.
+    """
+    answer: tuple[Relay, Verdict] | None = None
+    away = RelayAway("no relay works")
+    while answer is None and relays:
+        for relay in relays:
+            if relay is not relays[0]:
+                metrics.FAILOVERS.labels(relay.settings.name).inc()
+            try:
+                verdict = await mailer.relays.send(relay, outgoing, task.lane)
+            except RelayAway as error:
+                away = error
+                continue
+            answer = relay, verdict
+            if not verdict.elsewhere:
+                return answer
+        relays = [relay for relay in relays if relay.breaker.closed]
+    if answer is None:
+        raise away
+    return answer
 
 
 async def _claim(mailer: Mailer, key: Key, attempt: int) -> Claim:
     async def claim() -> Claim:
-        if not mailer.inbox.fresh:
-            raise DatabaseAway(_LATE)
+        mailer.check_lease()
         return await mailer.inbox.claim(key, attempt)
 
     return await _patiently(mailer, claim)
 
 
-def _compose(mailer: Mailer, task: MailTask) -> bytes:
-    subject, text, html = task.subject, task.text, task.html
-    if task.template is not None:
-        rendered = mailer.templates.get(task.template).render(task.data)
-        subject, text, html = rendered.subject, rendered.text, rendered.html
-    mail = Mail(
-        to=task.to,
-        subject=subject or "",
-        message_id=_message_id(task.task_id, mailer.settings.domain),
-        text=text,
-        html=html,
-        reply_to=task.reply_to,
-        headers=task.headers,
-    )
-    return build(mail, mailer.from_line, formatdate())
+def _domain(address: str) -> str:
+    return address.rpartition("@")[2].lower()
 
 
-def _message_id(task_id: str, domain: str) -> str:
-    """Return the one Message-ID that all copies of a task's mail have."""
-    plain = task_id.replace("-", "").isalnum() and task_id.isascii() and len(task_id) <= 64
-    return f"<{task_id if plain else derived_id(task_id)}@{domain}>"
-
-
-async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, claim: Claim, verdict: Verdict) -> None:
+async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
     """Record an attempt, report it, and let it be tried again where that makes sense."""
-    attempt = delivery.attempt
+    faults.point("mail.after_reply")
+    attempt, claim = delivery.attempt, made.claim
     metrics.REPLIES.labels(verdict.code or "none", verdict.cause).inc()
     if verdict.uncertain:
         metrics.UNCERTAIN.labels("no reply to the final dot").inc()
     if claim.uncertain and claim.outcome is None:
         metrics.UNCERTAIN.labels("crash during an attempt").inc()
-    more: dict[str, object] = {"relay": mailer.relay.where, "uncertain": verdict.uncertain or claim.uncertain}
+    more: dict[str, object] = {"uncertain": verdict.uncertain or claim.uncertain}
+    if made.relay is not None:
+        more["relay"] = made.relay.where
     rung = None
     if verdict.kind is Kind.SENT:
         state = State.SENT
-        more["message_id"] = _message_id(task.task_id, mailer.settings.domain)
+        more["message_id"] = message_id(task.task_id, mailer.settings.domain)
     else:
         state = State.FAILED
         if verdict.kind is Kind.TRANSIENT and (verdict.attempts is None or attempt < verdict.attempts):
@@ -187,7 +240,12 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, claim: C
     kept = Kept.WAITING if rung is not None else Kept.DONE
     result = Result((task.task_id, task.round), kept, attempt, outcome.uncertain, body)
     await _patiently(mailer, lambda: mailer.inbox.record(result))
+    faults.point("mail.recorded")
     await _report(mailer, delivery, outcome, body.encode())
+    faults.point("mail.reported")
+    if made.relay is not None:
+        with suppress(DatabaseAway):  # what was not learnt from this mail will be from another
+            await mailer.limits.heard(verdict, _domain(task.to), made.relay.settings.limit)
     if rung is not None:
         raise Retry(verdict.sentence, after=verdict.after)
 
@@ -221,7 +279,8 @@ async def cancel_mail(mailer: Mailer, delivery: Delivery) -> None:
 
 # mailer.reactions
 
-_ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
+REACTIONS_AT_ONCE = 200
+
 _OBJECT: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
 
 
@@ -239,12 +298,14 @@ async def react(mailer: Mailer, delivery: Delivery) -> None:
         except RenderingError as error:
             wrong.append(str(error))
             continue
-        for recipient in recipients:
+        for recipient, its_data in recipients:
             try:
-                tasks.append(_reaction(delivery.envelope, template.name, recipient, data))
+                tasks.append(_reaction(delivery.envelope, template.name, recipient, its_data))
             except ValidationError as error:
                 wrong.append(f"{template.name} for {recipient[:100]!r}: {_first_problem(error)}")
-    await asyncio.gather(*(_hand_on(mailer, delivery, task) for task in tasks))
+    for start in range(0, len(tasks), REACTIONS_AT_ONCE):
+        some = tasks[start : start + REACTIONS_AT_ONCE]
+        await asyncio.gather(*(_hand_on(mailer, delivery, task) for task in some))
     if wrong:
         # The good ones are out, and a replay of the dead letter makes none of them twice.
         raise Reject("; ".join(wrong))

@@ -10,10 +10,12 @@ import binascii
 import os
 import re
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 LINE = 78  # RFC 5322, 2.1.1: lines should be no longer
 HARD_LINE = 998  # and must be no longer, both without CRLF
 ENCODED_WORD = 75  # RFC 2047, 2
+FILENAME_PIECE = 60
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
@@ -21,6 +23,15 @@ _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]+")
 # Goes out as it is: printable ASCII and tabs, in lines that fit. Possessive, so that it never backtracks.
 _SEVEN_BIT = re.compile(rb"(?>[\t -~]{0,998}\n)*+[\t -~]{0,998}")
 _HIGH_BYTES = bytes(range(0x80, 0x100))
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One file."""
+
+    filename: str
+    content_type: str
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,8 @@ class Mail:
     html: str | None = None
     reply_to: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    from_name: str = ""
+    attachments: tuple[Attachment, ...] = ()
 
 
 def from_header(name: str, address: str) -> bytes:
@@ -67,12 +80,8 @@ def build(mail: Mail, from_line: bytes, date: str) -> bytes:
         lines.append(_address_header("Reply-To", mail.reply_to))
     lines += [_header(name, value) for name, value in mail.headers.items()]
     lines.append(b"MIME-Version: 1.0")
-    if mail.text is not None and mail.html is not None:
-        lines += _alternative(_part("plain", mail.text), _part("html", mail.html))
-    elif mail.html is not None:
-        lines += _part("html", mail.html)
-    else:
-        lines += _part("plain", mail.text or "")
+    body = _body(mail)
+    lines += _multipart(b"mixed", body, *map(_file, mail.attachments)) if mail.attachments else body
     lines.append(b"")
     return b"\r\n".join(lines)
 
@@ -144,6 +153,14 @@ def _encoded_words(text: str, first_room: int) -> list[str]:
 # Bodies
 
 
+def _body(mail: Mail) -> list[bytes]:
+    if mail.text is not None and mail.html is not None:
+        return _multipart(b"alternative", _part("plain", mail.text), _part("html", mail.html))
+    if mail.html is not None:
+        return _part("html", mail.html)
+    return _part("plain", mail.text or "")
+
+
 def _part(subtype: str, text: str) -> list[bytes]:
     encoding, body = _transfer(text)
     return [
@@ -167,10 +184,37 @@ def _transfer(text: str) -> tuple[bytes, bytes]:
     return b"base64", encoded.replace(b"\n", b"\r\n")
 
 
-def _alternative(*parts: list[bytes]) -> list[bytes]:
+def _file(attachment: Attachment) -> list[bytes]:
+    _check("Content-Type", attachment.content_type)
+    _check("Content-Disposition", attachment.filename)
+    return [
+        b"Content-Type: " + attachment.content_type.encode("ascii"),
+        b"Content-Transfer-Encoding: base64",
+        b"Content-Disposition: attachment;\r\n " + _filename(attachment.filename),
+        b"",
+        base64.encodebytes(attachment.content).removesuffix(b"\n").replace(b"\n", b"\r\n"),
+    ]
+
+
+def _filename(name: str) -> bytes:
+    plain = name.isascii() and not set(name) & set('"\\%') and name == name.strip()
+    if plain and len(name) <= LINE - len(' filename=""'):
+        return b'filename="%b"' % name.encode()
+    # RFC 2231, 4.1: as a whole it may be longer than a line, so it comes in numbered pieces. None of them splits a
+    # character: readers decode each by itself.
+    pieces = ["utf-8''"]
+    for character in name:
+        encoded = quote(character, safe="")
+        if len(pieces[-1]) + len(encoded) > FILENAME_PIECE:
+            pieces.append("")
+        pieces[-1] += encoded
+    return ";\r\n ".join(f"filename*{number}*={piece}" for number, piece in enumerate(pieces)).encode()
+
+
+def _multipart(kind: bytes, *parts: list[bytes]) -> list[bytes]:
     # 96 random bits, drawn after the bodies were written: no body can hold them.
     boundary = b"=_" + os.urandom(12).hex().encode()
-    lines = [b'Content-Type: multipart/alternative; boundary="%b"' % boundary, b""]
+    lines = [b'Content-Type: multipart/%b; boundary="%b"' % (kind, boundary), b""]
     for part in parts:
         lines += [b"--" + boundary, *part]
     lines.append(b"--" + boundary + b"--")

@@ -6,10 +6,10 @@ from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import CancelTask, Lane, MailTask
+from bellhop.contracts.mail import CancelTask, Lane, MailTask, mail_document
 from bellhop.contracts.outcomes import Outcome, State
 from services.mailer import metrics
-from services.mailer.replies import Verdict
+from services.mailer.replies import Cause, Kind, Verdict
 
 EXCHANGE = "outcomes"
 SOURCE = "/mailer"
@@ -31,6 +31,8 @@ def of_attempt(task: MailTask, attempt: int, state: State, verdict: Verdict, **m
         "owner": task.owner,
         "lane": task.lane.value,
     }
+    if verdict.kind is not Kind.SENT and verdict.cause is not Cause.OTHER:
+        fields["cause"] = verdict.cause.value
     return Outcome.model_validate(fields | _origin(task) | more)
 
 
@@ -57,6 +59,7 @@ def queued(task: MailTask) -> Outcome:
             "at": now(),
             "owner": task.owner,
             "lane": task.lane.value,
+            "document": mail_document(task),
         }
         | _origin(task)
     )

@@ -3,7 +3,8 @@
     ---
     subject: Your order {{ data.order }}
     on: order.placed                # optional: the event types that send this mail by themselves,
-    to: "{{ data.email }}"          # and whom to: one address, or an expression that gives a list
+    to: "{{ data.email }}"          # and whom to: one address, or an expression that gives a list of them, each of
+                                    # which is then `data.recipient`
     ---
     Thank you.
     --- html ---
@@ -26,6 +27,7 @@ from jinja2.sandbox import SandboxedEnvironment
 SUFFIX = ".mail"
 _PART = re.compile(r"^--- *(text|html) *---\s*$")
 _EXPRESSION = re.compile(r"\s*\{\{(?P<inner>[^{}]*)\}\}\s*")
+_LISTED = re.compile(r"\s*\{\{\s*data\.([A-Za-z_]\w*)\s*[|}]")
 _KEYS = {"subject", "on", "to"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]+")
 MAX_SUBJECT = 998
@@ -83,6 +85,8 @@ class MailTemplate:
     _text: _Part | None
     _html: _Part | None
     _to: Callable[[dict[str, Any]], Any] | None
+    _listed: str | None
+    """The name in the data that `to` takes its list from."""
 
     def render(self, data: dict[str, Any]) -> Rendered:
         """Fill the template.
@@ -100,19 +104,31 @@ class MailTemplate:
             self._html.render(data) if self._html else None,
         )
 
-    def recipients(self, data: dict[str, Any]) -> list[str]:
-        """Return whom an event with this `data` is mailed to, unchecked and each once.
+    def recipients(self, data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Return whom an event with this `data` is mailed to, unchecked and each once, with the data of their mail.
+
+        Where `to` gives a list, it may hold addresses or objects with an `email`. Each mail then has its own one as
+        `data.recipient`, and the list itself does not travel with it: a thousand copies of a list of a thousand
+        would be a million.
 
         Raises:
-            RenderingError: the front matter's `to` cannot be evaluated, or gives neither text nor a list of texts.
+            RenderingError: the front matter's `to` cannot be evaluated, or gives no address and no list of them.
         """
         if self._to is None:
             return []
         value = self._to(data)
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        if isinstance(value, str):
+            return [(value.strip(), data)]
+        if not isinstance(value, list):
             raise RenderingError(f"{self.name}{SUFFIX}: to must give an address or a list of addresses")
-        return list(dict.fromkeys(one.strip() for one in values))
+        shared = {name: each for name, each in data.items() if name != self._listed}
+        found: dict[str, dict[str, Any]] = {}
+        for one in value:
+            recipient = {"email": one} if isinstance(one, str) else one
+            if not isinstance(recipient, dict) or not isinstance(recipient.get("email"), str):
+                raise RenderingError(f"{self.name}{SUFFIX}: to must give addresses, or objects with an email")
+            found.setdefault(recipient["email"].strip(), shared | {"recipient": recipient})
+        return list(found.items())
 
 
 class Templates:
@@ -161,6 +177,7 @@ def _load(path: Path) -> MailTemplate:
         _text=_compile(plain, *parts["text"]) if "text" in parts else None,
         _html=_compile(_environment(autoescape=True), *parts["html"]) if "html" in parts else None,
         _to=_recipients(plain, head["to"], path) if "to" in head else None,
+        _listed=match[1] if (match := _LISTED.match(head.get("to", ""))) else None,
     )
 
 

@@ -1,25 +1,18 @@
 """The settings of the mailer, from `BELLHOP_…` variables or secret files."""
 
-from enum import StrEnum
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import NoDecode
 
 from bellhop.contracts.base import one_line
 from bellhop.contracts.mail import Address
 from bellhop.settings import ServiceSettings
+from services.mailer.rates import Rate
+from services.mailer.relay_settings import AnyRelay, SmtpRelay, Tls, read_relays
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-class Tls(StrEnum):
-    """How the connection to the relay is protected. None of these ever falls back to another."""
-
-    NONE = "none"
-    STARTTLS = "starttls"
-    TLS = "tls"
 
 
 class MailerSettings(ServiceSettings):
@@ -28,7 +21,10 @@ class MailerSettings(ServiceSettings):
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
     port: int = Field(8003, ge=0, le=65535, description="port that the HTTP face listens on")
 
-    smtp_host: str = Field(min_length=1, description="the relay (smarthost) that takes our mail")
+    relays: Annotated[list[AnyRelay], NoDecode, BeforeValidator(read_relays)] = Field(
+        default_factory=list, description="several relays: JSON, TOML, or the path of a file; see docs/mail.md"
+    )
+    smtp_host: str | None = Field(None, min_length=1, description="the one relay (smarthost) that takes our mail")
     smtp_port: int = Field(587, ge=1, le=65535)
     smtp_tls: Tls = Field(Tls.STARTTLS, description="none, starttls (required, never skipped) or tls (from the start)")
     smtp_ca_file: Path | None = Field(None, description="PEM file with the CA of the relay; else the system's CAs")
@@ -46,6 +42,19 @@ class MailerSettings(ServiceSettings):
     mail_domain: str | None = Field(
         None, pattern=r"^[A-Za-z0-9.-]+$", description="stands in Message-ID and EHLO; else the domain of mail_from"
     )
+    domain_limits: dict[str, Rate] = Field(
+        default_factory=dict, description='mails to a domain at most: {"gmail.com": "20/s", "*": "50/s"}'
+    )
+    sender_limits: dict[str, Rate] = Field(
+        default_factory=dict, description='mails of an API key at most, by its name: {"shop": "100/s", "*": "20/s"}'
+    )
+    service_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="shared with the gateway: for template previews and uploaded attachments; see docs/mail.md",
+    )
+    gateway_url: str = Field("http://127.0.0.1:8000", description="where uploaded attachments are fetched from")
+    attachments_folder: Path | None = Field(None, description="where fetched attachments are kept for a while")
     templates: Path = Field(TEMPLATES, description="folder of the template files")
 
     @property
@@ -53,19 +62,33 @@ class MailerSettings(ServiceSettings):
         """Return the name that this sender goes by."""
         return self.mail_domain or self.mail_from.rpartition("@")[2]
 
+    @property
+    def all_relays(self) -> list[AnyRelay]:
+        """Return the relays, whichever way they were given."""
+        if self.relays:
+            return self.relays
+        assert self.smtp_host is not None
+        one = SmtpRelay(
+            name=f"{self.smtp_host}:{self.smtp_port}",
+            host=self.smtp_host,
+            port=self.smtp_port,
+            tls=self.smtp_tls,
+            ca_file=self.smtp_ca_file,
+            username=self.smtp_username,
+            password=self.smtp_password,
+            connections=self.smtp_connections,
+            mails_per_connection=self.smtp_mails_per_connection,
+            idle_seconds=self.smtp_idle_seconds,
+            timeout=self.smtp_timeout,
+            data_timeout=self.smtp_data_timeout,
+        )
+        return [one]
+
     @model_validator(mode="after")
-    def _no_password_in_clear(self) -> Self:
-        if (self.smtp_username is None) != (self.smtp_password is None):
-            raise ValueError("give both BELLHOP_SMTP_USERNAME and BELLHOP_SMTP_PASSWORD, or neither")
-        if self.smtp_username is not None and self.smtp_tls is Tls.NONE and not _is_loopback(self.smtp_host):
-            raise ValueError(
-                "BELLHOP_SMTP_TLS=none would send the password in clear over the network: use starttls or tls"
-            )
+    def _relays_are_usable(self) -> Self:
+        if not self.relays and self.smtp_host is None:
+            raise ValueError("set BELLHOP_SMTP_HOST to the relay that takes our mail, or BELLHOP_RELAYS to several")
+        names = [relay.name for relay in self.all_relays]
+        if len(set(names)) != len(names):
+            raise ValueError("every relay needs a name of its own")
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

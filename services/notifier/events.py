@@ -108,8 +108,10 @@ def _leaderboard(envelope: Envelope, body: bytes) -> Shown:
 
 
 def _outcome(envelope: Envelope, body: bytes) -> Shown:
-    owner = Outcome.model_validate_json(body).owner
-    return [f"tasks:{owner}"] if owner else [], orjson.loads(body)
+    outcome = Outcome.model_validate_json(body)
+    # The document is what the ledger needs to send a mail again, its whole text included; nobody watches that.
+    data = orjson.loads(body) if outcome.document is None else outcome.model_dump(mode="json", exclude={"document"})
+    return [f"tasks:{outcome.owner}"] if outcome.owner else [], data
 
 
 SHOWN: dict[str, Callable[[Envelope, bytes], Shown]] = {

@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from bellhop.settings import ServiceSettings
+from bellhop.settings import TokenSettings
 
 
-class NotifierSettings(ServiceSettings):
+class NotifierSettings(TokenSettings):
     """The settings of all services, and the notifier's own."""
 
     port: int = Field(8001, ge=0, le=65535, description="port that the HTTP face listens on")

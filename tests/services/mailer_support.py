@@ -120,6 +120,11 @@ def mailer_settings(port: int, **changes: Any) -> MailerSettings:
     return MailerSettings(**values | changes)
 
 
+def relay(port: int, name: str, **changes: Any) -> dict[str, Any]:
+    """One of several relays, as it stands in BELLHOP_RELAYS."""
+    return {"name": name, "host": "127.0.0.1", "port": port, "tls": "none", "timeout": 5} | changes
+
+
 def certificate(folder: Path, name: str = "localhost") -> tuple[Path, ssl.SSLContext]:
     """Make a self-signed certificate; return it, and a server's context that uses it."""
     key, pem = folder / f"{name}.key", folder / f"{name}.pem"

@@ -3,61 +3,20 @@
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import CancelTask, MailTask, mail_document
 from bellhop.sql.database import Database
-from services.mailer.app import build
 from services.mailer.store import Inbox, Kept, Result
-from tests.services.mailer_support import DROP, ScriptedRelay, mailer_settings
+from tests.services.mailer_running import Running, running_mailer
+from tests.services.mailer_support import DROP, ScriptedRelay
 from tests.support import SmtpServer, Vhost, wait_until
 
 logging.getLogger("aio_pika").setLevel(logging.ERROR)
-
-
-class Running:
-    """A mailer at work, and what goes in and comes out of it."""
-
-    def __init__(self, app: FastAPI, vhost: Vhost) -> None:
-        self.app = app
-        self.vhost = vhost
-        self.outcomes: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-
-    async def put(self, queue: str, body: bytes, type: str = "mail.requested", **changes: Any) -> None:
-        envelope = Envelope(type=type, source="/tests", **changes.pop("envelope", {}))
-        message = Message(body, envelope, **changes)
-        await self.vhost.publish("work", queue, body, headers=to_headers(message))
-
-    async def mail(self, task_id: str = "t-1", *, round: int = 1, attempt: int = 1, **fields: Any) -> None:
-        fields = {"to": "ada@example.com", "subject": "Hi", "text": "Hello", "lane": "normal"} | fields
-        task = MailTask.model_validate({"task_id": task_id, "round": round, "owner": "key-1"} | fields)
-        await self.put(task.lane.queue, json.dumps(mail_document(task)).encode(), attempt=attempt)
-
-    async def cancel(self, task_id: str) -> None:
-        body = CancelTask(task_id=task_id, round=1).model_dump_json().encode()
-        await self.put("mail.cancel", body, "mail.cancelled")
-
-    async def outcome(self, count: int = 1, timeout: float = 10) -> dict[str, Any]:
-        """Wait for the outcome number `count` and return it."""
-
-        async def arrived() -> bool:
-            while (message := await self.vhost.get("gateway.outcomes")) is not None:
-                self.outcomes.append(json.loads(message.body))
-                self.keys.append(str(message.routing_key))
-            return len(self.outcomes) >= count
-
-        await wait_until(arrived, timeout, f"{count} outcomes")
-        return self.outcomes[count - 1]
-
-    async def dead_letter(self) -> Any:
-        return await wait_until(lambda: self.vhost.get("dead-letters"), description="a dead letter")
 
 
 Start = Callable[..., Any]
@@ -65,19 +24,7 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 def start(vhost: Vhost, database_url: str) -> Start:
-    @asynccontextmanager
-    async def run(port: int, **changes: Any) -> AsyncIterator[Running]:
-        urls = {"amqp_url": vhost.amqp_url, "database_url": database_url, "shutdown_seconds": 2.0}
-        app = build(mailer_settings(port, **urls | changes))
-        async with app.router.lifespan_context(app):
-
-            async def ready() -> bool:
-                return set((await app.state.ready()).values()) == {"ok"}
-
-            await wait_until(ready, description="the mailer to be ready")
-            yield Running(app, vhost)
-
-    return run
+    return partial(running_mailer, vhost, database_url)
 
 
 @pytest.fixture
@@ -358,3 +305,43 @@ async def test_stopping_finishes_what_is_on_the_wire(start: Start, smtp_server: 
         await wait_until(lambda: smtp_server.connections)
     assert (await mailer.outcome())["state"] == "sent"
     assert len(smtp_server.mails) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "wire"),
+    [("ada@bücher.example", "ada@xn--bcher-kva.example"), ("ada@BÜCHER.Example", "ada@xn--bcher-kva.example")],
+)
+async def test_an_international_domain_goes_out_as_dns_has_it(
+    mailer: Running, smtp_server: SmtpServer, address: str, wire: str
+) -> None:
+    """Every relay understands A-labels; only a name before the @ beyond ASCII needs SMTPUTF8."""
+    await mailer.mail(to=address)
+    assert (await mailer.outcome())["state"] == "sent"
+    (mail,) = smtp_server.mails
+    assert (mail.recipients, mail.message["To"]) == ([wire], wire)
+
+
+async def test_a_domain_that_is_none_fails_with_a_reason(mailer: Running, smtp_server: SmtpServer) -> None:
+    """No relay is asked."""
+    await mailer.mail(to="ada@büch_er.example")
+    outcome = await mailer.outcome()
+    assert (outcome["state"], "no internationalised domain name" in outcome["reply"]) == ("failed", True)
+    assert not smtp_server.connections
+
+
+async def test_a_new_book_is_mailed_to_everybody_who_follows_its_genre(
+    mailer: Running, smtp_server: SmtpServer
+) -> None:
+    """One event, a mail to each follower with their own name; the same event again sends none."""
+    followers = [{"email": f"reader-{number}@example.com", "name": f"Reader {number}"} for number in range(10)]
+    book = {"genre": "crime", "title": "The Bell", "author": "A. Hop", "followers": followers}
+    message = Message(b"", Envelope(type="book.published", source="/shop", id="e-1"))
+    for _ in range(2):
+        await mailer.vhost.publish("events", "book.published", json.dumps(book).encode(), headers=to_headers(message))
+    await mailer.outcome(40, timeout=20)
+    assert len(smtp_server.mails) == 10
+    (mail,) = smtp_server.to("reader-7@example.com")
+    assert mail.message["Subject"] == "New in crime: The Bell"
+    text = mail.message.get_body(("plain",))
+    assert text is not None
+    assert text.get_content().startswith("Hello Reader 7,")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mailer.message import Mail, build, dot_stuffed, from_header
+from services.mailer.message import Attachment, Mail, build, dot_stuffed, from_header
 
 DATE = "Fri, 21 Nov 2025 09:30:00 -0000"
 FROM = from_header("Bellhop", "hello@example.com")
@@ -83,6 +83,33 @@ def test_both_parts_come_back_as_they_were(text: str, html: str) -> None:
     message = parsed(mail(text=text, html=html))
     assert message.get_content_type() == "multipart/alternative"
     assert (body(message, "plain"), body(message, "html")) == (unified(text), unified(html))
+
+
+filenames = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\u2028\u2029/\\"), min_size=1, max_size=200
+)
+types = st.sampled_from(["application/pdf", "text/plain", "image/svg+xml", "application/octet-stream"])
+files = st.lists(st.builds(Attachment, filenames, types, st.binary(max_size=300)), min_size=1, max_size=3)
+
+
+@given(files, texts)
+def test_attachments_come_back_as_they_were(attachments: list[Attachment], text: str) -> None:
+    """Name, type and every byte, behind a body that is what it is without them."""
+    message = parsed(mail(text=text, html="<p>Hi</p>", attachments=tuple(attachments)))
+    assert message.get_content_type() == "multipart/mixed"
+    assert (body(message, "plain"), body(message, "html")) == (unified(text), "<p>Hi</p>")
+    found = list(message.iter_attachments())
+    assert [one.get_payload(decode=True) for one in found] == [one.content for one in attachments]
+    assert [one.get_content_type() for one in found] == [one.content_type for one in attachments]
+    assert [one.get_filename() for one in found] == [one.filename for one in attachments]
+    assert {one.get_content_disposition() for one in found} == {"attachment"}
+
+
+@pytest.mark.parametrize(("filename", "content_type"), [("a\r\nb", "text/plain"), ("a", "text/plain\r\nBcc: eve")])
+def test_no_line_end_gets_into_the_head_of_an_attachment(filename: str, content_type: str) -> None:
+    """What a contract should have refused is refused again at the last gate."""
+    with pytest.raises(ValueError, match="control characters"):
+        build(mail(attachments=(Attachment(filename, content_type, b""),)), FROM, DATE)
 
 
 def test_html_alone_is_one_part() -> None:

@@ -67,6 +67,8 @@ def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
         ('"{{ data.email }}"', {"email": "ada@example.com"}, ["ada@example.com"]),
         ('"{{ data.people }}"', {"people": ["a@example.com", "b@example.com", "a@example.com"]},
          ["a@example.com", "b@example.com"]),
+        ('"{{ data.people }}"', {"people": [{"email": "a@example.com"}, "b@example.com"]},
+         ["a@example.com", "b@example.com"]),
         ('"{{ data.people | map(attribute=\'email\') | list }}"', {"people": [{"email": "a@example.com"}]},
          ["a@example.com"]),
         ("office@example.com", {}, ["office@example.com"]),
@@ -76,7 +78,21 @@ def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
 def test_to_gives_one_address_or_many(tmp_path: Path, to: str, data: dict[str, object], expected: list[str]) -> None:
     """A lone expression may give a list; each recipient counts once."""
     text = f"---\nsubject: x\non: order.placed\nto: {to}\n---\ntext\n"
-    assert Templates(folder(tmp_path, one=text)).get("one").recipients(data) == expected
+    found = Templates(folder(tmp_path, one=text)).get("one").recipients(data)
+    assert [address for address, _ in found] == expected
+
+
+def test_each_of_a_list_has_its_own_data(tmp_path: Path) -> None:
+    """A mail knows its recipient, and does not carry the whole list with it."""
+    text = (
+        '---\nsubject: x\non: book.published\nto: "{{ data.followers }}"\n---\n'
+        "{{ data.recipient.name }}: {{ data.title }}\n"
+    )
+    template = Templates(folder(tmp_path, book=text)).get("book")
+    followers = [{"email": "a@example.com", "name": "Ada"}, {"email": "b@example.com", "name": "Bob"}]
+    found = template.recipients({"title": "Emma", "followers": followers})
+    assert [template.render(data).text for _, data in found] == ["Ada: Emma\n", "Bob: Emma\n"]
+    assert all("followers" not in data for _, data in found)
 
 
 @pytest.mark.parametrize("data", [{}, {"email": 7}, {"email": {"a": 1}}, {"email": [1]}])
@@ -133,4 +149,15 @@ def test_the_templates_that_we_ship_render() -> None:
     rendered = templates.get("order-confirmed").render(order)
     assert rendered.text is not None
     assert "- 2 x tea" in rendered.text
-    assert reaction_types(TEMPLATES) == ["order.placed"]
+    request = templates.get("friend-request").render({"from": "Bob", "email": "a@example.com"})
+    assert request.subject == "Bob wants to be your friend"
+    book = {
+        "genre": "crime",
+        "title": "Emma",
+        "author": "J. A.",
+        "followers": ["a@example.com", {"email": "b@example.com", "name": "Bob"}],
+    }
+    new_book = templates.get("new-book")
+    texts = [new_book.render(data).text or "" for _, data in new_book.recipients(book)]
+    assert [text.splitlines()[0] for text in texts] == ["Hello a@example.com,", "Hello Bob,"]
+    assert reaction_types(TEMPLATES) == ["book.published", "friend.requested", "order.placed"]

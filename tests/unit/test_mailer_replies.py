@@ -21,12 +21,16 @@ from services.mailer.replies import Cause, Kind, classify, lost
         (452, "4.2.2 over quota", Kind.TRANSIENT, Cause.MAILBOX_FULL),
         (451, "4.7.1 greylisted", Kind.TRANSIENT, Cause.GREYLISTED),
         (450, "Greylisting in effect, come back", Kind.TRANSIENT, Cause.GREYLISTED),
-        (421, "4.3.2 shutting down", Kind.TRANSIENT, Cause.OTHER),
-        (454, "4.7.0 Throttling failure", Kind.TRANSIENT, Cause.GREYLISTED),
+        (421, "4.3.2 shutting down", Kind.TRANSIENT, Cause.THROTTLED),
+        (454, "4.7.0 Throttling failure", Kind.TRANSIENT, Cause.THROTTLED),
+        (421, "4.7.28 unusual rate of mail", Kind.TRANSIENT, Cause.THROTTLED),
+        (451, "4.7.500 Server busy, too many requests", Kind.TRANSIENT, Cause.THROTTLED),
+        (450, "4.2.1 the user gets mail at a rate that", Kind.TRANSIENT, Cause.BAD_ADDRESS),
+        (452, "too many recipients", Kind.TRANSIENT, Cause.THROTTLED),
         (552, "5.3.4 message too big", Kind.PERMANENT, Cause.CONTENT),
         (550, "4.2.1 mailbox disabled for now", Kind.TRANSIENT, Cause.BAD_ADDRESS),
         (550, "2.0.0 contradicts itself", Kind.PERMANENT, Cause.OTHER),
-        (530, "5.7.0 Authentication required", Kind.TRANSIENT, Cause.OTHER),
+        (530, "5.7.0 Authentication required", Kind.TRANSIENT, Cause.RELAY),
         (354, "go on", Kind.TRANSIENT, Cause.OTHER),
         (999, "what", Kind.TRANSIENT, Cause.OTHER),
     ],
@@ -46,6 +50,7 @@ def test_enhanced_code_decides_before_reply_code(code: int, text: str, kind: Kin
         ("4.3.2 in 9999 hours", 86_400),
         ("4.7.1 greylisted, try again in 60 seconds", 300),
         ("4.7.1 greylisted", 300),
+        ("4.7.1 Greylisted, try again in 00:12:30", 750),
         ("4.3.2 busy", None),
         ("4.3.2 too many connections in the last hour", None),
     ],
@@ -79,3 +84,16 @@ def test_silence_after_the_dot_is_uncertain() -> None:
     """RFC 1047: the server may have taken the mail."""
     assert lost("silent", after_dot=True).uncertain
     assert not lost("silent", after_dot=False).uncertain
+
+
+@pytest.mark.parametrize("text", ["5.7.1 not allowed to send as", "5.7.26 unauthenticated", "5.1.8 bad sender domain"])
+def test_a_refusal_of_the_sender_is_about_the_relay(text: str) -> None:
+    """What is said to MAIL, before any recipient was named, is no recipient's fault: another relay may do."""
+    verdict = classify(550, text, sender_refused=True)
+    assert (verdict.kind, verdict.cause, verdict.elsewhere) == (Kind.TRANSIENT, Cause.RELAY, True)
+
+
+def test_only_what_is_certainly_not_out_may_go_elsewhere() -> None:
+    """A connection lost before the final dot may fail over; one lost after it never does."""
+    assert lost("gone", after_dot=False).elsewhere
+    assert not lost("gone", after_dot=True).elsewhere

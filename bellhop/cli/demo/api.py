@@ -58,16 +58,13 @@ class Api:
         """Put `body` as JSON."""
         return await self._call("PUT", path, json=body)
 
-    async def answers(self) -> str | None:
-        """Ask once, without patience: None when `/readyz` is content, else a sentence."""
+    async def look(self, path: str) -> tuple[bool, str]:
+        """Ask once, without patience: say whether anything answers, and what is wrong with it ("" if nothing is)."""
         try:
-            response = await self._http.get("/readyz", timeout=5)
+            response = await self._http.get(path, timeout=5)
         except httpx.TransportError as error:
-            return reason_of(error)
-        if response.status_code == 200:
-            return None
-        checks = response.json().get("checks", {}) if "json" in response.headers.get("content-type", "") else {}
-        return "; ".join(f"{name}: {text}" for name, text in checks.items() if text != "ok") or response.text[:200]
+            return False, reason_of(error)
+        return True, "" if response.is_success else detail_of(response)
 
     async def _call(self, method: str, path: str, **options: Any) -> Any:
         deadline = time.monotonic() + PATIENCE
@@ -118,6 +115,8 @@ def detail_of(response: httpx.Response) -> str:
         document = None
     if isinstance(document, dict) and "detail" in document:
         return str(document["detail"])
+    if isinstance(document, dict) and "checks" in document:
+        return "; ".join(f"{name}: {text}" for name, text in document["checks"].items() if text != "ok")
     return " ".join(response.text.split())[:200] or response.reason_phrase
 
 

@@ -5,13 +5,12 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import httpx
 
-from bellhop.cli.demo.api import reason_of
 from bellhop.cli.demo.steps import Result, Stopwatch, System
 from bellhop.cli.errors import CannotRun
 
@@ -27,7 +26,7 @@ LONGEST_SILENCE = 40.0
 
 async def notifications(system: System) -> Result:
     """Follow channels with many clients, raise notifications, and compare what each client has seen."""
-    result, watch = Result(f"deliveries of {NOTIFICATIONS} notifications to {CLIENTS} clients"), Stopwatch()
+    result, watch = Result(f"{NOTIFICATIONS} notifications, {CLIENTS} clients"), Stopwatch()
     clients = await clients_of(system)
     following = [asyncio.create_task(client.follow()) for client in clients]
     try:
@@ -79,9 +78,9 @@ class Client:
                                 self._leave_after = None
                                 break
                 except httpx.TransportError:
-                    await asyncio.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - not all at once
+                    await asyncio.sleep(random.uniform(0.2, 1.0))  # not all at once
 
-    async def _events(self, http: httpx.AsyncClient) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def _events(self, http: httpx.AsyncClient) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         headers = {} if self._last_id is None else {"Last-Event-ID": self._last_id}
         async with http.stream("GET", self._url, headers=headers) as response:
             if response.status_code != 200:

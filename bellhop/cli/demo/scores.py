@@ -45,7 +45,7 @@ class Place:
 
 async def scores(system: System) -> Result:
     """Send all scores, wait until the boards have counted them, and compare every line of both."""
-    result, watch = Result(f"{2 * GAMES:,} scores of {PLAYERS:,} players"), Stopwatch()
+    result, watch = Result(f"{2 * GAMES:,} scores, {PLAYERS:,} players"), Stopwatch()
     points, games = f"{system.run}-points", f"{system.run}-games"
     await system.gateway.put(f"/v1/leaderboards/{points}", {"operator": "best"})
     await system.gateway.put(f"/v1/leaderboards/{games}", {"operator": "sum"})
@@ -75,7 +75,7 @@ async def scores(system: System) -> Result:
 
 def play(run: str) -> list[Game]:
     """Return the games: always the same for one name of a run."""
-    chance = random.Random(run)  # noqa: S311 - games
+    chance = random.Random(run)
     began = datetime.now(UTC) - timedelta(microseconds=GAMES)
     players = [f"player-{number:04d}" for number in range(PLAYERS)]
     # Few points, so that many players have equally many: ties are where rankings go wrong.

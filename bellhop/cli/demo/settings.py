@@ -6,17 +6,17 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bellhop.cli.ports import LOOPBACK
-from bellhop.cli.secrets import read_admin_key
+from bellhop.cli.running import find_admin_key
 from bellhop.cli.settings import UpSettings
 
 
 class DemoSettings(BaseSettings):
-    """Each variable is `BELLHOP_` and the name in capitals; without any, it is what `bellhop up` runs here."""
+    """Each variable is `BELLHOP_` and the name in capitals; without any, it is what runs here."""
 
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
 
     url: str = Field(description="the gateway")
-    admin_key: SecretStr = Field(description="its admin key; else the one under `.bellhop/`")
+    admin_key: SecretStr = Field(description="its admin key; else that of the system that runs here")
     notifier_url: str | None = Field(None, description="the notifier, where it is not where the gateway says it is")
     mailbox_url: str = Field(description="the development mailbox, or Mailpit")
 
@@ -30,7 +30,7 @@ class DemoSettings(BaseSettings):
             "mailbox_url": f"http://{LOOPBACK}:{local.mailbox_http_port}",
         }
         given = _Given()
-        key = given.admin_key or SecretStr(read_admin_key(local.home))
+        key = given.admin_key or SecretStr(find_admin_key(local.home))
         return cls.model_validate(defaults | given.model_dump(exclude_none=True) | {"admin_key": key})
 
 

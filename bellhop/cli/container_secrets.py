@@ -1,0 +1,120 @@
+"""The secrets of the composed system: `python -m bellhop.cli.container_secrets`, the first container that runs.
+
+They are made once, kept in one volume that nobody else mounts, and handed out by one volume for each reader:
+
+    kept/                                        as `bellhop up` keeps its own, see `secrets.py`
+    gateway/ mailer/ notifier/ leaderboard/      bellhop_…, one file a setting (`BELLHOP_SECRETS_DIR`)
+    rabbitmq/                                    definitions.json (hashes, no password), erlang-cookie
+    postgres/                                    password, and the password of each role
+    grafana/                                     password
+
+Run again, it hands out the same. `docker compose run --rm secrets mailer` makes new ones for `mailer` first; any user
+of RabbitMQ, `admin-key`, `token-key`, `postgres` and `grafana` can be named. docs/operations.md says who must be
+restarted then.
+"""
+
+import base64
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from bellhop.amqp import topology
+from bellhop.cli import secrets as made
+from bellhop.cli.errors import CannotRun
+from bellhop.cli.node import VHOST
+from bellhop.cli.settings import UpSettings
+from bellhop.web.tokens import service_key
+
+ROOT = Path("/secrets")
+SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
+WITH_TABLES = ("gateway", "mailer", "leaderboard")
+WITH_TOKENS = ("gateway", "notifier", "leaderboard")
+MANAGEMENT = "http://127.0.0.1:15672"
+"""Where compose.yaml publishes RabbitMQ's pages."""
+
+
+def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> made.Secrets:
+    """Make what is missing under `root`, after forgetting what is `renewed`, and write everybody's files.
+
+    Raises:
+        CannotRun: something that is not a secret of ours was to be renewed.
+    """
+    kept = root / "kept"
+    _forget(kept, renewed)
+    ours = made.load_or_create(kept)
+    databases = {role: made.once(kept / "postgres" / role, made.new_password) for role in ("postgres", *WITH_TABLES)}
+    for service in SERVICES:
+        values = {"amqp_url": f"amqp://{service}:{ours.passwords[service]}@rabbitmq:5672/{VHOST}"}
+        if service in WITH_TABLES:
+            values["database_url"] = f"postgresql+asyncpg://{service}:{databases[service]}@postgres:5432/{service}"
+        if service in WITH_TOKENS:
+            values["token_key"] = ours.token_key
+        if service == "mailer":
+            values["service_key"] = service_key(ours.token_key, service)
+        if service == "gateway":
+            values["admin_key"] = ours.admin_key
+            values["management_url"] = f"http://gateway:{ours.passwords['gateway']}@rabbitmq:15672"
+        for name, value in values.items():
+            made.write(root / service / f"bellhop_{name}", value)
+    _write_definitions(root / "rabbitmq" / "definitions.json", ours.passwords, live_types)
+    made.write_readable(
+        root / "rabbitmq" / "erlang-cookie", made.once(kept / "erlang-cookie", lambda: secrets.token_hex(32))
+    )
+    for role, password in databases.items():
+        made.write_readable(root / "postgres" / ("password" if role == "postgres" else role), password)
+    made.write_readable(root / "grafana" / "password", made.once(kept / "grafana", made.new_password))
+    return ours
+
+
+def _forget(kept: Path, renewed: list[str]) -> None:
+    files: dict[str, list[Path]] = {
+        "admin-key": [kept / made.ADMIN_KEY],
+        "token-key": [kept / "secrets" / "token-key"],
+        "postgres": [kept / "postgres" / "postgres"],
+        "grafana": [kept / "grafana"],
+    }
+    for user in (*topology.RIGHTS, "deploy"):
+        files[user] = [kept / "secrets" / "amqp" / user, kept / "postgres" / user]
+    for name in renewed:
+        if name not in files:
+            raise CannotRun(f"There is no secret {name!r}: name one of {', '.join(files)}.")
+        for file in files[name]:
+            file.unlink(missing_ok=True)
+
+
+def _write_definitions(file: Path, passwords: dict[str, str], live_types: list[str]) -> None:
+    """Write what RabbitMQ loads at boot; the same bytes as before where nothing changed.
+
+    RabbitMQ then skips it, and what an operator has changed on the living broker stays.
+    """
+    definitions = topology.boot_definitions(passwords, vhost=VHOST, live_types=live_types)
+    try:
+        before = {user["name"]: user["password_hash"] for user in json.loads(file.read_text())["users"]}
+    except (OSError, ValueError, LookupError):
+        before = {}
+    for user in definitions["users"]:
+        _keep_hash(user, before.get(user["name"]), passwords[user["name"]])
+    made.write_readable(file, json.dumps(definitions, indent=2))
+
+
+def _keep_hash(user: dict[str, Any], before: str | None, password: str) -> None:
+    """A hash with another salt would be another file."""
+    if before is not None and topology.password_hash(password, base64.b64decode(before)[:4]) == before:
+        user["password_hash"] = before
+
+
+def main() -> None:
+    """Hand out, and tell the user how to get in."""
+    try:
+        ours = hand_out(ROOT, UpSettings.load().live_type_names, sys.argv[1:])
+    except CannotRun as error:
+        raise SystemExit(f"bellhop: {error}") from None
+    print("Every service has its secrets. Yours:")
+    print(f"  admin key    {ours.admin_key}")
+    print(f"  RabbitMQ     {MANAGEMENT}   user deploy, password {ours.passwords['deploy']}")
+
+
+if __name__ == "__main__":
+    main()

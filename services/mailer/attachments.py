@@ -1,0 +1,130 @@
+"""Attachments: small ones travel with their task, uploaded ones are fetched from the gateway when their mail goes out.
+
+A newsletter sends one file to many, so what was fetched is kept on disk for a while, by its hash.
+"""
+
+import asyncio
+import base64
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import httpx
+
+from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest
+from bellhop.web import tokens
+from services.mailer.message import Attachment
+
+AUDIENCE = "attachments"
+TOKEN_SECONDS = 300
+CACHE_BYTES = 200 * 1024 * 1024
+
+
+class AttachmentsAway(Exception):
+    """The gateway, which has them, does not answer as it should."""
+
+
+class Attachments:
+    """Where attachments come from."""
+
+    def __init__(self, gateway_url: str, service_key: str | None, http: httpx.AsyncClient, folder: Path | None) -> None:
+        """`service_key`: signs what opens the gateway; without it, uploads cannot be fetched."""
+        self._url = gateway_url
+        self._service_key = service_key
+        self._http = http
+        self._folder = folder or Path(tempfile.gettempdir()) / "bellhop-attachments"
+        self._token = ""
+        self._made = float("-inf")
+        self._known: dict[str, tuple[str, str, str]] = {}  # id -> filename, content type, hash
+
+    async def get(self, wanted: Sequence[AttachmentRequest]) -> tuple[Attachment, ...]:
+        """Return the attachments of one mail.
+
+        Raises:
+            ValueError: one does not exist, or all together are too large; the text says which.
+            AttachmentsAway: one cannot be had at the moment.
+        """
+        found = []
+        for one in wanted:
+            if one.id is not None:
+                found.append(await self._uploaded(one.id))
+            else:
+                assert one.filename is not None
+                assert one.content_type is not None
+                assert one.content_base64 is not None
+                found.append(Attachment(one.filename, one.content_type, base64.b64decode(one.content_base64)))
+        size = sum(len(one.content) for one in found)
+        if size > MAX_ATTACHMENTS:
+            raise ValueError(f"the attachments have {size} bytes together; a mail may have {MAX_ATTACHMENTS}")
+        return tuple(found)
+
+    async def _uploaded(self, attachment_id: str) -> Attachment:
+        known = self._known.get(attachment_id)
+        if known is not None:
+            filename, content_type, digest = known
+            content = await asyncio.to_thread(self._cached, digest)
+            if content is not None:
+                return Attachment(filename, content_type, content)
+        return await self._fetch(attachment_id)
+
+    async def _fetch(self, attachment_id: str) -> Attachment:
+        if self._service_key is None:
+            raise ValueError("uploaded attachments need BELLHOP_SERVICE_KEY in the mailer's settings")
+        headers = {"Authorization": f"Bearer {self._fresh_token(self._service_key)}"}
+        try:
+            answer = await self._http.get(
+                f"{self._url}/v1/attachments/{quote(attachment_id, safe='')}/content", headers=headers
+            )
+        except httpx.HTTPError as error:
+            raise AttachmentsAway(f"the gateway does not answer: {error or type(error).__name__}") from error
+        if answer.status_code in (404, 410):
+            raise ValueError(f"there is no attachment {attachment_id} any more: upload it again")
+        if answer.status_code != 200:
+            raise AttachmentsAway(f"the gateway answers {answer.status_code} to a request for an attachment")
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(answer.content).hexdigest())
+        if digest != answer.headers.get("x-content-sha256"):
+            raise AttachmentsAway("an attachment came damaged from the gateway")
+        filename = unquote(answer.headers["x-filename"])
+        content_type = answer.headers["content-type"]
+        await asyncio.to_thread(self._keep, digest, answer.content)
+        if len(self._known) > 10_000:
+            self._known.clear()
+        self._known[attachment_id] = (filename, content_type, digest)
+        return Attachment(filename, content_type, answer.content)
+
+    def _fresh_token(self, key: str) -> str:
+        if time.monotonic() - self._made > TOKEN_SECONDS / 2:
+            self._token, self._made = tokens.mint(key, "mailer", TOKEN_SECONDS, AUDIENCE), time.monotonic()
+        return self._token
+
+    # The cache. Its files are named by their hash, so that a damaged one is known and never sent.
+
+    def _cached(self, digest: str) -> bytes | None:
+        path = self._folder / digest
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                return None
+            path.touch()
+        except OSError:
+            return None
+        return content
+
+    def _keep(self, digest: str, content: bytes) -> None:
+        """Write a file to the cache, and delete the oldest ones where it grows too large. A full disk is no error."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+                file.write(content)
+            Path(file.name).rename(self._folder / digest)
+            kept = sorted(((one.stat(), one) for one in self._folder.iterdir()), key=lambda each: -each[0].st_mtime)
+            size = 0
+            for status, path in kept:
+                size += status.st_size
+                if size > CACHE_BYTES:
+                    path.unlink(missing_ok=True)
+        except OSError:
+            return

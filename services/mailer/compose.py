@@ -1,0 +1,88 @@
+"""From a task to a mail: its template filled, its attachments fetched, its address as the wire wants it."""
+
+import asyncio
+from email.utils import formatdate
+
+import idna
+
+from bellhop.contracts.base import derived_id
+from bellhop.contracts.mail import MailTask
+from services.mailer.attachments import Attachments
+from services.mailer.message import Attachment, Mail, build
+from services.mailer.rendering import Templates
+from services.mailer.settings import MailerSettings
+
+
+class Composer:
+    """Makes mails of tasks."""
+
+    def __init__(self, settings: MailerSettings, templates: Templates, attachments: Attachments) -> None:
+        self._settings = settings
+        self._templates = templates
+        self._attachments = attachments
+
+    async def compose(self, task: MailTask) -> Mail:
+        """Return the mail of a task.
+
+        Raises:
+            RenderingError: the template does not exist, or not fit the data.
+            ValueError: the mail can never be built; the text says why.
+            AttachmentsAway: an attachment cannot be had at the moment.
+        """
+        subject, text, html = task.subject, task.text, task.html
+        if task.template is not None:
+            rendered = self._templates.get(task.template).render(task.data)
+            subject, text, html = rendered.subject, rendered.text, rendered.html
+        attachments: tuple[Attachment, ...] = ()
+        if task.attachments:
+            attachments = await self._attachments.get(task.attachments)
+        return Mail(
+            to=wire_address(task.to),
+            subject=subject or "",
+            message_id=message_id(task.task_id, self._settings.domain),
+            text=text,
+            html=html,
+            reply_to=task.reply_to and wire_address(task.reply_to),
+            headers=_headers(task),
+            from_name=self._settings.mail_from_name,
+            attachments=attachments,
+        )
+
+
+def _headers(task: MailTask) -> dict[str, str]:
+    if task.list_unsubscribe is None:
+        return task.headers
+    one_click = {
+        "List-Unsubscribe": f"<{task.list_unsubscribe}>",
+        "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
+    }
+    return task.headers | one_click  # RFC 8058, 3.1
+
+
+async def to_bytes(mail: Mail, from_line: bytes) -> bytes:
+    """Return the bytes of a mail; a ValueError where a header cannot be written."""
+    if not mail.attachments:
+        return build(mail, from_line, formatdate())
+    # Base64 of megabytes takes tens of milliseconds, in which other mails must go on.
+    return await asyncio.to_thread(build, mail, from_line, formatdate())
+
+
+def message_id(task_id: str, domain: str) -> str:
+    """Return the one Message-ID that all copies of a task's mail have."""
+    plain = task_id.replace("-", "").isalnum() and task_id.isascii() and len(task_id) <= 64
+    return f"<{task_id if plain else derived_id(task_id)}@{domain}>"
+
+
+def wire_address(address: str) -> str:
+    """Return `address` with its domain as DNS has it (A-labels, RFC 5891): every relay understands that.
+
+    Raises:
+        ValueError: the domain is no internationalised domain name.
+    """
+    if address.isascii():
+        return address
+    local, _, domain = address.rpartition("@")
+    try:
+        return f"{local}@{idna.encode(domain, uts46=True).decode('ascii')}"
+    except idna.IDNAError as error:
+        raise ValueError(f"the domain {domain!r} of the address is no internationalised domain name: {error}") from None

@@ -1,0 +1,192 @@
+"""Limits: one rate for all replicas, lowered and paused by what servers say."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from itertools import chain, pairwise
+from typing import Any
+
+import pytest
+
+from bellhop.contracts.mail import Lane
+from bellhop.sql.database import Database
+from bellhop.sql.migrations import migrate
+from services.mailer import limits as module
+from services.mailer.limits import REFUSALS, Limits
+from services.mailer.replies import Verdict, classify
+
+RELAY = "relay:main"
+SLOW = classify(421, "4.7.28 too fast", recipient_refused=True)
+POLICY = classify(550, "5.7.1 blocked", recipient_refused=True)
+SENT = classify(250, "2.0.0 OK")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    await migrate(database_url, "services.mailer")
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+async def waits(limits: Limits, count: int, domain: str = "example.com", lane: Lane = Lane.NORMAL) -> list[float]:
+    names = limits.apply_to(domain, "shop", RELAY)
+    turns = await asyncio.gather(*(limits.turn(names, lane, 1, None) for _ in range(count)))
+    return sorted(turn.wait for turn in turns)
+
+
+async def hear(limits: Limits, verdict: Verdict, domain: str = "example.com", times: int = 1) -> None:
+    for _ in range(times):
+        await limits.heard(verdict, domain, RELAY)
+
+
+def rate(limits: Limits, name: str = "domain:example.com", domain: str = "example.com") -> float | None:
+    return dict(limits.apply_to(domain, "shop", RELAY)).get(name)
+
+
+async def test_without_limits_nobody_is_asked(database: Database) -> None:
+    """A mail that no limit holds for costs a look, not a query."""
+    assert Limits(database, {}, {}).apply_to("example.com", "shop", RELAY) == []
+
+
+async def test_replicas_share_one_rate(database: Database) -> None:
+    """Forty mails at 20/s, half of them on each of two replicas, are spread over the same two seconds."""
+    replicas = [Limits(database, {"*": "20/s"}, {}) for _ in range(2)]
+    found = sorted(chain(*await asyncio.gather(*(waits(one, 20) for one in replicas))))
+    assert sum(wait <= 0 for wait in found) == pytest.approx(20, abs=2)  # what nobody took for a second
+    assert found[-1] == pytest.approx(1.0, abs=0.3)
+    gaps = [after - before for before, after in pairwise(found)]
+    assert max(gaps) < 0.15
+
+
+async def test_every_kind_of_limit_counts(database: Database) -> None:
+    """The strictest of domain, sender and relay decides; other domains and senders have their own."""
+    limits = Limits(database, {"example.com": "100/s"}, {"shop": "10/s"})
+    limits.add_relay(RELAY, "1000/h")
+    names = limits.apply_to("example.com", "shop", RELAY)
+    assert [name for name, _ in names] == ["domain:example.com", RELAY, "sender:shop"]
+    turns = [await limits.turn(names, Lane.NORMAL, 1, None) for _ in range(5)]
+    assert turns[-1].limit == RELAY
+    assert limits.apply_to("other.example", "crm", "relay:other") == []
+
+
+async def test_an_appointment_is_kept_and_taken_once(database: Database) -> None:
+    """A mail that comes back with its appointment takes no other place; its next attempt does."""
+    limits = Limits(database, {"*": "1/s"}, {})
+    await waits(limits, 5)
+    names = limits.apply_to("example.com", "shop", RELAY)
+    turn = await limits.turn(names, Lane.NORMAL, 1, None)
+    again = await limits.turn(names, Lane.NORMAL, 1, turn.header)
+    assert again.wait == pytest.approx(turn.wait, abs=0.2)
+    assert again.header == turn.header
+    assert (await limits.turn(names, Lane.NORMAL, 2, turn.header)).wait > turn.wait + 0.5
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        7,
+        "",
+        "x y",
+        "1",
+        "1 nan domain:example.com=0",
+        "1 1e300 domain:example.com=0",
+        "1 2 domain:example.com=x",
+        b"1 2",
+    ],
+)
+async def test_a_strange_header_is_no_appointment(database: Database, header: Any) -> None:
+    """Whatever a foreign message brings, the mail gets a place of its own."""
+    limits = Limits(database, {"*": "1/s"}, {})
+    names = limits.apply_to("example.com", "shop", RELAY)
+    assert (await limits.turn(names, Lane.NORMAL, 1, header)).header.endswith("domain:example.com=0")
+
+
+async def test_urgent_mail_takes_a_place_but_waits_for_none(database: Database) -> None:
+    """A password reset does not stand behind a newsletter; what comes after it waits a little longer."""
+    limits = Limits(database, {"*": "1/s"}, {})
+    before = (await waits(limits, 10))[-1]
+    assert (await waits(limits, 1, lane=Lane.URGENT))[0] <= 0
+    assert (await waits(limits, 1))[0] == pytest.approx(before + 2, abs=0.3)
+
+
+async def test_too_fast_halves_the_rate_and_it_climbs_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all complaints of the same moment; every replica knows; after a while the set rate holds again."""
+    one, other = (Limits(database, {"*": "100/s"}, {}) for _ in range(2))
+    await asyncio.gather(*(hear(one, SLOW) for _ in range(10)))
+    await other.refresh()
+    assert rate(one) == pytest.approx(50, abs=2)
+    assert rate(other) == pytest.approx(50, abs=2)
+    assert rate(one, "domain:fast.example", "fast.example") == 100
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now + 60)
+    assert rate(one) == pytest.approx(75, abs=2)
+    monkeypatch.setattr(module.time, "time", lambda: now + 130)
+    assert rate(one) == 100
+
+
+async def test_a_domain_without_limit_gets_one_and_loses_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is half of what was measured; at twice of what it was before, the limit is gone."""
+    limits = Limits(database, {}, {})
+    await hear(limits, SENT, times=300)
+    await asyncio.sleep(0.1)
+    await hear(limits, SLOW)
+    lowered = rate(limits)
+    assert lowered is not None
+    assert 20 < lowered < 151
+    assert limits.apply_to("other.example", "shop", RELAY) == []
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now + module.CLIMBED_SECONDS)
+    assert rate(limits) is None
+
+
+async def test_too_fast_for_many_domains_is_about_the_relay(database: Database) -> None:
+    """One domain that complains is limited by itself; when several do at once, the relay is."""
+    limits = Limits(database, {}, {})
+    limits.add_relay(RELAY, "100/s")
+    for domain in ("a.example", "b.example", "c.example"):
+        await hear(limits, SLOW, domain)
+    assert rate(limits, RELAY) == pytest.approx(50, abs=2)
+    assert rate(limits, "domain:c.example", "c.example") is None
+
+
+async def test_a_lowered_rate_voids_the_appointments_before_it(database: Database) -> None:
+    """Those were made for the old rate; whoever comes back gets a new one."""
+    limits = Limits(database, {"*": "10/s"}, {})
+    names = limits.apply_to("example.com", "shop", RELAY)
+    turn = (await asyncio.gather(*(limits.turn(names, Lane.NORMAL, 1, None) for _ in range(30))))[-1]
+    await hear(limits, SLOW)
+    again = await limits.turn(limits.apply_to("example.com", "shop", RELAY), Lane.NORMAL, 1, turn.header)
+    assert again.header != turn.header
+
+
+async def test_the_server_says_how_long_to_pause(database: Database) -> None:
+    """ "Try again in 90 seconds" holds the domain for so long."""
+    limits = Limits(database, {"*": "10/s"}, {})
+    await hear(limits, classify(421, "4.7.0 too fast, try again in 90 seconds", recipient_refused=True))
+    assert (await waits(limits, 1))[0] == pytest.approx(90, abs=1)
+    assert (await waits(limits, 1, lane=Lane.URGENT))[0] == pytest.approx(90, abs=1)
+
+
+async def test_policy_refusals_in_a_row_pause_the_domain(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the pause one mail probes; a further refusal pauses for longer, a success forgives."""
+    limits = Limits(database, {}, {})
+    await hear(limits, POLICY, times=REFUSALS - 1)
+    await hear(limits, SENT)
+    await hear(limits, POLICY, times=REFUSALS - 1)
+    assert rate(limits) is None
+    await hear(limits, POLICY)
+    assert (await waits(limits, 2)) == [pytest.approx(600, abs=2), pytest.approx(660, abs=2)]
+    start = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: start + 610)
+    await limits.refresh()
+    await hear(limits, POLICY, times=REFUSALS)
+    assert (await waits(limits, 1))[0] == pytest.approx(1200, abs=2)
+    await hear(limits, SENT)
+    monkeypatch.setattr(module.time, "time", lambda: start + 610 + 1210)
+    await limits.refresh()
+    await hear(limits, POLICY, times=REFUSALS)
+    assert (await waits(limits, 1))[0] == pytest.approx(600, abs=2)
