@@ -86,19 +86,21 @@ def _write(file: Path, text: str) -> None:
 
 @contextmanager
 def rabbitmq(folder: Path) -> Iterator[dict[str, Any]]:
-    """A broker: a private node. (Where a Docker Engine answers, a container takes this place.)"""
+    """A broker: a container where a Docker Engine answers, else a private node."""
+    from tests.support import containers
     from tests.support.broker import private_node
 
-    with private_node(folder / "node") as broker:
+    with containers.rabbitmq_container() if containers.wanted() else private_node(folder / "node") as broker:
         yield broker
 
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[dict[str, Any]]:
-    """A PostgreSQL server."""
+    """A PostgreSQL server: a container where a Docker Engine answers, else one that is ours alone."""
+    from tests.support import containers
     from tests.support.postgresql import private_server
 
-    with private_server() as server:
+    with containers.postgresql_container() if containers.wanted() else private_server() as server:
         yield server
 
 
