@@ -144,7 +144,10 @@ def build(settings: Settings) -> FastAPI:
                 await publishing.close()
                 await database.close()
 
-    limits = Limits(body=settings.max_body, bodies={attachments.UPLOAD: MAX_ATTACHMENT})
+    limits = Limits(
+        body=settings.max_body,
+        bodies={attachments.UPLOAD: MAX_ATTACHMENT, subscribers.IMPORT_PATH: subscribers.MAX_IMPORT},
+    )
     app = create_app("Bellhop gateway", "1", lifespan, ROUTERS, limits=limits)
     app.add_exception_handler(DatabaseAway, _database_away)
     return app

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -128,15 +127,3 @@ def test_a_system_that_is_not_up_is_told_in_one_sentence() -> None:
     assert done.stderr.startswith("bellhop: Bellhop is not up at http://127.0.0.1:")
     assert "make up" in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_without_a_key_the_demo_says_where_it_looked(tmp_path: Path) -> None:
-    """One sentence, exit code 1."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("BELLHOP_")}
-    environment["BELLHOP_HOME"] = str(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "bellhop.cli.main", "demo"],
-        check=False, capture_output=True, text=True, env=environment, timeout=30,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "admin-key yet: start Bellhop first" in done.stderr

@@ -73,6 +73,7 @@ def gateway(vhost: Vhost, database_url: str) -> Iterator[Gateway]:
     running.kill()
 
 
+@pytest.mark.timeout(300)
 async def test_a_killed_gateway_forgets_nobody_and_mails_nobody_twice(gateway: Gateway, vhost: Vhost) -> None:
     """Killed again and again while it feeds, it ends with exactly one task for each recipient."""
     emails = [f"reader-{number:04}@example.com" for number in range(RECIPIENTS)]

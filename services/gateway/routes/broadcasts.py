@@ -23,6 +23,7 @@ from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.deps import gateway
 from services.gateway.intake import answer_202, conflict, fingerprint, idempotency_key
 from services.gateway.newsletter import Newsletter
+from services.gateway.routes import attachments
 from services.gateway.routes.tasks import (
     LOOK_AGAIN_SECONDS,
     MAX_WAIT_SECONDS,
@@ -68,6 +69,8 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
             raise Problem(422, "Unprocessable Content", f"{error}.") from None
     named = idempotency_key(request, caller)
     send_at = to_ms(wish.send_at) if wish.send_at is not None else None
+    if wish.attachments:
+        await attachments.check(request, wish.attachments, caller, max(send_at or 0, now_ms()))
     broadcast_id = new_id()
     item = NewBroadcast(
         id=broadcast_id,

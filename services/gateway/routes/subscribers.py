@@ -33,6 +33,7 @@ Lists = Annotated[list[ListName], Field(min_length=1, max_length=20)]
 PersonName = Annotated[Line, StringConstraints(max_length=200)]
 
 IMPORT_PATH = "/v1/subscribers/import"
+MAX_IMPORT = 8 * 1024 * 1024
 IMPORT_CHUNK = 250
 MAX_ERRORS = 100
 
@@ -81,16 +82,18 @@ async def import_csv(
     lists: Annotated[str, Query(max_length=1500, description="names with commas between them")],
     confirmed: bool = False,
 ) -> dict[str, Any]:
-    """Read people as they arrive, some hundred a commit; the first line names the columns, one of them `email`.
+    """Take up to 8 MiB of people, some hundred a commit; the first line names the columns, one of them `email`.
 
     What is wrong with a line is told, and the others are taken. After a broken connection send the whole file again:
     who is there already is not counted or asked a second time. Who unsubscribed is `skipped`.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "text/csv":
         raise Problem(415, "Unsupported Media Type", "Send the file as it is, in UTF-8, with Content-Type: text/csv.")
+    # All of it at once: to write it takes longer than a request may take to arrive.
+    chunks = [chunk async for chunk in request.stream()]
     importing = _Import(gateway(request).newsletter, lists.split(","), confirmed)
     try:
-        async with aclosing(records(_body(request))) as lines:
+        async with aclosing(records(_again(chunks))) as lines:
             async for line, values in lines:
                 await importing.take(line, values)
         stopped = None
@@ -107,8 +110,8 @@ async def import_csv(
     return importing.document
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    async for chunk in request.stream():
+async def _again(chunks: list[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
         yield chunk
 
 
