@@ -15,7 +15,7 @@ COLOURS = ("36", "33", "35", "32", "34", "31")
 LONGEST_LINE = 1 << 20
 PATIENCE = 20.0
 """Seconds between SIGTERM and SIGKILL: more than services take for their work in hand."""
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 5.0
 STEADY = 60.0
 """Who ran so many seconds starts again with the shortest pause."""
 FALSE_STARTS = 3
@@ -54,7 +54,7 @@ class Output:
 
 
 class Supervisor:
-    """Runs programs. One that ends is started again after a pause, which grows from 1 to 30 seconds."""
+    """Runs programs. One that ends is started again after a pause, which grows from 1 to 5 seconds."""
 
     def __init__(self, output: Output) -> None:
         """Nothing runs yet."""

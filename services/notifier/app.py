@@ -42,7 +42,7 @@ def build(settings: NotifierSettings) -> FastAPI:
     reader = Reader(
         hub,
         settings.amqp_url.get_secret_value(),
-        name=f"notifier {settings.instance}",
+        name=f"bellhop/notifier/{settings.instance}/stream",
         window_seconds=settings.window_seconds,
         live_types=settings.live_types,
     )
