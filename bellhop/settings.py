@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
@@ -53,8 +54,10 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def load(cls) -> Self:
         """Read the settings of this process, or end it with one sentence for each setting that is wrong."""
+        folder = os.environ.get("BELLHOP_SECRETS_DIR")
         try:
-            return cls(_secrets_dir=os.environ.get("BELLHOP_SECRETS_DIR"))
+            # A folder that is not there is no secret; what is missing is named below.
+            return cls(_secrets_dir=folder if folder and Path(folder).is_dir() else None)
         except ValidationError as error:
             lines = []
             for problem in error.errors(include_input=False, include_url=False):

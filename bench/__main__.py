@@ -9,7 +9,8 @@ import sys
 BENCHES = {
     "accept": "mails and scores accepted over HTTP, beside a route that does nothing",
     "publish": "confirmed publishes, beside aio-pika; consuming and pulling",
-    "mail": "queue -> SMTP -> outcome (needs Postfix's smtp-sink)",
+    "mail": "queue -> SMTP -> outcome, beside Celery and smtplib (needs Postfix's smtp-sink)",
+    "urgent": "urgent mail behind 100,000 bulk mails (needs Postfix's smtp-sink)",
     "ranks": "scores applied and ranks read, beside Redis (needs redis-server)",
     "fanout": "one event to many browsers, beside Nchan (needs nginx with Nchan)",
 }

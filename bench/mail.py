@@ -44,6 +44,14 @@ TEXT = "Hello,\n\nyour order is on its way.\n" + "It will be there soon. " * 20 
 TIMEOUT = 120.0
 
 
+def find_sink(path: str = "") -> str:
+    """Return the path of `smtp-sink`, or end with a sentence."""
+    found = path or shutil.which("smtp-sink") or "/usr/sbin/smtp-sink"
+    if not Path(found).exists():
+        raise SystemExit(f"{found} is not there: apt-get install postfix, or say --smtp-sink PATH")
+    return found
+
+
 @contextlib.contextmanager
 def smtp_sink(binary: str, port: int, *, pipelining: bool) -> Iterator[None]:
     """Run the server that all mails go to."""
@@ -96,7 +104,7 @@ async def watch(
     `rising`: each mail that is done adds to `queue`; else each takes one away. `py_spy` records in bench-mail.raw
     where the time goes meanwhile.
     """
-    profiler: subprocess.Popen[bytes] | None = None
+    profiler: asyncio.subprocess.Process | None = None
     connection = await aio_pika.connect(url)
     async with connection:
         channel = await connection.channel()
@@ -109,12 +117,12 @@ async def watch(
                 begun = now, done, cpu(pids)
                 if py_spy is not None:
                     options = ["-r", "400", "-d", "5", "-f", "raw", "-o", "bench-mail.raw", "-p", str(pids[0])]
-                    profiler = subprocess.Popen([py_spy, "record", "--gil", *options], stdout=subprocess.DEVNULL)
+                    profiler = await asyncio.create_subprocess_exec(py_spy, "record", "--gil", *options)
             if begun is not None and done >= mails:
                 made = done - begun[1]
                 rate, cost = made / (now - begun[0]), (cpu(pids) - begun[2]) / made
                 if profiler is not None:
-                    profiler.wait()
+                    await profiler.wait()
                 return rate, cost
             if now > deadline:
                 raise SystemExit(f"only {done} of {mails} mails were sent after {TIMEOUT:g} s")
@@ -133,21 +141,25 @@ def mailer(port: int, settings: dict[str, str]) -> Iterator[subprocess.Popen[byt
         running.wait(30)
 
 
-def bellhop(stage: Stage, smtp_port: int, asked: argparse.Namespace) -> float:
-    """Measure our mailer; return mails/s."""
-    began = time.monotonic()
-    asyncio.run(fill(stage.amqp_url, asked.lane, asked.mails))
-    print(f"filled {asked.lane.queue}: {asked.mails / (time.monotonic() - began):,.0f}/s")
-    settings = {
+def mailer_settings(stage: Stage, smtp_port: int) -> dict[str, str]:
+    """Return what a mailer needs to send to the sink."""
+    return {
         "amqp_url": stage.amqp_url,
         "database_url": f"sqlite+aiosqlite:///{stage.folder}/mailer.db",
         "smtp_host": "127.0.0.1",
         "smtp_port": str(smtp_port),
         "smtp_tls": "none",
-        "smtp_connections": str(asked.connections),
         "mail_from": "hello@bellhop.example",
         "log_level": "warning",
     }
+
+
+def bellhop(stage: Stage, smtp_port: int, asked: argparse.Namespace) -> float:
+    """Measure our mailer; return mails/s."""
+    began = time.monotonic()
+    asyncio.run(fill(stage.amqp_url, asked.lane, asked.mails))
+    print(f"filled {asked.lane.queue}: {asked.mails / (time.monotonic() - began):,.0f}/s")
+    settings = mailer_settings(stage, smtp_port) | {"smtp_connections": str(asked.connections)}
     with contextlib.ExitStack() as stack:
         ports = free_ports(asked.processes)
         mailers = [stack.enter_context(mailer(port, settings)) for port in ports]
@@ -236,14 +248,13 @@ def main() -> None:
     options.add_argument("--no-pipelining", action="store_true")
     options.add_argument("--no-peer", action="store_true", help="without Celery")
     options.add_argument("--peer-mails", type=int, default=2000)
-    options.add_argument("--smtp-sink", default=shutil.which("smtp-sink") or "/usr/sbin/smtp-sink")
+    options.add_argument("--smtp-sink", default="", metavar="PATH")
     options.add_argument("--profile", metavar="PY_SPY", help="path of py-spy; writes bench-mail.raw")
     asked = options.parse_args()
-    if not Path(asked.smtp_sink).exists():
-        raise SystemExit(f"{asked.smtp_sink} is not there: apt-get install postfix, or say --smtp-sink PATH")
+    sink = find_sink(asked.smtp_sink)
     smtp_port = free_ports(1)[0]
     print(heading())
-    with broker() as stage, smtp_sink(asked.smtp_sink, smtp_port, pipelining=not asked.no_pipelining):
+    with broker() as stage, smtp_sink(sink, smtp_port, pipelining=not asked.no_pipelining):
         ours = bellhop(stage, smtp_port, asked)
         if asked.no_peer:
             return

@@ -53,6 +53,7 @@ class Connection:
         self._pika: AsyncioConnection | None = None
         self._open = asyncio.Event()
         self._blocked: str | None = None
+        self._lost = ""
         self._stopping = False
         self._supervisor: asyncio.Task[None] | None = None
         self._back_offs: set[asyncio.TimerHandle] = set()
@@ -79,7 +80,8 @@ class Connection:
         if self.status == "open":
             return "ok"
         where = " or ".join(f"{node.host}:{node.port}" for node in self._nodes)
-        return f"no connection to RabbitMQ at {where}, virtual host {self._nodes[0].virtual_host}"
+        why = f" ({self._lost})" if self._lost else ""
+        return f"no connection to RabbitMQ at {where}, virtual host {self._nodes[0].virtual_host}{why}"
 
     @property
     def _where(self) -> str:
@@ -133,7 +135,7 @@ class Connection:
             lost: asyncio.Future[str] = loop.create_future()
             self._pika = connection = self._connect(lost)
             try:
-                reason = await lost
+                reason = self._lost = await lost
             except asyncio.CancelledError:
                 _abandon(connection)
                 raise

@@ -9,8 +9,7 @@ They are made once, kept in one volume that nobody else mounts, and handed out b
     grafana/                                     password
 
 Run again, it hands out the same. `docker compose run --rm secrets mailer` makes new ones for `mailer` first; any user
-of RabbitMQ, `admin-key`, `token-key`, `postgres` and `grafana` can be named. docs/operations.md says who must be
-restarted then.
+of RabbitMQ, `admin-key`, `token-key` and `postgres` can be named. docs/operations.md says who must be told then.
 """
 
 import base64
@@ -31,12 +30,12 @@ ROOT = Path("/secrets")
 SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
 WITH_TABLES = ("gateway", "mailer", "leaderboard")
 WITH_TOKENS = ("gateway", "notifier", "leaderboard")
-MANAGEMENT = "http://127.0.0.1:15672"
-"""Where compose.yaml publishes RabbitMQ's pages."""
 
 
-def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> made.Secrets:
+def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> list[str]:
     """Make what is missing under `root`, after forgetting what is `renewed`, and write everybody's files.
+
+    Return the lines that tell the user how to get in.
 
     Raises:
         CannotRun: something that is not a secret of ours was to be renewed.
@@ -64,8 +63,13 @@ def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> made.Secr
     )
     for role, password in databases.items():
         made.write_readable(root / "postgres" / ("password" if role == "postgres" else role), password)
-    made.write_readable(root / "grafana" / "password", made.once(kept / "grafana", made.new_password))
-    return ours
+    grafana = made.once(kept / "grafana", made.new_password)
+    made.write_readable(root / "grafana" / "password", grafana)
+    return [
+        f"admin key       {ours.admin_key}",
+        f"RabbitMQ        http://127.0.0.1:15672   user deploy, password {ours.passwords['deploy']}",
+        f"Grafana         http://127.0.0.1:3000    user admin, password {grafana} (with --profile monitoring)",
+    ]
 
 
 def _forget(kept: Path, renewed: list[str]) -> None:
@@ -73,7 +77,6 @@ def _forget(kept: Path, renewed: list[str]) -> None:
         "admin-key": [kept / made.ADMIN_KEY],
         "token-key": [kept / "secrets" / "token-key"],
         "postgres": [kept / "postgres" / "postgres"],
-        "grafana": [kept / "grafana"],
     }
     for user in (*topology.RIGHTS, "deploy"):
         files[user] = [kept / "secrets" / "amqp" / user, kept / "postgres" / user]
@@ -108,12 +111,10 @@ def _keep_hash(user: dict[str, Any], before: str | None, password: str) -> None:
 def main() -> None:
     """Hand out, and tell the user how to get in."""
     try:
-        ours = hand_out(ROOT, UpSettings.load().live_type_names, sys.argv[1:])
+        lines = hand_out(ROOT, UpSettings.load().live_type_names, sys.argv[1:])
     except CannotRun as error:
         raise SystemExit(f"bellhop: {error}") from None
-    print("Every service has its secrets. Yours:")
-    print(f"  admin key    {ours.admin_key}")
-    print(f"  RabbitMQ     {MANAGEMENT}   user deploy, password {ours.passwords['deploy']}")
+    print("Every service has its secrets. Yours:", *lines, sep="\n  ")
 
 
 if __name__ == "__main__":

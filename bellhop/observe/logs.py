@@ -26,7 +26,7 @@ _QUIET = dict.fromkeys(
     ("pika", "aio_pika", "aiormq", "aiosqlite", "alembic", "httpx", "httpcore", "asyncio"), logging.WARNING
 )
 # These tell a lost connection as errors with tracebacks; `bellhop.amqp` tells it in one line.
-_QUIET |= dict.fromkeys(("pika.adapters", "aiormq.connection"), logging.CRITICAL)
+_QUIET |= dict.fromkeys(("pika.adapters", "pika.connection", "aiormq.connection"), logging.CRITICAL)
 _QUIET["uvicorn.error"] = logging.ERROR
 
 

@@ -25,6 +25,10 @@ SQLITE_PRAGMAS = (
     "PRAGMA cache_size=-65536",
 )
 
+# PostgreSQL's classes of errors in which nothing is wrong with the statement: connection, authorization, no such
+# database, resources used up, server starting or stopping (https://www.postgresql.org/docs/17/errcodes-appendix.html).
+AWAY_STATES = ("08", "28", "3D", "53", "57P")
+
 
 class DatabaseAway(Exception):
     """The database cannot be used at the moment."""
@@ -84,6 +88,8 @@ async def _away_as_sentence() -> AsyncIterator[None]:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseAway(f"the database closed the connection: {_first_line(error)}") from error
+        if str(getattr(error.orig, "sqlstate", "")).startswith(AWAY_STATES):
+            raise DatabaseAway(f"the database does not let us in: {_first_line(error)}") from error
         raise
 
 

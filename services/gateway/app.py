@@ -23,7 +23,7 @@ from bellhop.web.auth import Caller
 from bellhop.web.limits import Limits
 from bellhop.web.problems import problem_response
 from bellhop.web.server import create_app
-from services.gateway import handlers, newsletter
+from services.gateway import handlers, metrics, newsletter
 from services.gateway.deps import Gateway
 from services.gateway.intake import Intake, unavailable
 from services.gateway.relay import Relay
@@ -100,6 +100,7 @@ def build(settings: Settings) -> FastAPI:
         consuming = Connection(url, f"bellhop/gateway/{settings.instance}/consume")
         publisher = Publisher(publishing, window=2000)
         relay = Relay(database, commits, publisher)
+        metrics.OUTBOX.set_function(lambda: relay.waiting)
         suppressions = Suppressions(database, settings.bounce_days)
         intake = Intake(commits, relay, publisher, settings.outbox_limit, suppressions.accept)
         async with httpx.AsyncClient(timeout=10) as http:

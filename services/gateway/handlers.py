@@ -7,6 +7,7 @@ from bellhop.amqp.message import Delivery
 from bellhop.contracts.outcomes import Outcome
 from bellhop.sql.database import DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
+from services.gateway import metrics
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.ledger import Ledger
 from services.gateway.waiters import Waiters
@@ -31,3 +32,4 @@ async def store_dead_letter(delivery: Delivery, *, commits: GroupCommit, dead_le
         await commits.write(dead_letters.add, delivery)
     except DatabaseAway as error:
         raise NotNow(str(error)) from error
+    metrics.DEAD_LETTERS.inc()

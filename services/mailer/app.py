@@ -20,16 +20,16 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.migrations import migrate_when_up
 from bellhop.web.server import create_app
-from services.mailer import handlers, metrics
+from services.mailer import handlers, metrics, reactions
 from services.mailer.attachments import Attachments
 from services.mailer.compose import Composer
-from services.mailer.handlers import Mailer, guarded
 from services.mailer.limits import Limits
 from services.mailer.relays import Relays
 from services.mailer.rendering import BadTemplate, Templates, reaction_types
 from services.mailer.routes import authenticator, router
 from services.mailer.settings import MailerSettings
 from services.mailer.store import Inbox
+from services.mailer.work import Mailer, guarded
 
 BEAT_SECONDS = 3.0
 FORGET_SECONDS = 3600.0
@@ -60,7 +60,7 @@ def table(connections: int) -> list[Row]:
         Row(Lane.NORMAL.queue, handlers.send_mail, lanes),
         Row(Lane.BULK.queue, handlers.send_mail, lanes),
         Row("mail.cancel", handlers.cancel_mail, 100),
-        Row("mailer.reactions", handlers.react, 50),
+        Row("mailer.reactions", reactions.react, 50),
     ]
 
 

@@ -18,6 +18,7 @@ within `LEASE_SECONDS`. Replicas that share a database must agree on the time to
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -195,6 +196,9 @@ class Inbox:
         return Claim(Verb.SEND, uncertain=True, attempt=row.attempt)
 
     async def _record(self, connection: AsyncConnection, results: list[Result]) -> list[None]:
+        if self._database.dialect == "sqlite":
+            await self._record_at_once(connection, results)
+            return [None] * len(results)
         await connection.execute(
             _RECORD,
             [
@@ -212,6 +216,14 @@ class Inbox:
             ],
         )
         return [None] * len(results)
+
+    async def _record_at_once(self, connection: AsyncConnection, results: list[Result]) -> None:
+        """Do what `_RECORD` does in one statement: see bellhop/sql/bulk.py for what it saves with SQLite."""
+        values: list[object] = []
+        for one in results:
+            values += one.key
+            values += (one.state is Kept.DONE, one.state.value, one.attempt, one.uncertain, one.outcome)
+        await connection.exec_driver_sql(_record_sql(len(results)), (*values, self._owner))
 
     async def _cancel(self, connection: AsyncConnection, keys: list[Key]) -> list[Claim]:
         inserted = await self._insert_new(connection, [(key, Kept.CANCELLED, 0) for key in dict.fromkeys(keys)])
@@ -249,7 +261,12 @@ class Inbox:
             # In one order everywhere: two replicas that insert the same keys crosswise would deadlock in PostgreSQL.
             for key, state, attempt in sorted(wanted, key=lambda each: each[0])
         ]
-        inserted = await connection.execute(self._insert, rows)
+        inserted: Any
+        if self._database.dialect == "sqlite":
+            values = tuple(value for row in rows for value in row.values())
+            inserted = await connection.exec_driver_sql(_insert_sql(len(rows)), values)
+        else:
+            inserted = await connection.execute(self._insert, rows)
         return {(task_id, round_) for task_id, round_ in inserted}
 
     async def _rows(self, connection: AsyncConnection, keys: list[Key]) -> dict[Key, Any]:
@@ -294,6 +311,24 @@ class Inbox:
             await connection.execute(sa.delete(replicas).where(replicas.c.seen_at < time.time() - 86_400))
             gone = await connection.execute(sa.delete(inbox).where(inbox.c.created_at < time.time() - days * 86_400))
         return int(gone.rowcount)
+
+
+@lru_cache(1000)
+def _insert_sql(rows: int) -> str:
+    columns = "task_id, round, state, attempt, owner, uncertain, outcome, created_at"
+    places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
+    return f"INSERT INTO mailer_inbox ({columns}) VALUES {places} ON CONFLICT DO NOTHING RETURNING task_id, round"  # noqa: S608
+
+
+@lru_cache(1000)
+def _record_sql(rows: int) -> str:
+    places = ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * rows)
+    return (  # the f-string holds question marks alone
+        f"WITH new(task_id, round, final, state, attempt, uncertain, outcome) AS (VALUES {places}) "  # noqa: S608
+        "UPDATE mailer_inbox SET state = new.state, attempt = new.attempt, owner = NULL, uncertain = new.uncertain, "
+        "outcome = new.outcome FROM new WHERE mailer_inbox.task_id = new.task_id AND mailer_inbox.round = new.round "
+        "AND (mailer_inbox.owner = ? OR new.final)"
+    )
 
 
 def _take_over(key: Key, state: Kept, attempt: int, owner: str | None, uncertain: bool) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """A mail from its queue to the mailbox, with a real broker, a real SMTP server and both databases."""
 
+import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -189,6 +191,18 @@ async def test_a_mail_that_is_out_cannot_be_cancelled(mailer: Running, smtp_serv
     await mailer.mail("t-2")
     await mailer.outcome(2)
     assert [outcome["state"] for outcome in mailer.outcomes] == ["sent", "sent"]
+
+
+async def test_stopping_in_the_middle_of_much_work_ends_in_time(start: Start, smtp_server: SmtpServer) -> None:
+    """What has not begun goes back to its queue at once, and each mail is out once."""
+    async with start(smtp_server.port, smtp_connections=2) as mailer:
+        await asyncio.gather(*(mailer.mail(f"t-{number}", lane="bulk") for number in range(300)))
+        await wait_until(lambda: smtp_server.mails)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    async with start(smtp_server.port) as mailer:
+        await mailer.outcome(300, timeout=30)
+    assert len(smtp_server.mails) == 300
 
 
 async def event(mailer: Running, data: Any, **envelope: Any) -> None:

@@ -87,7 +87,7 @@ def test_both_parts_come_back_as_they_were(text: str, html: str) -> None:
 
 filenames = st.text(
     st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\u2028\u2029/\\"), min_size=1, max_size=200
-)
+).filter(lambda name: name == name.strip())  # readers drop blanks around a name
 types = st.sampled_from(["application/pdf", "text/plain", "image/svg+xml", "application/octet-stream"])
 files = st.lists(st.builds(Attachment, filenames, types, st.binary(max_size=300)), min_size=1, max_size=3)
 

@@ -1,0 +1,104 @@
+"""How soon an urgent mail is out while a newsletter is being sent: from its publish to its outcome.
+
+    python -m bench.urgent                      # 100,000 bulk mails before it
+    python -m bench.urgent --bulk 20000 --urgent 100
+
+The bulk mails lie on their queue when the mailer starts. Once it is at work, urgent mails follow at 20 a second, and
+each is timed until the broker hands out its outcome. The mailer's memory is read at the first and at the last of them.
+With Celery, or any single queue, an urgent mail is out after all of the bulk mails.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import aio_pika
+
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.message import Message
+from bellhop.amqp.publisher import Publisher
+from bellhop.cli.ports import free_ports
+from bellhop.contracts.base import new_id
+from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.mail import Lane
+from bench.mail import depth, fill, find_sink, mailer, mailer_settings, smtp_sink
+from bench.stage import broker, heading
+
+A_SECOND = 20
+PATIENCE = 60.0
+
+
+async def send_urgent(url: str, count: int, pid: int) -> tuple[list[float], int, int]:
+    """Return seconds from publish to outcome, and the mailer's memory before and after, in bytes."""
+    published: dict[str, float] = {}
+    done: dict[str, float] = {}
+    witness = await aio_pika.connect(url)
+    publishing = Connection(url, "bench")
+    publisher = Publisher(publishing)
+    await publishing.start()
+    await publishing.wait_open(10)
+    async with witness:
+        channel = await witness.channel()
+        outcomes = await channel.declare_queue(exclusive=True)
+        await outcomes.bind("outcomes", "mail.urgent.sent")
+
+        async def arrived(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+            done[json.loads(message.body)["task_id"]] = time.monotonic()
+
+        await outcomes.consume(arrived, no_ack=True)
+        while not await depth(channel, "gateway.outcomes"):  # noqa: ASYNC110 - until the mailer is at work
+            await asyncio.sleep(0.05)
+        before = memory(pid)
+        for _ in range(count):
+            task_id = new_id()
+            task = {"task_id": task_id, "owner": "bench", "to": "ada@example.com", "subject": "Reset", "text": "Now",
+                    "lane": "urgent"}  # fmt: skip
+            published[task_id] = time.monotonic()
+            envelope = Envelope(type="mail.requested", source="/bench", subject=task_id)
+            await publisher.publish("work", Lane.URGENT.queue, Message(json.dumps(task).encode(), envelope))
+            await asyncio.sleep(1 / A_SECOND)
+        deadline = time.monotonic() + PATIENCE
+        while len(done) < count and time.monotonic() < deadline:  # noqa: ASYNC110 - filled by a callback
+            await asyncio.sleep(0.02)
+        left = await depth(channel, Lane.BULK.queue)
+    await publishing.close()
+    if len(done) < count:
+        raise SystemExit(f"only {len(done)} of {count} urgent mails were out after {PATIENCE:g} s")
+    if not left:
+        raise SystemExit("the bulk mails were all sent before the urgent ones: say --bulk with more of them")
+    print(f"{left:,} bulk mails were still waiting at the end")
+    return [done[task_id] - at for task_id, at in published.items()], before, memory(pid)
+
+
+def memory(pid: int) -> int:
+    """Return the resident memory of a process, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--bulk", type=int, default=100_000)
+    options.add_argument("--urgent", type=int, default=200)
+    options.add_argument("--smtp-sink", default="", metavar="PATH")
+    asked = options.parse_args()
+    smtp_port, port = free_ports(2)
+    print(heading())
+    with contextlib.ExitStack() as stack:
+        stage = stack.enter_context(broker())
+        stack.enter_context(smtp_sink(find_sink(asked.smtp_sink), smtp_port, pipelining=True))
+        asyncio.run(fill(stage.amqp_url, Lane.BULK, asked.bulk))
+        running = stack.enter_context(mailer(port, mailer_settings(stage, smtp_port)))
+        seconds, before, after = asyncio.run(send_urgent(stage.amqp_url, asked.urgent, running.pid))
+    seconds.sort()
+    p50, p99 = (seconds[min(len(seconds) - 1, int(len(seconds) * share))] * 1000 for share in (0.5, 0.99))
+    print(f"urgent mail behind {asked.bulk:,} bulk mails: p50 {p50:,.0f} ms, p99 {p99:,.0f} ms")
+    print(f"memory of the mailer: {before / 1e6:,.0f} MB, then {after / 1e6:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

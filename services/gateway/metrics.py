@@ -1,0 +1,6 @@
+"""What the gateway counts."""
+
+from prometheus_client import Counter, Gauge
+
+OUTBOX = Gauge("bellhop_gateway_outbox_messages", "Messages that were due and not out at the last look")
+DEAD_LETTERS = Counter("bellhop_gateway_dead_letters", "Dead letters stored, for somebody to decide about")

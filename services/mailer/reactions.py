@@ -1,0 +1,71 @@
+"""Mails that events set off: queue mailer.reactions."""
+
+import asyncio
+
+from pydantic import TypeAdapter, ValidationError
+
+from bellhop.amqp.errors import Reject
+from bellhop.amqp.message import Delivery, Message
+from bellhop.contracts.base import derived_id, new_id
+from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.mail import MailTask
+from services.mailer import outcomes
+from services.mailer.rendering import RenderingError
+from services.mailer.work import Mailer, first_problem, patiently, report
+
+REACTIONS_AT_ONCE = 200
+
+_OBJECT: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
+
+
+async def react(mailer: Mailer, delivery: Delivery) -> None:
+    """Make the mails that an event sets off. The same event, template and recipient are the same task for ever."""
+    templates = mailer.templates.reacting_to(delivery.envelope.type)
+    try:
+        data = _OBJECT.validate_json(delivery.body)
+    except ValidationError:
+        raise Reject("a template can only take data that is a JSON object") from None
+    tasks, wrong = [], []
+    for template in templates:
+        try:
+            recipients = template.recipients(data)
+        except RenderingError as error:
+            wrong.append(str(error))
+            continue
+        for recipient, its_data in recipients:
+            try:
+                tasks.append(_reaction(delivery.envelope, template.name, recipient, its_data))
+            except ValidationError as error:
+                wrong.append(f"{template.name} for {recipient[:100]!r}: {first_problem(error)}")
+    for start in range(0, len(tasks), REACTIONS_AT_ONCE):
+        some = tasks[start : start + REACTIONS_AT_ONCE]
+        await asyncio.gather(*(_hand_on(mailer, delivery, task) for task in some))
+    if wrong:
+        # The good ones are out, and a replay of the dead letter makes none of them twice.
+        raise Reject("; ".join(wrong))
+
+
+def _reaction(envelope: Envelope, template: str, recipient: str, data: dict[str, object]) -> MailTask:
+    return MailTask.model_validate(
+        {
+            "task_id": derived_id(envelope.source, envelope.id, template, recipient),
+            "owner": outcomes.EVENT_OWNER,
+            "to": recipient,
+            "template": template,
+            "data": data,
+            "event_id": envelope.id,
+        }
+    )
+
+
+async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask) -> None:
+    body = task.model_dump_json(exclude_defaults=True).encode()
+    envelope = Envelope(
+        type="mail.requested",
+        source=outcomes.SOURCE,
+        id=new_id(),
+        subject=task.task_id,
+        traceparent=delivery.envelope.traceparent,
+    )
+    await report(mailer, delivery, outcomes.queued(task))
+    await patiently(mailer, lambda: mailer.publisher.publish("work", task.lane.queue, Message(body, envelope)))

@@ -1,0 +1,121 @@
+"""What all handlers work with, and how they wait for what is away."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from bellhop.amqp.errors import NotNow, PublishError, Reject
+from bellhop.amqp.message import Delivery
+from bellhop.amqp.publisher import Publisher
+from bellhop.amqp.retry import DEFAULT, RetryPolicy
+from bellhop.contracts.base import Contract
+from bellhop.contracts.outcomes import Outcome
+from bellhop.sql.database import DatabaseAway
+from services.mailer import outcomes
+from services.mailer.compose import Composer
+from services.mailer.limits import Limits
+from services.mailer.message import from_header
+from services.mailer.relays import Relays
+from services.mailer.rendering import Templates
+from services.mailer.settings import MailerSettings
+from services.mailer.store import Inbox, Key
+from services.mailer.transport import RelayAway
+
+PATIENCE = 900.0
+"""How long a delivery waits, in seconds, for a database or broker that is away. Under RabbitMQ's consumer timeout of 30
+minutes; not shorter, because a mail that went out unrecorded goes out again, and because each return to the queue
+counts against the message on RabbitMQ before 4.0."""
+
+C = TypeVar("C", bound=Contract)
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Mailer:
+    """What the handlers work with."""
+
+    settings: MailerSettings
+    templates: Templates
+    composer: Composer
+    inbox: Inbox
+    limits: Limits
+    relays: Relays
+    publisher: Publisher
+    policy: RetryPolicy = DEFAULT
+    in_hand: set[Key] = field(default_factory=set)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    room_to_hold: int = 40
+    """How many mails may wait in hand for their turn by a limit; the others wait on the ladder."""
+    from_line: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.from_line = from_header(self.settings.mail_from_name, self.settings.mail_from)
+
+    def check_lease(self) -> None:
+        """Raise DatabaseAway if other replicas may take us for dead, and send what we hold."""
+        if not self.inbox.fresh:
+            raise DatabaseAway("our heartbeat is late, so another replica may take over what we hold")
+
+
+def guarded(
+    handler: Callable[[Mailer, Delivery], Awaitable[None]], mailer: Mailer
+) -> Callable[[Delivery], Awaitable[None]]:
+    """Return `handler` as a consumer wants it: what is away is `NotNow`."""
+
+    async def handle(delivery: Delivery) -> None:
+        try:
+            await handler(mailer, delivery)
+        except (RelayAway, DatabaseAway, PublishError) as error:
+            raise NotNow(str(error)) from error
+
+    return handle
+
+
+async def report(mailer: Mailer, delivery: Delivery, outcome: Outcome, body: bytes | None = None) -> None:
+    body = body or outcome.model_dump_json(exclude_none=True).encode()
+    traceparent = delivery.envelope.traceparent
+    await patiently(mailer, lambda: outcomes.report(mailer.publisher, outcome, body, traceparent))
+
+
+async def patiently(mailer: Mailer, action: Callable[[], Awaitable[R]]) -> R:
+    """Return what `action` returns, as soon as the database or the broker that it needs is there."""
+    patience: Patience | None = None
+    while True:
+        try:
+            return await action()
+        except (DatabaseAway, PublishError) as error:
+            patience = patience or Patience(mailer)
+            await patience.pause(error)
+
+
+class Patience:
+    """Wait a second at a time, until it has been too long or this process is to end."""
+
+    def __init__(self, mailer: Mailer) -> None:
+        self._stopping = mailer.stopping
+        self._deadline = time.monotonic() + PATIENCE
+
+    async def pause(self, error: Exception) -> None:
+        """Wait a little; raise `error` where waiting any longer makes no sense."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), 1.0)
+        if self._stopping.is_set() or time.monotonic() > self._deadline:
+            raise error
+
+
+def decode(contract: type[C], delivery: Delivery) -> C:
+    try:
+        return contract.model_validate_json(delivery.body)
+    except ValidationError as error:
+        raise Reject(f"not a {contract.__name__}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
