@@ -1,8 +1,8 @@
 #!/bin/bash
-# Healthy: AMQP connections are taken, which begins when users and topology are loaded; the node answers HTTP; and one
-# that joined a cluster has its copies. By bash alone: rabbitmq-diagnostics would start a second Erlang for a second
+# Healthy: AMQP connections are taken, which begins when users and topology are loaded; the node answers HTTP; and it
+# has its copies, see start.sh. By bash alone: rabbitmq-diagnostics would start a second Erlang for a second
 # every few seconds.
-[[ -z ${FIRST_NODE:-} || -e /tmp/has-copies ]] || exit 1
+[[ -e /tmp/has-copies ]] || exit 1
 exec 3<>/dev/tcp/127.0.0.1/5672 || exit 1
 exec 3<>/dev/tcp/127.0.0.1/15692 || exit 1
 printf 'GET /metrics/memory-breakdown HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3

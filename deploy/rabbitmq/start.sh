@@ -1,16 +1,28 @@
 #!/bin/bash
-# Gives the node its cookie and becomes the server. A node that joins the first one (FIRST_NODE) also takes a copy of
-# every queue: RabbitMQ gives a queue copies on the nodes that are there when it is made, which was the first one alone.
-# HOME is /var/lib/rabbitmq, the node's volume.
+# Gives the node its cookie and its place in the cluster, and becomes the server. HOME is the node's volume.
+#
+# A new node joins whichever other one answers. The first one founds the cluster if none does, and need not ever have
+# company; the others wait, so that there are never two clusters. A node that joined takes a copy of every queue:
+# RabbitMQ gives a queue copies on the nodes that are there when it is made.
 set -euo pipefail
 # The server itself, wherever the image has it: a wrapper before it would not pass on the signal to stop.
 PATH=/opt/rabbitmq/sbin:/usr/lib/rabbitmq/bin:$PATH
 node=rabbit@$HOSTNAME
-copied=/tmp/has-copies # healthcheck.sh looks for it
+
+another_that_answers() {
+    local other
+    for other in rabbitmq-1 rabbitmq-2 rabbitmq-3; do
+        if [[ $other != "$HOSTNAME" ]] && timeout 3 bash -c ": <>/dev/tcp/$other/5672" 2>/dev/null; then
+            echo "$other"
+            return
+        fi
+    done
+    return 1
+}
 
 has_all_copies() {
     local queues
-    queues=$(rabbitmqctl -q list_queues -p bellhop --no-table-headers name members) || return
+    queues=$(rabbitmqctl -q list_queues -p bellhop --no-table-headers name members 2>/dev/null) || return
     [[ -n $queues ]] && ! grep -qvF "$node" <<<"$queues"
 }
 
@@ -20,7 +32,7 @@ take_copies() {
         rabbitmq-queues -q grow "$node" all &&
             rabbitmq-streams -q add_replica --vhost bellhop notifier.log "$node" || true # again, until it has all
     done >/dev/null 2>&1
-    touch $copied
+    touch /tmp/has-copies # healthcheck.sh looks for it
     echo "$node has a copy of every queue"
 }
 
@@ -30,11 +42,15 @@ cp /run/secrets/rabbitmq/erlang-cookie "$HOME/.erlang.cookie"
 chmod 400 "$HOME/.erlang.cookie"
 umask 022
 
-if [[ -n ${FIRST_NODE:-} ]]; then
-    # Of two new nodes the older one founds the cluster: this must be the first one, so it has to be up before we are.
-    if [[ ! -d $HOME/mnesia/$node ]]; then
-        until (: <>"/dev/tcp/$FIRST_NODE/5672") 2>/dev/null; do sleep 1; done
+mkdir -p /tmp/conf.d
+if [[ ! -d $HOME/mnesia/$node ]]; then
+    until other=$(another_that_answers) || [[ $HOSTNAME == rabbitmq-1 ]]; do sleep 1; done
+    if [[ -n $other ]]; then
+        printf '%s\n' "cluster_formation.peer_discovery_backend = classic_config" \
+            "cluster_formation.classic_config.nodes.1 = rabbit@$other" \
+            "cluster_formation.discovery_retry_limit = unlimited" >/tmp/conf.d/join.conf
     fi
-    take_copies &
 fi
+export RABBITMQ_CONFIG_FILES=/tmp/conf.d
+take_copies &
 exec rabbitmq-server
