@@ -22,8 +22,8 @@ admin-key: $(VENV) ## print the admin key of the running Bellhop
 test: $(VENV) ## all tests but those that break things on purpose
 	$(BIN)/pytest -m "not faults and not compose" $(PYTEST)
 
-test-faults: $(VENV) ## the tests that kill brokers and services
-	$(BIN)/pytest -m faults
+test-faults: $(VENV) ## break everything on purpose, half an hour; the table goes into docs/reliability.md
+	BELLHOP_RELIABILITY_PAGE=docs/reliability.md $(BIN)/pytest -m faults tests/faults
 
 compose-test: $(VENV) ## compose.yaml in containers, from a clean copy (needs a Docker Engine)
 	$(BIN)/pytest -m compose -v tests/compose

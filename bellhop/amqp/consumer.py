@@ -49,6 +49,7 @@ class Consumer:
         self._channel: Channel | None = None
         self._tag = ""
         self._stopping = asyncio.Event()
+        self._holding = False
         # Ours, not the channel's: a lost connection must not cancel a handler half way through its effect.
         self._in_hand: set[asyncio.Task[None]] = set()
 
@@ -127,9 +128,12 @@ class Consumer:
             try:
                 await self._run(method, properties, body)
             except NotNow as signal:
-                log.warning("holding a message until it can be handled", queue=self._queue, reason=str(signal))
+                if not self._holding:  # one line for all that are held, not one each
+                    log.warning("holding messages until they can be handled", queue=self._queue, reason=str(signal))
+                self._holding = True
                 await self._pause()
             else:
+                self._holding = False
                 return True
         return False
 

@@ -20,6 +20,13 @@ another_that_answers() {
     return 1
 }
 
+# Whose volume is lost comes back as a new node: nobody may rely on what the former one had.
+forget_former_self() {
+    while rabbitmqctl -q -n "rabbit@$1" cluster_status --formatter json | grep -qF "\"$node\""; do
+        rabbitmqctl -n "rabbit@$1" forget_cluster_node "$node" || sleep 5
+    done
+}
+
 has_all_copies() {
     local queues
     queues=$(rabbitmqctl -q list_queues -p bellhop --no-table-headers name members 2>/dev/null) || return
@@ -42,14 +49,18 @@ cp /run/secrets/rabbitmq/erlang-cookie "$HOME/.erlang.cookie"
 chmod 400 "$HOME/.erlang.cookie"
 umask 022
 
-mkdir -p /tmp/conf.d
+other=
 if [[ ! -d $HOME/mnesia/$node ]]; then
     until other=$(another_that_answers) || [[ $HOSTNAME == rabbitmq-1 ]]; do sleep 1; done
-    if [[ -n $other ]]; then
-        printf '%s\n' "cluster_formation.peer_discovery_backend = classic_config" \
-            "cluster_formation.classic_config.nodes.1 = rabbit@$other" \
-            "cluster_formation.discovery_retry_limit = unlimited" >/tmp/conf.d/join.conf
-    fi
+    [[ -z $other ]] || forget_former_self "$other"
+elif [[ $HOSTNAME != rabbitmq-1 ]]; then
+    other=rabbitmq-1 # in case that we were killed before we had joined; whoever has joined does not read it
+fi
+mkdir -p /tmp/conf.d
+if [[ -n $other ]]; then
+    printf '%s\n' "cluster_formation.peer_discovery_backend = classic_config" \
+        "cluster_formation.classic_config.nodes.1 = rabbit@$other" \
+        "cluster_formation.discovery_retry_limit = unlimited" >/tmp/conf.d/join.conf
 fi
 export RABBITMQ_CONFIG_FILES=/tmp/conf.d
 take_copies &

@@ -1,0 +1,80 @@
+"""What a fork of `zygote.py` changes in itself before it becomes a service: nothing of this is in the product.
+
+First the times that would make a test long: they are scaled down, the code that waits stays what it is. Then the
+mutants: each breaks one promise on purpose, and the suite must notice.
+"""
+
+from typing import Any
+
+from bellhop.amqp import retry
+
+
+def hurry() -> None:
+    """Leases run out, and the retry ladder comes back, in seconds instead of minutes."""
+    from services.gateway.store import outbox
+    from services.mailer import app, store
+
+    outbox.LEASE_MS = 3000
+    store.LEASE_SECONDS = 2.5
+    app.BEAT_SECONDS = 0.6
+    retry.expiration_ms = lambda rung: 1000  # type: ignore[assignment]
+    from bellhop.amqp import settling
+
+    settling.expiration_ms = retry.expiration_ms
+
+
+# Mutants
+
+
+def auto_ack() -> None:
+    """Take messages as done the moment they are handed out."""
+    from pika.channel import Channel
+
+    from bellhop.amqp import batches, consumer
+
+    consume = Channel.basic_consume
+
+    def careless(self: Channel, queue: str, callback: Any, auto_ack: bool = False, **more: Any) -> str:
+        return consume(self, queue, callback, auto_ack=True, **more)
+
+    Channel.basic_consume = careless
+    Channel.basic_ack = lambda *_, **__: None
+    Channel.basic_nack = lambda *_, **__: None
+    consumer.settle = batches.settle = lambda *_, **__: None  # type: ignore[attr-defined]
+
+
+def no_inbox() -> None:
+    """Remember nothing of what was done."""
+    from services.leaderboard.store import Store
+    from services.mailer.store import Claim, Inbox, Verb
+
+    async def claim(self: Inbox, key: Any, attempt: int) -> Claim:
+        return Claim(Verb.SEND)
+
+    async def record(self: Inbox, result: Any) -> None:
+        return None
+
+    async def everything(self: Store, connection: Any, keys: list[tuple[str, str]], at: int) -> set[tuple[str, str]]:
+        return set(keys)
+
+    Inbox.claim, Inbox.record = claim, record  # type: ignore[method-assign]
+    Store.claim_messages = Store.claim_scores = everything  # type: ignore[method-assign]
+
+
+def synchronous_normal() -> None:
+    """Commit without waiting for the disk."""
+    _synchronous("NORMAL")
+
+
+def synchronous_off() -> None:
+    """Never wait for the disk."""
+    _synchronous("OFF")
+
+
+def _synchronous(level: str) -> None:
+    from bellhop.sql import database
+
+    database.SQLITE_PRAGMAS = tuple(
+        f"PRAGMA synchronous={level}" if pragma.startswith("PRAGMA synchronous") else pragma
+        for pragma in database.SQLITE_PRAGMAS
+    )

@@ -1,0 +1,87 @@
+"""A TCP proxy that makes a connection slow, broken or silent."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Proxy:
+    """Set the fields while it runs; they hold for open connections, too."""
+
+    target: int
+    port: int = 0
+    latency: tuple[float, float] = (0.0, 0.0)
+    """Seconds at least and at most, for each piece in each direction."""
+    piece: int = 65536
+    """Bytes that are passed on at once."""
+    passing: asyncio.Event = field(default_factory=asyncio.Event)
+    """While cleared, everything is taken and nothing is passed on: what a cut cable looks like. Set at first."""
+    accepted: int = 0
+    _pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.passing.set()
+
+    def reset(self) -> int:
+        """Break off all connections (RST); return how many there were."""
+        pairs = list(self._pairs)
+        for pair in pairs:
+            for writer in pair:
+                writer.transport.abort()
+        return len(pairs)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            self._tasks.discard(task)
+            return
+        pair = (writer, far_writer)
+        self._pairs.add(pair)
+        try:
+            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._pairs.discard(pair)
+            self._tasks.discard(task)
+            for each in pair:
+                each.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(self.piece):
+            await self.passing.wait()
+            if self.latency[1]:
+                await asyncio.sleep(random.uniform(*self.latency))
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    async def stop(self) -> None:
+        self.reset()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def proxy_to(port: int) -> AsyncIterator[Proxy]:
+    """Run a proxy in front of `port` until the block ends."""
+    proxy = Proxy(port)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        await proxy.stop()

@@ -1,0 +1,195 @@
+"""Where effects show: the SMTP server, the leaderboard's table, a browser that follows the stream, the dead letters."""
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bellhop.web import tokens
+from tests.faults.driver import CHANNEL, Driver
+from tests.faults.oracle import Verdict
+from tests.faults.system import System
+from tests.support import wait_until
+
+
+@contextmanager
+def looking_into(database: Path) -> Iterator[sqlite3.Connection]:
+    """Read a service's database from outside."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
+        yield connection
+
+
+@dataclass
+class Follower:
+    """A browser: it reads the stream, and comes back with its last id whenever the connection ends."""
+
+    port: int
+    token: str
+    seen: Counter[str] = field(default_factory=Counter)
+    """How often each title was shown, over all connections."""
+    gaps: int = 0
+    connections: int = 0
+    last_id: str | None = None
+    live: asyncio.Event = field(default_factory=asyncio.Event)
+    pause: float = 0.2
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, EOFError, TimeoutError):
+                await self._follow()
+            self.live.clear()
+            await asyncio.sleep(self.pause)
+
+    async def _follow(self) -> None:
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            resume = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id is not None else ""
+            writer.write(
+                f"GET /v1/stream HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {self.token}\r\n{resume}\r\n".encode()
+            )
+            status = await reader.readline()
+            if b" 200 " not in status:
+                return
+            self.connections += 1
+            type_ = text = id_ = None
+            while True:
+                async with asyncio.timeout(40):  # a sign of life comes every 15 s
+                    line = await reader.readline()
+                if not line:
+                    return
+                name, _, value = line.decode().rstrip("\r\n").partition(": ")
+                if name == "event":
+                    type_ = value
+                elif name == "id":
+                    id_ = value
+                elif name == "data":
+                    text = value
+                elif line in (b"\n", b"\r\n"):  # only now it counts: an event that was cut off never happened
+                    if id_ is not None:
+                        self.last_id = id_
+                    if type_ is not None and text is not None:
+                        self._take(type_, text)
+                    type_ = text = id_ = None
+        finally:
+            writer.close()
+
+    def _take(self, type_: str, text: str) -> None:
+        document = json.loads(text)
+        if type_ == "notification.raised":
+            self.seen[document["data"]["title"]] += 1
+        elif type_ == "gap":
+            self.gaps += 1
+        elif type_ == "ready":
+            self.live.set()
+
+
+@asynccontextmanager
+async def following(system: System, channels: tuple[str, ...] = (CHANNEL,)) -> AsyncIterator[Follower]:
+    """Follow the system's stream until the block ends."""
+    token = tokens.mint(system.token_key, "witness", 7200, "stream", channels=channels)
+    follower = Follower(system["notifier"].port, token)
+    task = asyncio.create_task(follower.run())
+    try:
+        async with asyncio.timeout(60):
+            await follower.live.wait()
+        yield follower
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@dataclass
+class Sinks:
+    """All of them."""
+
+    system: System
+    follower: Follower | None = None
+
+    def effects(self) -> dict[str, Counter[str]]:
+        """Count how often each thing has happened."""
+        return {
+            "mail": self.mails(),
+            "score": self.scores(),
+            "notification": Counter(self.follower.seen) if self.follower else Counter(),
+        }
+
+    def mails(self) -> Counter[str]:
+        return Counter(mail.recipients[0].partition("@")[0] for mail in self.system.smtp.mails)
+
+    def scores(self) -> Counter[str]:
+        if "leaderboard" not in self.system.services:
+            return Counter()
+        with looking_into(self.system.database("leaderboard")) as database:
+            return Counter(
+                {player: round(score) for player, score in database.execute("SELECT player, score FROM results")}
+            )
+
+    def tasks(self) -> dict[str, tuple[str, bool]]:
+        """Return what the ledger says: recipient -> (state, uncertain)."""
+        with looking_into(self.system.database("gateway")) as database:
+            rows = database.execute("SELECT recipient, state, uncertain FROM tasks")
+            return {to.partition("@")[0]: (state, bool(uncertain)) for to, state, uncertain in rows}
+
+    def uncertain(self) -> frozenset[str]:
+        return frozenset(name for name, (_, uncertain) in self.tasks().items() if uncertain)
+
+    def dead_letters(self) -> list[tuple[str, str, str]]:
+        """Return (queue, reason, error) of each."""
+        with looking_into(self.system.database("gateway")) as database:
+            return list(database.execute("SELECT queue, reason, error FROM dead_letters"))
+
+    def outbox(self) -> int:
+        with looking_into(self.system.database("gateway")) as database:
+            count: int = database.execute("SELECT count(*) FROM outbox").fetchone()[0]
+            return count
+
+    async def waiting(self) -> dict[str, int]:
+        """Return the queues that are not empty; a stream, and what nobody reacts to, stay."""
+        answer = await self.system.vhost.management.get(f"/api/queues/{self.system.vhost.name}")
+        return {
+            queue["name"]: queue["messages"]
+            for queue in answer.json()
+            if queue.get("messages") and queue["name"] not in ("notifier.log", "unrouted")
+        }
+
+    def done(self, driver: Driver) -> bool:
+        """Say whether everything that was accepted has happened, and the ledger knows, and the outbox is empty."""
+        return not (driver.books.missing(self.effects()) or self._open_tasks(driver) or self.outbox())
+
+    async def settle(self, driver: Driver, timeout: float = 60.0) -> Verdict:
+        """Wait until everything that was accepted has happened and nothing is under way any more, and balance."""
+        with contextlib.suppress(AssertionError):  # what is still missing then is lost: the verdict says so
+            await wait_until(lambda: self.done(driver), timeout, interval=0.1)
+        return driver.books.balance(self.effects(), self.uncertain())
+
+    async def probe(self, driver: Driver, timeout: float = 60.0) -> float:
+        """Put one of each kind in; return how many seconds it takes until all three have happened."""
+        began = time.monotonic()
+        before = {kind: set(names) for kind, names in driver.books.accepted.items()}
+        await asyncio.gather(driver.mail("urgent"), driver.notification(), driver.scores(1))
+        fresh = {kind: names - before[kind] for kind, names in driver.books.accepted.items()}
+
+        def happened() -> bool:
+            effects = self.effects()
+            return all(effects[kind][name] for kind, names in fresh.items() for name in names)
+
+        await wait_until(happened, timeout, "what was put in after the fault has happened", interval=0.05)
+        return time.monotonic() - began
+
+    def _open_tasks(self, driver: Driver) -> list[str]:
+        tasks = self.tasks()
+        return [name for name in driver.books.accepted["mail"] if tasks[name][0] in ("queued", "sending", "retrying")]
+
+    def check_mails(self) -> None:
+        """All copies of one mail have one Message-ID."""
+        ids: dict[str, set[str]] = {}
+        for mail in self.system.smtp.mails:
+            ids.setdefault(mail.recipients[0], set()).add(str(mail.message["Message-ID"]))
+        assert {to for to, names in ids.items() if len(names) > 1} == set()
