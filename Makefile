@@ -6,6 +6,7 @@ VENV := .venv/.made
 BIN := .venv/bin
 # Two workers share one broker and one PostgreSQL; `make test PYTEST='-x tests/unit'` for less.
 PYTEST ?= -n 2 --dist loadscope
+COMPOSE ?= tests/compose
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -26,7 +27,7 @@ test-faults: $(VENV) ## break everything on purpose, half an hour; the table goe
 	BELLHOP_RELIABILITY_PAGE=docs/reliability.md $(BIN)/pytest -m faults tests/faults
 
 compose-test: $(VENV) ## compose.yaml in containers, from a clean copy (needs a Docker Engine)
-	$(BIN)/pytest -m compose -v tests/compose
+	$(BIN)/pytest -m compose -v $(COMPOSE)
 
 check: $(VENV) ## what must hold before a commit
 	$(BIN)/ruff check .
