@@ -83,8 +83,8 @@ def _forget(kept: Path, renewed: list[str]) -> None:
     for name in renewed:
         if name not in files:
             raise CannotRun(f"There is no secret {name!r}: name one of {', '.join(files)}.")
-        for file in files[name]:
-            file.unlink(missing_ok=True)
+    for file in (file for name in renewed for file in files[name]):
+        file.unlink(missing_ok=True)
 
 
 def _write_definitions(file: Path, passwords: dict[str, str], live_types: list[str]) -> None:

@@ -27,15 +27,17 @@ forget_former_self() {
     done
 }
 
+# Of every queue, and of what RabbitMQ knows about streams: that it copies by itself, within a minute.
 has_all_copies() {
-    local queues
-    queues=$(rabbitmqctl -q list_queues -p bellhop --no-table-headers name members 2>/dev/null) || return
-    [[ -n $queues ]] && ! grep -qvF "$node" <<<"$queues"
+    local queues coordinator
+    queues=$(rabbitmqctl -q list_queues -p bellhop --no-table-headers name members) || return
+    coordinator=$(rabbitmq-streams -q coordinator_status --formatter json) || return
+    [[ -n $queues && $coordinator == *"\"$node\""* ]] && ! grep -qvF "$node" <<<"$queues"
 }
 
 take_copies() {
-    until has_all_copies; do
-        sleep 2
+    until has_all_copies 2>/dev/null; do
+        sleep 5
         rabbitmq-queues -q grow "$node" all &&
             rabbitmq-streams -q add_replica --vhost bellhop notifier.log "$node" || true # again, until it has all
     done >/dev/null 2>&1

@@ -85,8 +85,10 @@ class System:
         return self._address(self.containers(service)[0])
 
     def addresses(self, service: str) -> list[str]:
-        """Return the base URL of each replica, likewise."""
-        return [f"http://{self._address(container)}:8000" for container in self.containers(service)]
+        """Return the base URL of each replica that runs, likewise."""
+        described = (self.inspect(container) for container in self.containers(service))
+        running = [one["Id"] for one in described if one["State"]["Running"]]
+        return [f"http://{self._address(container)}:8000" for container in running]
 
     def _address(self, container: str) -> str:
         address: str = self.inspect(container)["NetworkSettings"]["Networks"][f"{self.name}_default"]["IPAddress"]

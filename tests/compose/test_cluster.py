@@ -112,8 +112,18 @@ async def test_a_killed_node_costs_nothing(system: System, service: str) -> None
     await wait_until(complete, 120, f"{service} has all its copies again", interval=2)
 
 
+async def test_a_lost_volume_is_a_new_node(system: System) -> None:
+    """The first node comes back with an empty disk: the others forget it, it joins them, and has its copies again."""
+    system.compose("rm", "-fsv", "rabbitmq")
+    system.docker("volume", "rm", f"{system.name}_rabbitmq-1")
+    system.compose("--profile", "cluster", "up", "--wait", "--wait-timeout", "240")
+    assert all(copies == set(NODES.values()) for copies in copies_online(system, "rabbitmq-2").values())
+    status = ["exec", "-T", "rabbitmq-2", "rabbitmq-streams", "-q", "stream_status", "--vhost", "bellhop"]
+    assert "undefined" not in system.compose(*status, "notifier.log")
+
+
 async def test_it_is_as_fast_as_before(system: System, seconds_before: list[float]) -> None:
-    """After each node was killed once, the system works at its full rate again, and nobody did anything."""
+    """After all that, the system works at its full rate again, and nobody did anything."""
     seconds = await seconds_for_mails(system, "after")
     print(f"{MAILS} mails: {seconds_before[0]:.2f} s before, {seconds:.2f} s after")
     # Twice: what else the machine does in between is not ours to know.
