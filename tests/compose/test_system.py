@@ -22,6 +22,7 @@ from tests.unit.test_monitoring_files import METRIC, expressions
 BOARD = "compose"
 ENTRIES = [("ada", 30.0), ("bob", 20.0), ("cleo", 10.0)]
 SCALE = ["gateway=2", "mailer=3", "notifier=2", "leaderboard=2"]
+SCALED = [part for one in SCALE for part in ("--scale", one)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -311,7 +312,7 @@ async def test_a_database_that_comes_late_is_waited_for(system: System) -> None:
 
 async def test_it_scales(system: System) -> None:
     """More replicas of everything come up beside those that are there, behind the same addresses."""
-    system.up("--no-recreate", *(part for one in SCALE for part in ("--scale", one)))
+    system.up("--no-recreate", *SCALED)
     for replicas in SCALE:
         service, _, number = replicas.partition("=")
         assert len(system.containers(service)) == int(number)
@@ -365,6 +366,17 @@ async def test_one_leaderboard_applies_and_another_takes_over(system: System) ->
     expected = [*expected, ("emil", 4.0)]
     await wait_until(lambda: _reads(survivor, token, expected), 40, "the other replica counts")
     assert counted(survivor, "bellhop_leaderboard_scores_total") > 0
+    system.up("--no-recreate", *SCALED)  # Docker takes a kill for an operator's wish, and starts nothing again
+
+
+async def test_what_was_read_once_stays_readable(system: System) -> None:
+    """A board that one answer knew is known to all that follow, whichever replica gives them."""
+    async with system.client() as gateway:
+        for number in range(20):
+            board = f"/v1/leaderboards/fresh-{number}"
+            assert (await gateway.put(board, json={"operator": "sum"})).status_code in {200, 201}
+            answers = await asyncio.gather(*(gateway.get(board) for _ in range(5)))
+            assert {answer.status_code for answer in answers} == {200}
 
 
 async def _reads(address: str, token: str, expected: list[tuple[str, float]]) -> bool:
