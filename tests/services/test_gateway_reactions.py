@@ -43,3 +43,20 @@ async def test_a_mail_of_an_event_can_be_sent_again(vhost: Vhost, database_url: 
 
 async def vhost_is_empty(vhost: Vhost) -> bool:
     return await vhost.depth("gateway.outcomes") == 0
+
+
+async def test_they_are_listed_in_the_order_of_time(vhost: Vhost, database_url: str) -> None:
+    """Their ids tell no time; the list is newest first all the same, page by page."""
+    async with running_gateway(vhost, database_url) as gateway:
+        reaction = "ffffffff-ffff-5fff-bfff-ffffffffffff"
+        await gateway.report(reaction, State.QUEUED, attempt=0, document=DOCUMENT | {"task_id": reaction}, **ORIGIN)
+
+        async def there() -> bool:
+            return (await gateway.admin.get(f"/v1/tasks/{reaction}")).status_code == 200
+
+        await wait_until(there, 10, "the ledger has the mail")
+        mail = {"to": "ada@example.com", "subject": "Later", "text": "Hello"}
+        newest = (await gateway.admin.post("/v1/mail", json=mail)).json()["id"]
+        first = (await gateway.admin.get("/v1/tasks", params={"limit": 1})).json()
+        then = (await gateway.admin.get("/v1/tasks", params={"limit": 1, "cursor": first["next"]})).json()
+    assert [task["id"] for page in (first, then) for task in page["tasks"]] == [newest, reaction]

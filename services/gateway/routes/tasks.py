@@ -25,6 +25,7 @@ MAX_WAIT_SECONDS = 55
 # Outcomes that another replica applied wake nobody here, so a waiter looks again by itself this often.
 LOOK_AGAIN_SECONDS = 1.0
 
+_CURSOR = r"^\d{1,15}\.[0-9a-f-]{36}$"
 _WAIT = re.compile(r"\bwait=(\d{1,4})\b")
 
 
@@ -127,16 +128,20 @@ async def show_all(
     caller: Annotated[Caller, Depends(require(Scope.MAIL_READ))],
     state: State | None = None,
     kind: Annotated[str | None, Query(pattern="^mail$")] = None,
-    cursor: Annotated[str | None, Query(max_length=36)] = None,
+    cursor: Annotated[str | None, Query(pattern=_CURSOR)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """Return tasks, newest first; `next` is the cursor of the following page."""
+    before = None
+    if cursor is not None:
+        created_at, _, task_id = cursor.partition(".")
+        before = (int(created_at), task_id)
     tasks = await gateway(request).ledger.page(
-        owner=owner_of(caller), state=state, kind=kind, before=cursor, limit=limit
+        owner=owner_of(caller), state=state, kind=kind, before=before, limit=limit
     )
     return {
         "tasks": [task_document(task) for task in tasks],
-        "next": tasks[-1]["id"] if len(tasks) == limit else None,
+        "next": f"{tasks[-1]['created_at']}.{tasks[-1]['id']}" if len(tasks) == limit else None,
     }
 
 

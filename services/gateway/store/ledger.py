@@ -231,17 +231,19 @@ class Ledger:
         state: str | None = None,
         kind: str | None = None,
         event_id: str | None = None,
-        before: str | None = None,
+        before: tuple[int, str] | None = None,
         limit: int,
     ) -> list[dict[str, Any]]:
-        """Return tasks, newest first, without attempts; `before` is the last id of the page before."""
-        query = sa.select(tasks).order_by(tasks.c.id.desc()).limit(limit)
+        """Return tasks, newest first, without attempts; `before`: when the last one before was made, and its id."""
+        # By time and not by id: the ids of mails that events set off tell no time.
+        place = sa.tuple_(tasks.c.created_at, tasks.c.id)
+        query = sa.select(tasks).order_by(tasks.c.created_at.desc(), tasks.c.id.desc()).limit(limit)
         for column, value in ((tasks.c.owner, owner), (tasks.c.state, state), (tasks.c.kind, kind),
                               (tasks.c.event_id, event_id)):  # fmt: skip
             if value is not None:
                 query = query.where(column == value)
         if before is not None:
-            query = query.where(tasks.c.id < before)
+            query = query.where(place < before)
         async with self._database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 

@@ -24,13 +24,16 @@ tasks = sa.Table(
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Column("send_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
-    sa.Index("tasks_by_state", "state", "id"),
-    sa.Index("tasks_by_event", "event_id"),
-    sa.Index("tasks_by_finish", "finished_at"),
+    sa.Index("tasks_by_time", "created_at", "id"),
+    sa.Index("tasks_by_state", "state", "created_at", "id"),
 )
 
-# Both are partial, so that other mails do not pay for them. The first one makes sure that nobody is mailed twice, even
-# if the feeder were wrong.
+# These are partial, so that a mail that is just accepted does not pay for them.
+_OF_EVENT = tasks.c.event_id.is_not(None)
+sa.Index("tasks_by_event", tasks.c.event_id, sqlite_where=_OF_EVENT, postgresql_where=_OF_EVENT)
+_FINISHED = tasks.c.finished_at.is_not(None)
+sa.Index("tasks_by_finish", tasks.c.finished_at, sqlite_where=_FINISHED, postgresql_where=_FINISHED)
+# The first one makes sure that nobody is mailed twice, even if the feeder were wrong.
 _OF_BROADCAST = tasks.c.broadcast_id.is_not(None)
 sa.Index(
     "tasks_by_recipient",
