@@ -5,11 +5,14 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from bellhop.amqp.topology import QUEUES
+
 QUEUE_COLUMNS = (
     "name,type,state,consumers,messages_ready,messages_unacknowledged,"
     "message_stats.publish_details.rate,message_stats.deliver_get_details.rate,message_stats.ack_details.rate"
 )
 TIMEOUT = 5.0
+_PLACES = {queue.name: place for place, queue in enumerate(QUEUES)}
 
 
 async def broker_view(http: httpx.AsyncClient, management_url: str | None) -> dict[str, Any]:
@@ -26,7 +29,7 @@ async def broker_view(http: httpx.AsyncClient, management_url: str | None) -> di
     except httpx.HTTPError as error:
         return {"unknown": f"RabbitMQ's management API does not answer: {type(error).__name__}."}
     return {
-        "queues": sorted((_queue(queue) for queue in queues), key=lambda queue: queue["name"]),
+        "queues": sorted((_queue(queue) for queue in queues), key=_place),
         "services": _services(connections),
         "alarms": [
             f"{node['name']}: {alarm.removesuffix('_alarm')}"
@@ -57,6 +60,11 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
         "published_per_second": (stats.get("publish_details") or {}).get("rate", 0.0),
         "delivered_per_second": (stats.get("deliver_get_details") or {}).get("rate", 0.0),
     }
+
+
+def _place(queue: dict[str, Any]) -> tuple[int, str]:
+    """Ours as the topology has them, then those that others bound."""
+    return _PLACES.get(queue["name"], len(_PLACES)), queue["name"]
 
 
 def _services(connections: list[dict[str, Any]]) -> list[dict[str, Any]]:

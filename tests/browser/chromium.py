@@ -81,7 +81,7 @@ class Page:
 
     async def evaluate(self, expression: str) -> Any:
         """Return the value of an expression: for looking, not for doing."""
-        result = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        result = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -117,6 +117,11 @@ class Page:
     async def text(self) -> str:
         """Return what can be read on the page."""
         return str(await self.evaluate("document.body.innerText"))
+
+    async def resize(self, width: int, height: int) -> None:
+        """Make the window so many pixels wide and high."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        await self.call("Emulation.setDeviceMetricsOverride", **size)
 
     async def screenshot(self) -> bytes:
         """Return a picture of the page (PNG)."""

@@ -1,54 +1,16 @@
 """The newsletter as a person meets it: a real browser, real mail, the whole system as `bellhop up` starts it."""
 
-import os
 import re
-from collections.abc import AsyncIterator, Iterator
 from email import message_from_string
 from email.policy import default
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.browser import chromium
 from tests.browser.chromium import Page
 from tests.services.test_run_up import Run
 from tests.support import wait_until
-
-
-@pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Run]:
-    """Everything, up."""
-    run = Run(tmp_path)
-    try:
-        await run.start()
-        yield run
-    finally:
-        run.end()
-
-
-@pytest.fixture
-async def page() -> AsyncIterator[Page]:
-    """A tab of a browser in which no page may run a script."""
-    program = chromium.find()
-    if program is None:
-        sentence = "Chromium is not installed: run 'apt-get install chromium' as root"
-        if os.environ.get("CI"):
-            pytest.fail(sentence)
-        pytest.skip(sentence)
-    async with chromium.page(program, scripts=False) as tab:
-        yield tab
-
-
-@pytest.fixture
-def pictures() -> Iterator[dict[str, bytes]]:
-    """Pictures of the pages by name; the folder BELLHOP_PICTURES, where there is one, keeps them."""
-    taken: dict[str, bytes] = {}
-    yield taken
-    if folder := os.environ.get("BELLHOP_PICTURES"):
-        for name, picture in taken.items():
-            (Path(folder) / name).write_bytes(picture)
 
 
 class Mailbox:
@@ -98,16 +60,14 @@ async def test_from_the_form_to_the_last_mail(running: Run, page: Page, pictures
         )
 
         await page.open(f"{running.url('GATEWAY')}/subscribe")
-        pictures["1-subscribe.png"] = await page.screenshot()
+        pictures["subscribe.png"] = await page.screenshot()
         await page.type("#email", "ada@example.com")
         await page.type("#name", "Ada Lovelace")
         await page.click_through("button")
         assert "Almost done" in await page.text()
-        pictures["2-almost-done.png"] = await page.screenshot()
 
         asked = await mailbox.mail("ada@example.com", "Please confirm: Newsletter")
         await page.open(first_link(asked["Text"]))
-        pictures["3-confirm.png"] = await page.screenshot()
         await page.click_through("button")
         assert "You are subscribed" in await page.text()
 
@@ -123,10 +83,9 @@ async def test_from_the_form_to_the_last_mail(running: Run, page: Page, pictures
 
         await page.open(first_link(mail["Text"]))
         assert (await client.get("/v1/subscribers/ada@example.com")).json()["state"] == "confirmed"
-        pictures["4-unsubscribe.png"] = await page.screenshot()
+        pictures["unsubscribe.png"] = await page.screenshot()
         await page.click_through("button")
         assert "You are unsubscribed" in await page.text()
-        pictures["5-unsubscribed.png"] = await page.screenshot()
 
         second = await broadcast(client, "Issue 2")
         assert (second["recipients"], second["counts"]["sent"]) == (1, 1)
