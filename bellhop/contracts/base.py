@@ -5,7 +5,7 @@ import re
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
@@ -19,6 +19,15 @@ class Contract(BaseModel):
     """A model that takes no unknown field and coerces no type; instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, body: bytes) -> Self:
+        """Read a message. Unlike a request it may hold fields that we do not know: a newer version wrote them.
+
+        Raises:
+            ValidationError: it breaks the contract, or is no JSON.
+        """
+        return cls.model_validate_json(body, extra="ignore")
 
 
 def now() -> datetime:

@@ -16,7 +16,7 @@ from services.gateway.waiters import Waiters
 async def apply_outcome(delivery: Delivery, *, commits: GroupCommit, ledger: Ledger, waiters: Waiters) -> None:
     """Note in the ledger what became of a task, then wake who waits for it."""
     try:
-        outcome = Outcome.model_validate_json(delivery.body)
+        outcome = Outcome.read(delivery.body)
     except ValidationError as error:
         raise Reject(f"not an outcome: {error.error_count()} fields are wrong, first {error.errors()[0]}") from None
     try:

@@ -139,7 +139,7 @@ def _are_names(texts: tuple[str, ...]) -> bool:
 
 def _read_by_contract(delivery: Delivery) -> _Columns:
     try:
-        batch = ScoreBatch.model_validate_json(delivery.body)
+        batch = ScoreBatch.read(delivery.body)
         times = [_representable(score.at or delivery.envelope.time) for score in batch.scores]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]

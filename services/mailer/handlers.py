@@ -201,7 +201,7 @@ async def _report_again(mailer: Mailer, delivery: Delivery, task: MailTask, clai
         mark = CancelTask(task_id=task.task_id, round=task.round)
         outcome = outcomes.cancelled(mark, claim.attempt, uncertain=claim.uncertain)
     else:
-        outcome = Outcome.model_validate_json(claim.outcome)
+        outcome = Outcome.read(claim.outcome)
     await report(mailer, delivery, outcome)
     if claim.verb is Verb.MADE:
         after = (outcome.retry_at - outcome.at).total_seconds() if outcome.retry_at else None

@@ -110,7 +110,7 @@ class Patience:
 
 def decode(contract: type[C], delivery: Delivery) -> C:
     try:
-        return contract.model_validate_json(delivery.body)
+        return contract.read(delivery.body)
     except ValidationError as error:
         raise Reject(f"not a {contract.__name__}: {first_problem(error)}") from None
 

@@ -98,17 +98,17 @@ Shown = tuple[list[str], Any]
 
 
 def _notification(envelope: Envelope, body: bytes) -> Shown:
-    notification = Notification.model_validate_json(body)
+    notification = Notification.read(body)
     return notification.channels, notification.model_dump(mode="json", exclude={"channels"})
 
 
 def _leaderboard(envelope: Envelope, body: bytes) -> Shown:
-    board = LeaderboardChanged.model_validate_json(body).board
+    board = LeaderboardChanged.read(body).board
     return [f"leaderboard:{board}"], orjson.loads(body)
 
 
 def _outcome(envelope: Envelope, body: bytes) -> Shown:
-    outcome = Outcome.model_validate_json(body)
+    outcome = Outcome.read(body)
     # The document is what the ledger needs to send a mail again, its whole text included; nobody watches that.
     data = orjson.loads(body) if outcome.document is None else outcome.model_dump(mode="json", exclude={"document"})
     return [f"tasks:{outcome.owner}"] if outcome.owner else [], data
