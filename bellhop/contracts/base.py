@@ -21,7 +21,7 @@ class Contract(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def read(cls, body: bytes) -> Self:
+    def read(cls, body: bytes | str) -> Self:
         """Read a message. Unlike a request it may hold fields that we do not know: a newer version wrote them.
 
         Raises:
