@@ -5,6 +5,7 @@ PublishError            the message may not be out; say 503, or leave it in the 
   Refused               a nack: some queue is full (overflow=reject-publish)
   Unroutable            no binding matched: certainly not taken
   Unconfirmed           no answer in time, or the connection died: it may have been taken
+StreamReplaced          the stream is another one than we were reading; offsets mean nothing any more
 HandlerSignal           what a handler raises to say what should become of its delivery
   Reject                never possible: dead letter
   Retry                 not this time: the retry ladder, while attempts are left
@@ -34,6 +35,10 @@ class Unroutable(PublishError):
 
 class Unconfirmed(PublishError):
     """The fate of the message is unknown; publish again with the same event id."""
+
+
+class StreamReplaced(Exception):
+    """The stream was deleted and made anew since we read it last."""
 
 
 class HandlerSignal(Exception):

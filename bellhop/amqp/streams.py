@@ -2,17 +2,22 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from itertools import cycle
 
 import aio_pika
-from aio_pika.abc import AbstractIncomingMessage
-from aiormq.exceptions import AMQPError
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from bellhop.amqp.connection import HEARTBEAT_SECONDS, MAX_BACK_OFF_SECONDS
+from bellhop.amqp.errors import StreamReplaced
 from bellhop.amqp.message import Delivery, from_headers
 from bellhop.amqp.urls import split_urls
 from bellhop.observe.logs import get_logger
+
+QUIET_SECONDS = 5.0
+"""A stream that has not shown its end for so long, while somebody asks for it, has no more."""
 
 log = get_logger(__name__)
 
@@ -38,8 +43,12 @@ async def read_stream(
         connected: called with True as soon as the stream is being read, with False when that ends.
 
     A message without our envelope is skipped with a log line: a stream has no dead letters, and stays as it is.
+
+    Raises:
+        StreamReplaced: after a lost connection, what we read last is not in the stream.
     """
     failures = 0
+    last: AbstractIncomingMessage | None = None
     for node in cycle(split_urls(url)):
         try:
             # `connect`, not `connect_robust`: the latter's iterator ends silently after a minute without a channel.
@@ -47,23 +56,26 @@ async def read_stream(
                 node, timeout=10, heartbeat=HEARTBEAT_SECONDS, client_properties={"connection_name": name}
             )
             async with connection:
+                if last is not None:
+                    # Once more from the last one on: only that shows whether it is the stream that we know.
+                    offset = _offset(last)
+                    if not await _reaches(connection, queue, offset):
+                        raise StreamReplaced(f"the stream {queue} ends before offset {offset}, which we have read")
+                before = last
                 channel = await connection.channel()
-                await channel.set_qos(prefetch_count=prefetch)
-                stream = await channel.get_queue(queue, ensure=False)
-                arguments = {"x-stream-offset": offset}
-                # Not `async with`: on leaving it would nack what it holds, and a stream ends the connection for that.
-                messages = stream.iterator(arguments=arguments)
-                await messages.consume()
+                messages = await _consume(channel, queue, offset, prefetch)
                 connected(True)
                 async for message in messages:
                     failures = 0
-                    await message.ack()  # a stream's ack is only credit for more
-                    position = message.headers["x-stream-offset"]
-                    offset = int(position) + 1  # type: ignore[arg-type]
-                    if (delivery := _decode(queue, message, offset - 1)) is not None:
+                    if before is not None and _offset(message) == _offset(before):
+                        if (message.message_id, message.body) != (before.message_id, before.body):
+                            raise StreamReplaced(f"the stream {queue} has another message at offset {offset} now")
+                        continue
+                    before, last = None, message
+                    if (delivery := _decode(queue, message)) is not None:
                         yield delivery
             raise ConnectionError("RabbitMQ ended the stream")
-        except (AMQPError, OSError, TimeoutError) as error:
+        except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError) as error:
             connected(False)
             if failures == 0:
                 log.warning("lost the stream; connecting again", stream=queue, reason=str(error) or repr(error))
@@ -71,8 +83,50 @@ async def read_stream(
             await asyncio.sleep(random.uniform(1.0, min(MAX_BACK_OFF_SECONDS, 2.0**failures)))
 
 
-def _decode(queue: str, message: AbstractIncomingMessage, offset: int) -> Delivery | None:
-    headers = dict(message.headers)
+async def _consume(
+    channel: AbstractChannel, queue: str, offset: int | str, prefetch: int
+) -> AsyncIterator[AbstractIncomingMessage]:
+    """Return the messages from `offset` on, each acked, which on a stream is only credit for more.
+
+    They end with the channel, and when RabbitMQ cancels the consumer: of that the library's own iterator says nothing.
+    """
+    received: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+    await channel.set_qos(prefetch_count=prefetch)
+    channel.close_callbacks.add(lambda *_: received.put_nowait(None))
+    (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: received.put_nowait(None))
+    stream = await channel.get_queue(queue, ensure=False)
+    await stream.consume(received.put, arguments={"x-stream-offset": offset})
+
+    async def acked() -> AsyncIterator[AbstractIncomingMessage]:
+        while (message := await received.get()) is not None:
+            await message.ack()
+            yield message
+
+    return acked()
+
+
+async def _reaches(connection: AbstractConnection, queue: str, offset: int) -> bool:
+    """Say whether `offset` is in the stream, or was: asked for one behind its end, RabbitMQ only waits for it."""
+    channel = await connection.channel()
+    try:
+        messages = await _consume(channel, queue, "last", prefetch=500)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_SECONDS) as patience:
+                async for message in messages:
+                    if _offset(message) >= offset:
+                        return True
+                    patience.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS)
+        return False
+    finally:
+        await channel.close()
+
+
+def _offset(message: AbstractIncomingMessage) -> int:
+    return int(message.headers["x-stream-offset"])  # type: ignore[arg-type]
+
+
+def _decode(queue: str, message: AbstractIncomingMessage) -> Delivery | None:
+    headers, offset = dict(message.headers), _offset(message)
     try:
         envelope = from_headers(headers)
     except ValueError as error:

@@ -5,6 +5,7 @@ from contextlib import aclosing
 
 from pydantic import ValidationError
 
+from bellhop.amqp.errors import StreamReplaced
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.streams import read_stream
 from bellhop.observe.logs import get_logger
@@ -45,6 +46,11 @@ class Reader:
         while True:
             try:
                 await self._follow()
+            except StreamReplaced as error:
+                log.warning("reading another stream from now on", reason=str(error))
+                self._hub.start_anew("The event stream was made anew. Fetch the present state; live events follow.")
+                self._last = None
+                continue
             except Exception:
                 log.exception("reading the stream failed; starting again", seconds=RESTART_SECONDS)
             self._connected = False
@@ -99,12 +105,9 @@ class Reader:
 
     def _take(self, delivery: Delivery) -> None:
         event = self._read(delivery)
-        if self._last is not None:
-            if event.offset <= self._last:
-                self._hub.start_anew("The event stream was made anew. Fetch the present state; live events follow.")
-            elif self._resumed and event.offset != self._last + 1:
-                # RabbitMQ starts at its oldest message, without a word, if the offset asked for is no longer kept.
-                self._hub.start_anew(f"Events behind offset {self._last} are lost. Fetch the present state anew.")
+        if self._resumed and self._last is not None and event.offset != self._last + 1:
+            # RabbitMQ starts at its oldest message, without a word, if the offset asked for is no longer kept.
+            self._hub.start_anew(f"Events behind offset {self._last} are lost. Fetch the present state anew.")
         self._resumed = False
         self._last = event.offset
         self._hub.publish(event)

@@ -10,9 +10,6 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +20,12 @@ import pytest
 from bellhop.amqp import topology
 from bellhop.cli.ports import free_ports
 from tests.faults import netns
-from tests.faults.driver import Driver
-from tests.faults.oracle import Verdict
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.sinks import Follower, Sinks, following
-from tests.faults.system import Rig, System, allow, system
+from tests.faults.scene import PUBLISH_SECONDS, Scene, scene
+from tests.faults.system import Rig, allow
 from tests.support import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
-
-PUBLISH_SECONDS = 5.0
-"""What one publish may take (`Publisher`'s default); an answer may take a second more."""
-
-
-@dataclass
-class Scene:
-    """A running system, somebody who follows its stream, and the books."""
-
-    system: System
-    driver: Driver
-    sinks: Sinks
-    follower: Follower
-
-    async def end(self, fault: str, record: Any, *, runs: int = 1, beside: str = "", helped: bool = False) -> Verdict:
-        """Measure the recovery, balance the books, and keep the line."""
-        recovery = await self.sinks.probe(self.driver)
-        verdict = await self.sinks.settle(self.driver)
-        record(fault, verdict, runs=runs, recovery=recovery, beside=beside)
-        assert verdict.clean, verdict
-        assert self.follower.gaps == 0, "the stream had a gap"
-        self.sinks.check_mails()
-        assert self.sinks.dead_letters() == []
-        await wait_until(lambda: self._empty(), 20, "all queues are empty", interval=0.5)
-        if not helped:
-            assert all(service.running for service in self.system.services.values()), "a process ended by itself"
-        return verdict
-
-    async def _empty(self) -> bool:
-        return not await self.sinks.waiting()
-
-
-@asynccontextmanager
-async def scene(rig: Rig, folder: Path, **options: Any) -> AsyncIterator[Scene]:
-    async with system(rig, folder, **options) as whole, following(whole) as follower:
-        driver = Driver(whole)
-        await driver.prepare()
-        yield Scene(whole, driver, Sinks(whole, follower), follower)
-
 
 # What dies.
 
