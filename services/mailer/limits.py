@@ -41,6 +41,8 @@ SETTLE_SECONDS = 5.0
 CLIMBED_SECONDS = 3 * CLIMB_SECONDS
 """After so long a lowered rate is twice of what it was before, from wherever it began."""
 SLOWEST = 1 / 60
+UNMEASURED = 10.0
+"""Mails a second: where fewer went out so far, nobody knows what a server would take, and this is what is halved."""
 LONGEST_WAIT = 600.0
 """A server that says "too fast" may ask for a pause of so many seconds at most."""
 PAUSE_SECONDS = 600.0
@@ -280,7 +282,7 @@ class Limits:
         if rate is not None:
             return rate
         seconds = max(1.0, time.monotonic() - self._counting_since)
-        return max(self._sent[name] / seconds, self._sent_before[name] / self._seconds_before, 2 * SLOWEST)
+        return max(self._sent[name] / seconds, self._sent_before[name] / self._seconds_before, UNMEASURED)
 
     async def _change(self, change: _Change) -> None:
         row = await self._writer.write(self._lower, change)
