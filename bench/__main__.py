@@ -1,17 +1,20 @@
 """`python -m bench` runs every benchmark, one after the other; `python -m bench ranks` only that one.
 
-Further arguments are the benchmark's own: `python -m bench ranks --players 100000`.
+Further arguments are the benchmark's own: `python -m bench ranks --players 100000`. All of them take half an hour and
+more, most of it the broadcast: `python -m bench broadcast --recipients 50000` for less.
 """
 
 import subprocess
 import sys
 
 BENCHES = {
-    "accept": "mails and scores accepted over HTTP, beside a route that does nothing",
+    "accept": "mails and scores accepted over HTTP, beside a route that does nothing, and Flask with Celery",
     "publish": "confirmed publishes, beside aio-pika; consuming and pulling",
-    "mail": "queue -> SMTP -> outcome, beside Celery and smtplib (needs Postfix's smtp-sink)",
-    "urgent": "urgent mail behind 100,000 bulk mails (needs Postfix's smtp-sink)",
-    "ranks": "scores applied and ranks read, beside Redis (needs redis-server)",
+    "mail": "queue -> SMTP -> outcome, beside Celery and smtplib",
+    "latency": "POST to mail in the SMTP server's hand, at 200 a second",
+    "urgent": "urgent mail behind 100,000 bulk mails",
+    "broadcast": "a mail to 1,000,000 subscribers: rate, and memory of gateway and mailer",
+    "ranks": "scores applied and ranks read, beside Redis (needs redis-server); read over HTTP",
     "fanout": "one event to many browsers, beside Nchan (needs nginx with Nchan)",
 }
 

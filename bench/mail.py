@@ -1,13 +1,16 @@
 """How many mails a mailer process sends, queue -> SMTP -> outcome confirmed, beside Celery with smtplib.
 
-    python -m bench.mail                        # 20,000 mails on mail.normal, one process each
+    python -m bench.mail                        # 20,000 mails on mail.normal
     python -m bench.mail --processes 2 --lane bulk --connections 40 --no-pipelining --no-peer
 
-Both send to Postfix's `smtp-sink` (`apt-get install postfix`; its daemon need not run) by the same private RabbitMQ.
-The queue is filled first, then the mailers are started and what is done is counted while they work. Celery gets a
-virtual environment in a temporary folder (by uv or pip). It is measured twice: with a connection for each mail, as
-most applications do it, and with one that each process keeps. It stores no result; Bellhop's outcomes are counted
-when the broker has confirmed them. Printed are
+What is compared: so many mailer processes (one, unless told otherwise) beside as many Celery worker processes
+(`celery worker -c 1`: its main process, and one child that sends); then beside twice as many. Each is measured with a
+connection for each mail, as most applications do it, and, as many processes as ours, with one that each process keeps.
+The mails, the broker and the SMTP server (Postfix's smtp-sink, see bench/sink.py) are the same.
+
+The queue is filled first, then the mailers are started and what is done is counted while they work. Celery stores no
+result; Bellhop commits a claim and a result for each mail, and is counted when the broker has confirmed its outcomes.
+Printed are
 
     mails/s         between the first tenth and the end
     us CPU/mail     user and system time of the mailers, over the same time
@@ -19,12 +22,10 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import aio_pika
@@ -32,38 +33,18 @@ import aio_pika
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
+from bellhop.cli import processes
 from bellhop.cli.ports import free_ports
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.mail import Lane
-from bench.stage import Stage, broker, heading
+from bench.sink import smtp_sink
+from bench.stage import Stage, broker, cpu, environment, heading, mailer
 
 CELERY = "celery==5.7.*"
 PEER = Path(__file__).parent / "mail_peers"
 TEXT = "Hello,\n\nyour order is on its way.\n" + "It will be there soon. " * 20 + "\n"
-TIMEOUT = 120.0
-
-
-def find_sink(path: str = "") -> str:
-    """Return the path of `smtp-sink`, or end with a sentence."""
-    found = path or shutil.which("smtp-sink") or "/usr/sbin/smtp-sink"
-    if not Path(found).exists():
-        raise SystemExit(f"{found} is not there: apt-get install postfix, or say --smtp-sink PATH")
-    return found
-
-
-@contextlib.contextmanager
-def smtp_sink(binary: str, port: int, *, pipelining: bool) -> Iterator[None]:
-    """Run the server that all mails go to."""
-    command = [binary, *([] if pipelining else ["-p"])]
-    if os.geteuid() == 0:
-        command += ["-u", "nobody"]
-    running = subprocess.Popen([*command, f"127.0.0.1:{port}", "256"])
-    try:
-        yield
-    finally:
-        running.terminate()
-        running.wait(5)
+TIMEOUT = 300.0
 
 
 async def fill(url: str, lane: Lane, mails: int) -> None:
@@ -129,48 +110,24 @@ async def watch(
             await asyncio.sleep(0.02)
 
 
-@contextlib.contextmanager
-def mailer(port: int, settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one mailer; it is at work before it says so, and what counts is what it does."""
-    names = {f"BELLHOP_{name.upper()}": value for name, value in settings.items()} | {"BELLHOP_PORT": str(port)}
-    running = subprocess.Popen([sys.executable, "-m", "services.mailer"], env=os.environ | names)
-    try:
-        yield running
-    finally:
-        running.terminate()
-        running.wait(30)
-
-
-def mailer_settings(stage: Stage, smtp_port: int) -> dict[str, str]:
-    """Return what a mailer needs to send to the sink."""
-    return {
-        "amqp_url": stage.amqp_url,
-        "database_url": f"sqlite+aiosqlite:///{stage.folder}/mailer.db",
-        "smtp_host": "127.0.0.1",
-        "smtp_port": str(smtp_port),
-        "smtp_tls": "none",
-        "mail_from": "hello@bellhop.example",
-        "log_level": "warning",
-    }
-
-
 def bellhop(stage: Stage, smtp_port: int, asked: argparse.Namespace) -> float:
     """Measure our mailer; return mails/s."""
     began = time.monotonic()
     asyncio.run(fill(stage.amqp_url, asked.lane, asked.mails))
     print(f"filled {asked.lane.queue}: {asked.mails / (time.monotonic() - began):,.0f}/s")
-    settings = mailer_settings(stage, smtp_port) | {"smtp_connections": str(asked.connections)}
     with contextlib.ExitStack() as stack:
-        ports = free_ports(asked.processes)
-        mailers = [stack.enter_context(mailer(port, settings)) for port in ports]
-        pids = [mailer.pid for mailer in mailers]
+        connections = str(asked.connections)
+        mailers = [
+            stack.enter_context(mailer(stage, smtp_port, smtp_connections=connections)) for _ in range(asked.processes)
+        ]
+        pids = [running.pid for _, running in mailers]
         rate, cost = asyncio.run(
             watch(stage.amqp_url, "gateway.outcomes", asked.mails, rising=True, pids=pids, py_spy=asked.profile)
         )
-        with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/metrics") as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{mailers[0][0]}/metrics") as answer:
             metrics = answer.read().decode()
     wire = ", ".join(f"{name} <= {value:g} ms" for name, value in percentiles(metrics).items())
-    print(f"Bellhop, {asked.processes} process(es): {rate:,.0f} mails/s, {cost * 1e6:,.0f} us CPU/mail, {wire}")
+    print(f"{name(asked.processes, 'mailer process')}: {rate:,.0f} mails/s, {cost * 1e6:,.0f} us CPU/mail, {wire}")
     return rate
 
 
@@ -187,55 +144,37 @@ def percentiles(metrics: str) -> dict[str, float]:
     }
 
 
-def celery_environment(folder: Path) -> Path:
-    """Make a virtual environment with Celery; return the folder of its programs."""
-    venv = folder / "celery"
-    python = venv / "bin" / "python"
-    if (uv := shutil.which("uv")) is not None:
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), CELERY], check=True)
-    else:
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", CELERY], check=True
-        )
-    return venv / "bin"
+def name(count: int, what: str) -> str:
+    """Return "1 process", "2 processes"."""
+    return f"{count} {what}{'es' if count > 1 else ''}"
 
 
-def celery(stage: Stage, smtp_port: int, programs: Path, asked: argparse.Namespace, *, kept: bool) -> float:
-    """Measure Celery; return mails/s."""
-    mails = asked.peer_mails
-    environment = os.environ | {
+def celery(stage: Stage, smtp_port: int, programs: Path, mails: int, *, workers: int, kept: bool) -> float:
+    """Measure Celery with so many worker processes; return mails/s."""
+    variables = os.environ | {
         "BENCH_AMQP_URL": stage.amqp_url,
         "BENCH_SMTP_PORT": str(smtp_port),
         "BENCH_SMTP_KEPT": "1" if kept else "0",
         "BENCH_TEXT": TEXT,
     }
     subprocess.run(
-        [str(programs / "python"), "celery_mail.py", "fill", str(mails)], cwd=PEER, env=environment, check=True
+        [str(programs / "python"), "celery_mail.py", "fill", str(mails)], cwd=PEER, env=variables, check=True
     )
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING"]
     worker = subprocess.Popen(
-        [str(programs / "celery"), "-A", "celery_mail", "worker", "-c", str(asked.processes), *quiet],
-        cwd=PEER, env=environment | {"C_FORCE_ROOT": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [str(programs / "celery"), "-A", "celery_mail", "worker", "-c", str(workers), *quiet],
+        cwd=PEER, env=variables | {"C_FORCE_ROOT": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=processes.dies_with_us(),
     )  # fmt: skip
     try:
-        rate, _ = asyncio.run(watch(stage.amqp_url, "celery-mail", mails, rising=False, pids=[]))
+        rate, cost = asyncio.run(watch(stage.amqp_url, "celery-mail", mails, rising=False, pids=[worker.pid]))
     finally:
         worker.terminate()
         worker.wait(20)
     how = "one connection kept" if kept else "a connection for each mail"
-    print(f"Celery and smtplib, {asked.processes} process(es), {how}: {rate:,.0f} mails/s")
+    who = f"{name(workers, 'Celery worker process')} with smtplib, {how}"
+    print(f"{who}: {rate:,.0f} mails/s, {cost * 1e6:,.0f} us CPU/mail")
     return rate
-
-
-def cpu(pids: Sequence[int]) -> float:
-    """Return the seconds of CPU that processes have used together."""
-    used = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used += int(fields[11]) + int(fields[12])
-    return used / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -251,17 +190,19 @@ def main() -> None:
     options.add_argument("--smtp-sink", default="", metavar="PATH")
     options.add_argument("--profile", metavar="PY_SPY", help="path of py-spy; writes bench-mail.raw")
     asked = options.parse_args()
-    sink = find_sink(asked.smtp_sink)
     smtp_port = free_ports(1)[0]
     print(heading())
-    with broker() as stage, smtp_sink(sink, smtp_port, pipelining=not asked.no_pipelining):
+    with broker() as stage, smtp_sink(smtp_port, asked.smtp_sink, pipelining=not asked.no_pipelining):
         ours = bellhop(stage, smtp_port, asked)
         if asked.no_peer:
             return
-        programs = celery_environment(stage.folder)
-        for kept in (False, True):
-            theirs = celery(stage, smtp_port, programs, asked, kept=kept)
-            print(f"    Bellhop sends {ours / theirs:.1f} times as many")
+        programs = environment(stage.folder, CELERY)
+        wanted = " (wanted 8)"
+        for times, kept in ((1, False), (1, True), (2, False)):
+            workers = times * asked.processes
+            theirs = celery(stage, smtp_port, programs, asked.peer_mails, workers=workers, kept=kept)
+            print(f"    ratio {ours / theirs:.1f}{wanted}")
+            wanted = ""
 
 
 if __name__ == "__main__":

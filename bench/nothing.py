@@ -1,4 +1,4 @@
-"""The ceiling: a FastAPI route that takes a JSON body and does nothing, on the same kind of server."""
+"""The ceilings: FastAPI routes that do nothing but read their body or their path, on the same kind of server."""
 
 import os
 from typing import Any
@@ -13,6 +13,12 @@ app = FastAPI()
 async def ready() -> dict[str, str]:
     """Say that this process answers."""
     return {}
+
+
+@app.get("/nothing/{board}/players/{player}")
+async def nobody(board: str, player: str) -> dict[str, str]:
+    """Do nothing."""
+    return {"player": player}
 
 
 @app.post("/nothing", status_code=202)

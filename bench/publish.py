@@ -9,13 +9,11 @@ pull      one handler and one ack for each batch
 
 import argparse
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
 
 import aio_pika
-import structlog
 import uvloop
 
 from bellhop.amqp.batches import BatchPuller
@@ -153,7 +151,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=40_000)
     count = parser.parse_args().messages
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     print(stage.heading())
     with stage.broker() as place:
         rates = uvloop.run(measure(place.amqp_url, count))

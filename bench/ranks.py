@@ -2,7 +2,8 @@
 
 apply   scores as they lie on the queue -> committed (SQLite, synchronous=FULL) -> readable,
         beside pipelined `ZADD GT`, which is not durable
-read    the rank of one player of a million: in process, beside `ZREVRANK` over a socket
+read    the rank of one player of a million: in process, beside `ZREVRANK` over a socket;
+        and over HTTP, by one process of the service, beside a FastAPI route that does nothing
 memory  resident, of a process that holds the board; and the time until it is ready after a restart
 """
 
@@ -27,9 +28,12 @@ from pathlib import Path
 import httpx
 
 from bellhop.amqp.message import Delivery
+from bellhop.cli.ports import free_ports
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
+from bellhop.web import tokens
+from bench import load, stage
 from services.leaderboard.process import tune_process
 from services.leaderboard.ranking import Ranking
 from services.leaderboard.scores import read
@@ -39,12 +43,15 @@ from services.leaderboard.store import Store
 BOARD = "bench"
 MESSAGE = 1000
 BATCH = 200  # messages, as in the service's settings
+HTTP_ROUNDS = 3
+TOKEN_KEY = "0" * 32
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--players", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of reading over HTTP, each side")
     parser.add_argument("--rounds", type=int, default=8, help=f"of {BATCH} messages with {MESSAGE} scores each")
     arguments = parser.parse_args()
     tune_process()
@@ -52,13 +59,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bellhop-bench-") as folder, redis(Path(folder)) as peer:
         database = Path(folder) / "ranks.db"
         ours, theirs = asyncio.run(measure(database, peer, arguments.players, arguments.rounds))
-        seconds, megabytes = ready_after_restart(Path(folder), database)
+        with restarted(Path(folder), database) as service:
+            http, ceiling = read_over_http(service.port, arguments.players, arguments.seconds)
     print(f"{'':34}{'Bellhop':>12}{'Redis':>12}")
     ratio = f"{ours.applied / theirs.applied:10.2f} x" if peer else ""
     print(f"{'apply, scores a second':34}{ours.applied:12,.0f}{theirs.applied:12,.0f}{ratio}")
     print(f"{'read a rank, microseconds':34}{ours.read:12.2f}{theirs.read:12.2f}")
-    print(f"{'ready after a restart, seconds':34}{seconds:12.2f}")
-    print(f"{'resident after a restart, MB':34}{megabytes:12.0f}")
+    print(f"{'ready after a restart, seconds':34}{service.seconds:12.2f}")
+    print(f"{'resident after a restart, MB':34}{service.megabytes:12.0f}")
+    print(f"\n{'':34}{'Bellhop':>12}{'do nothing':>12}")
+    ratio = f"{http.rate / ceiling.rate:10.2f} x (wanted 0.8)"
+    print(f"{'read a player over HTTP, a second':34}{http.rate:12,.0f}{ceiling.rate:12,.0f}{ratio}")
 
 
 @dataclass
@@ -143,37 +154,72 @@ def deliveries(players: list[str], chance: random.Random) -> list[Delivery]:
     return made
 
 
-def ready_after_restart(folder: Path, database: Path) -> tuple[float, float]:
-    """Start the service, without a broker, on `database`; return seconds until it can answer, and its megabytes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@dataclass
+class Restarted:
+    """A service that was started on a full database."""
+
+    port: int
+    seconds: float
+    """Until it could answer."""
+    megabytes: float
+    """Resident, then."""
+
+
+@contextmanager
+def restarted(folder: Path, database: Path) -> Iterator[Restarted]:
+    """Start the service, without a broker, on `database`, until the block ends."""
+    port = free_ports(1)[0]
     environment = os.environ | {
         "BELLHOP_AMQP_URL": "amqp://nobody:nothing@127.0.0.1:1/",
         "BELLHOP_DATABASE_URL": f"sqlite+aiosqlite:///{database}",
-        "BELLHOP_TOKEN_KEY": "0" * 32,
+        "BELLHOP_TOKEN_KEY": TOKEN_KEY,
         "BELLHOP_PORT": str(port),
+        # A restart finds the modules compiled, as images do from the start, whatever this shell says about that.
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
     }
+    subprocess.run([sys.executable, "-c", "import services.leaderboard.app"], env=environment, check=True)
     began = time.perf_counter()
     with (folder / "service.log").open("wb") as log:
         service = subprocess.Popen([sys.executable, "-m", "services.leaderboard"], env=environment, stdout=log)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}")  # one: making it costs as much as many requests
     try:
-        while not loaded(f"http://127.0.0.1:{port}/readyz"):
+        while not loaded(client):
             if service.poll() is not None or time.perf_counter() - began > 120:
                 raise SystemExit((folder / "service.log").read_text())
             time.sleep(0.02)
-        seconds = time.perf_counter() - began
-        pages = int(Path(f"/proc/{service.pid}/statm").read_text().split()[1])
-        return seconds, pages * os.sysconf("SC_PAGESIZE") / 2**20
+        yield Restarted(port, time.perf_counter() - began, stage.memory(service.pid) / 2**20)
     finally:
+        client.close()
         service.terminate()
         service.wait()
 
 
-def loaded(url: str) -> bool:
+def read_over_http(port: int, players: int, seconds: float) -> tuple[load.Result, load.Result]:
+    """Read players of the service at `port` and of a route that does nothing, in turns, over 64 connections."""
+    token = tokens.mint(TOKEN_KEY, "bench", 3600, "leaderboard", scopes=["leaderboards:read"])
+    chosen = random.Random(3).choices(names(players), k=5_000)
+    ours, theirs = load.Result(), load.Result()
+    nothing = free_ports(1)[0]
+    sides = ((port, f"/v1/leaderboards/{BOARD}", ours), (nothing, f"/nothing/{BOARD}", theirs))
+    requests = {
+        path: [load.request("GET", f"{path}/players/{player}", authorization=f"Bearer {token}") for player in chosen]
+        for _, path, _ in sides
+    }
+    with stage.process("-m", "bench.nothing", port=nothing):
+        for _ in range(HTTP_ROUNDS):
+            for at, path, result in sides:
+                load.run(at, requests[path], connections=64, seconds=seconds / HTTP_ROUNDS, into=result)
+    for result in (ours, theirs):
+        if result.statuses.keys() != {200}:
+            raise SystemExit(f"not every player could be read: {result.statuses}")
+    return ours, theirs
+
+
+def loaded(client: httpx.Client) -> bool:
     """Say whether the rankings are read; the service is never quite ready here, for it has no broker."""
     try:
-        answer = httpx.get(url)
+        answer = client.get("/readyz")
     except httpx.HTTPError:
         return False
     return bool(answer.json()["checks"].get("rankings") == "ok")

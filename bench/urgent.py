@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import time
-from pathlib import Path
 
 import aio_pika
 
@@ -24,8 +23,9 @@ from bellhop.cli.ports import free_ports
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.mail import Lane
-from bench.mail import depth, fill, find_sink, mailer, mailer_settings, smtp_sink
-from bench.stage import broker, heading
+from bench.mail import depth, fill
+from bench.sink import smtp_sink
+from bench.stage import broker, heading, mailer, memory, percentile
 
 A_SECOND = 20
 PATIENCE = 60.0
@@ -73,12 +73,6 @@ async def send_urgent(url: str, count: int, pid: int) -> tuple[list[float], int,
     return [done[task_id] - at for task_id, at in published.items()], before, memory(pid)
 
 
-def memory(pid: int) -> int:
-    """Return the resident memory of a process, in bytes."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-
-
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,17 +80,18 @@ def main() -> None:
     options.add_argument("--urgent", type=int, default=200)
     options.add_argument("--smtp-sink", default="", metavar="PATH")
     asked = options.parse_args()
-    smtp_port, port = free_ports(2)
+    smtp_port = free_ports(1)[0]
     print(heading())
     with contextlib.ExitStack() as stack:
         stage = stack.enter_context(broker())
-        stack.enter_context(smtp_sink(find_sink(asked.smtp_sink), smtp_port, pipelining=True))
+        stack.enter_context(smtp_sink(smtp_port, asked.smtp_sink))
+        began = time.monotonic()
         asyncio.run(fill(stage.amqp_url, Lane.BULK, asked.bulk))
-        running = stack.enter_context(mailer(port, mailer_settings(stage, smtp_port)))
+        print(f"{asked.bulk:,} bulk mails are on their queue after {time.monotonic() - began:.0f} s")
+        _, running = stack.enter_context(mailer(stage, smtp_port))
         seconds, before, after = asyncio.run(send_urgent(stage.amqp_url, asked.urgent, running.pid))
-    seconds.sort()
-    p50, p99 = (seconds[min(len(seconds) - 1, int(len(seconds) * share))] * 1000 for share in (0.5, 0.99))
-    print(f"urgent mail behind {asked.bulk:,} bulk mails: p50 {p50:,.0f} ms, p99 {p99:,.0f} ms")
+    p50, p99 = (percentile(seconds, share) * 1000 for share in (0.5, 0.99))
+    print(f"{len(seconds)} urgent mails behind {asked.bulk:,} bulk ones: p50 {p50:.0f}, p99 {p99:.0f} ms (wanted 1000)")
     print(f"memory of the mailer: {before / 1e6:,.0f} MB, then {after / 1e6:,.0f} MB")
 
 
