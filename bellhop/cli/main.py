@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from bellhop.cli import topology
+from bellhop.cli import keys, topology
 from bellhop.cli.errors import CannotRun
 
 commands = typer.Typer(
@@ -15,6 +15,7 @@ commands = typer.Typer(
 )
 
 commands.add_typer(topology.commands, name="topology")
+commands.add_typer(keys.commands, name="keys")
 
 
 # Each command imports what it needs, so that `--help` and `admin-key` answer at once.

@@ -1,6 +1,7 @@
 """Mail: what a client asks for, and the task that travels to the mailer."""
 
 import base64
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
@@ -25,19 +26,29 @@ class Lane(StrEnum):
         return f"mail.{self.value}"
 
 
+_SPECIAL = re.compile(r'[ <>,;:"()\[\]\\]')
+# RFC 1123, 2.1, and the underscore that is in use all the same.
+_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
+
+
 def address(text: str) -> str:
     """Check one bare `local@domain` (RFC 5321 addr-spec, no display name, no address literal).
 
-    Deep syntax and IDNA are the gateway's business (email-validator); this is what the wire needs to be safe.
+    This is what the wire needs to be safe. Whether an international domain is one is the gateway's business (IDNA).
     """
     one_line(text)
     local, at, domain = text.rpartition("@")
     if not at or not local or not domain:
         raise ValueError("must be one address like ada@example.com")
-    if any(character in text for character in ' <>,;:"()[]\\') or "@" in local:
+    if _SPECIAL.search(text) or "@" in local:
         raise ValueError("must be a bare address like ada@example.com, without name, quotes or brackets")
     if "." not in domain and domain != "localhost":
         raise ValueError(f"must have a domain with a dot, not {domain!r}")
+    if domain.isascii() and "." in domain and not _DOMAIN.fullmatch(domain):
+        raise ValueError(f"must have a domain of letters, digits and hyphens between its dots, not {domain!r}")
+    if not text.isprintable():
+        raise ValueError("must not contain blanks or invisible characters")
     if len(local.encode()) > 64 or len(domain.encode()) > 253:
         raise ValueError("must have at most 64 bytes before the @ and 253 after it")
     return text
@@ -139,10 +150,15 @@ class MailContent(Contract):
         return self
 
 
+PersonName = Annotated[Line, StringConstraints(max_length=200)]
+
+
 class MailRequest(MailContent):
     """`POST /v1/mail`."""
 
     to: Address
+    to_name: PersonName | None = None
+    """The name that stands before the address in the mail's head."""
     lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
     send_at: Time | None = None
 
@@ -156,6 +172,7 @@ class MailTask(MailContent):
     owner: Id
     """The id of the API key that asked for it."""
     to: Address
+    to_name: PersonName | None = None
     lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
     event_id: Id | None = None
     """The event that a template reacted to; None where a client asked for the mail."""

@@ -194,8 +194,13 @@ async def _purge(gateway: Gateway) -> None:
                 keys_before=current - round(settings.idempotency_hours * 3_600_000),
             )
             await gateway.attachments.purge()
+            await gateway.newsletter.suppressions.purge()
             if gone:
                 log.info("deleted tasks past their retention", count=gone)
+            expired = await gateway.newsletter.audience.purge(current - round(settings.confirm_days * 86_400_000))
+            if expired:
+                log.info("forgot people who never confirmed their subscription", count=expired)
+            gone += expired
         except DatabaseAway as error:
             log.warning("the retention waits for the database", reason=str(error))
             gone = 0

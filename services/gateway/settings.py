@@ -32,7 +32,9 @@ class Settings(TokenSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[^,=]+(,[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[^,=]+)*$",
         description="the lists that anybody may join at /subscribe: name=Title,name=Title",
     )
-    confirm_days: float = Field(7.0, gt=0, description="how long the link that confirms a subscription works")
+    confirm_days: float = Field(
+        7.0, gt=0, description="how long the link that confirms a subscription works; who has not by then is forgotten"
+    )
     bounce_days: float = Field(90.0, gt=0, description="how long an address is suppressed after a hard bounce")
     broadcast_window: int = Field(
         2000, ge=1, le=100_000, description="recipients of one broadcast that may be under way at once"

@@ -29,6 +29,7 @@ from services.mailer.rendering import BadTemplate, Templates, reaction_types
 from services.mailer.routes import authenticator, router
 from services.mailer.settings import MailerSettings
 from services.mailer.store import Inbox
+from services.mailer.suppressions import Suppressions
 from services.mailer.work import Mailer, guarded
 
 BEAT_SECONDS = 3.0
@@ -91,7 +92,8 @@ def build(settings: MailerSettings) -> FastAPI:
         key = settings.service_key.get_secret_value() if settings.service_key else None
         attachments = Attachments(settings.gateway_url, key, http, settings.attachments_folder)
         composer = Composer(settings, templates, attachments)
-        mailer = Mailer(settings, templates, composer, inbox, limits, relays, Publisher(publishing))
+        suppressions = Suppressions(settings.gateway_url, key, http)
+        mailer = Mailer(settings, templates, composer, inbox, limits, relays, Publisher(publishing), suppressions)
         consumers = [
             Consumer(consuming, mailer.publisher, row.queue, guarded(row.handler, mailer), prefetch=row.prefetch)
             for row in table(sum(each.connections for each in settings.all_relays))

@@ -44,6 +44,7 @@ class Composer:
             html=html,
             reply_to=task.reply_to and wire_address(task.reply_to),
             headers=_headers(task),
+            to_name=task.to_name or "",
             from_name=self._settings.mail_from_name,
             attachments=attachments,
         )

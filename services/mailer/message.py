@@ -47,18 +47,13 @@ class Mail:
     reply_to: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     from_name: str = ""
+    to_name: str = ""
     attachments: tuple[Attachment, ...] = ()
 
 
 def from_header(name: str, address: str) -> bytes:
     """Return the From header line for a display name (may be empty) and an address."""
-    if not name:
-        return _header("From", address)
-    if not name.isascii() or "=?" in name:
-        return _folded("From", [*_encoded_words(name, ENCODED_WORD - len("From: ")), f"<{address}>"])
-    if not _ATOMS.fullmatch(name):
-        name = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return _folded("From", [*name.split(" "), f"<{address}>"])
+    return _mailbox("From", name, address)
 
 
 def build(mail: Mail, from_line: bytes, date: str) -> bytes:
@@ -71,7 +66,7 @@ def build(mail: Mail, from_line: bytes, date: str) -> bytes:
     """
     lines = [
         from_line,
-        _address_header("To", mail.to),
+        _mailbox("To", mail.to_name, mail.to),
         _header("Subject", mail.subject),
         b"Date: " + date.encode(),
         _header("Message-ID", mail.message_id),
@@ -105,6 +100,19 @@ def _header(name: str, value: str) -> bytes:
     if plain and _foldable(name, value):
         return _folded(name, value.split(" "))
     return _folded(name, _encoded_words(value, ENCODED_WORD - len(name) - 2))
+
+
+def _mailbox(header: str, name: str, address: str) -> bytes:
+    """Return the header line for a display name (may be empty) and an address (RFC 5322, 3.4)."""
+    if not name:
+        return _address_header(header, address)
+    _check(header, name)
+    _check(header, address)
+    if not name.isascii() or "=?" in name:
+        return _folded(header, [*_encoded_words(name, ENCODED_WORD - len(header) - 2), f"<{address}>"])
+    if not _ATOMS.fullmatch(name):
+        name = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return _folded(header, [*name.split(" "), f"<{address}>"])
 
 
 def _address_header(name: str, address: str) -> bytes:

@@ -65,6 +65,23 @@ def queued(task: MailTask) -> Outcome:
     )
 
 
+def suppressed(task: MailTask, reason: str) -> Outcome:
+    """Return the outcome of a task whose address gets no mail."""
+    return Outcome.model_validate(
+        {
+            "task_id": task.task_id,
+            "round": task.round,
+            "attempt": 0,
+            "state": State.SUPPRESSED,
+            "at": now(),
+            "reply": f"The address is suppressed: {reason}",
+            "owner": task.owner,
+            "lane": task.lane.value,
+        }
+        | _origin(task)
+    )
+
+
 def due_in(seconds: float) -> dict[str, object]:
     """Return the field that says when the next attempt is due."""
     return {"retry_at": now() + timedelta(seconds=seconds)}

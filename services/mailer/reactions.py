@@ -4,14 +4,15 @@ import asyncio
 
 from pydantic import TypeAdapter, ValidationError
 
-from bellhop.amqp.errors import Reject
+from bellhop.amqp.errors import NotNow, Reject
 from bellhop.amqp.message import Delivery, Message
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.mail import MailTask
 from services.mailer import outcomes
 from services.mailer.rendering import RenderingError
-from services.mailer.work import Mailer, first_problem, patiently, report
+from services.mailer.suppressions import SuppressionsAway
+from services.mailer.work import Mailer, Patience, first_problem, patiently, report
 
 REACTIONS_AT_ONCE = 200
 
@@ -39,7 +40,8 @@ async def react(mailer: Mailer, delivery: Delivery) -> None:
                 wrong.append(f"{template.name} for {recipient[:100]!r}: {first_problem(error)}")
     for start in range(0, len(tasks), REACTIONS_AT_ONCE):
         some = tasks[start : start + REACTIONS_AT_ONCE]
-        await asyncio.gather(*(_hand_on(mailer, delivery, task) for task in some))
+        suppressed = await _suppressed(mailer, some)
+        await asyncio.gather(*(_hand_on(mailer, delivery, task, suppressed.get(task.to)) for task in some))
     if wrong:
         # The good ones are out, and a replay of the dead letter makes none of them twice.
         raise Reject("; ".join(wrong))
@@ -58,7 +60,21 @@ def _reaction(envelope: Envelope, template: str, recipient: str, data: dict[str,
     )
 
 
-async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask) -> None:
+async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
+    """Ask who of these gets no mail, for as long as it takes: to mail them unasked could not be undone."""
+    waiting = Patience(mailer)
+    while True:
+        try:
+            return await mailer.suppressions.among([task.to for task in tasks])
+        except SuppressionsAway as error:
+            await waiting.pause(NotNow(str(error)))
+
+
+async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:
+    await report(mailer, delivery, outcomes.queued(task))
+    if suppressed is not None:
+        await report(mailer, delivery, outcomes.suppressed(task, suppressed))
+        return
     body = task.model_dump_json(exclude_defaults=True).encode()
     envelope = Envelope(
         type="mail.requested",
@@ -67,5 +83,4 @@ async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask) -> None:
         subject=task.task_id,
         traceparent=delivery.envelope.traceparent,
     )
-    await report(mailer, delivery, outcomes.queued(task))
     await patiently(mailer, lambda: mailer.publisher.publish("work", task.lane.queue, Message(body, envelope)))

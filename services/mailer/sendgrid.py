@@ -82,11 +82,14 @@ def document(outgoing: Outgoing) -> dict[str, Any]:
     sender: dict[str, str] = {"email": outgoing.sender}
     if mail.from_name:
         sender["name"] = mail.from_name
+    recipient = {"email": outgoing.recipient}
+    if mail.to_name:
+        recipient["name"] = mail.to_name
     content = [
         {"type": f"text/{kind}", "value": text} for kind, text in (("plain", mail.text), ("html", mail.html)) if text
     ]
     body: dict[str, Any] = {
-        "personalizations": [{"to": [{"email": outgoing.recipient}]}],
+        "personalizations": [{"to": [recipient]}],
         "from": sender,
         "subject": mail.subject,
         "content": content or [{"type": "text/plain", "value": " "}],  # an empty one is refused

@@ -24,6 +24,7 @@ from services.mailer.relays import Relays
 from services.mailer.rendering import Templates
 from services.mailer.settings import MailerSettings
 from services.mailer.store import Inbox, Key
+from services.mailer.suppressions import Suppressions
 from services.mailer.transport import RelayAway
 
 PATIENCE = 900.0
@@ -46,6 +47,7 @@ class Mailer:
     limits: Limits
     relays: Relays
     publisher: Publisher
+    suppressions: Suppressions
     policy: RetryPolicy = DEFAULT
     in_hand: set[Key] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

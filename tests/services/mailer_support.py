@@ -21,6 +21,8 @@ class ScriptedRelay:
     greeting: str = "220 test.invalid ESMTP"
     replies: dict[str, list[str]] = field(default_factory=dict)
     tls: ssl.SSLContext | None = None
+    implicit: bool = False
+    """TLS from the first byte on, not after STARTTLS."""
     port: int = 0
     connections: int = 0
     commands: list[str] = field(default_factory=list)
@@ -37,7 +39,9 @@ class ScriptedRelay:
         await self.stop()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, ssl=self.tls if self.implicit else None
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -8,11 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from bellhop.contracts.base import now
 from bellhop.contracts.outcomes import State
+from bellhop.sql.database import Database
+from bellhop.sql.migrations import migrate
 from services.gateway.audience.addresses import subscriber_id
 from services.gateway.audience.links import Links
+from services.gateway.store.outbox import now_ms
+from services.gateway.store.suppressions import Suppression, Suppressions
+from services.gateway.store.tables import subscriptions, suppressions
 from tests.services.gateway_support import RunningGateway, json, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost
@@ -140,6 +146,75 @@ async def test_who_left_comes_back_by_their_own_hand_alone(gateway: RunningGatew
     assert await state(gateway, "ada@example.com") == "confirmed"
 
 
+async def test_a_strangers_sign_up_does_not_undo_an_unsubscription(
+    gateway: RunningGateway, browser: httpx.AsyncClient
+) -> None:
+    """Anybody may have filled in the form: until the person confirms, they count as somebody who left."""
+    await add(gateway, "ada@example.com", confirmed=True)
+    await browser.post(unsubscribe_path(gateway, "ada@example.com"))
+    await browser.post("/subscribe", data={"email": "ada@example.com"})
+    assert await state(gateway, "ada@example.com") == "pending"
+
+    imported = await import_(gateway, "email\nada@example.com\n", confirmed="true")
+    await add(gateway, "ada@example.com", confirmed=True)
+
+    assert (imported["skipped"], await state(gateway, "ada@example.com")) == (1, "pending")
+    _, path = await link(gateway)
+    await browser.post(path)
+    assert await state(gateway, "ada@example.com") == "confirmed"
+    assert "unsubscribed_at" not in (await person(gateway, "ada@example.com"))["lists"]["news"]
+
+
+async def test_who_never_confirms_is_forgotten(vhost: Vhost, database_url: str) -> None:
+    """When the link has expired, so has the sign-up; who left before is somebody who left again."""
+    async with running_gateway(vhost, database_url) as gateway:
+        await add(gateway, "never@example.com")
+        await add(gateway, "reader@example.com", confirmed=True)
+        await add(gateway, "reader@example.com", lists=["books"])
+        await add(gateway, "left@example.com", confirmed=True)
+        async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as browser:
+            await browser.post(unsubscribe_path(gateway, "left@example.com"))
+        await add(gateway, "left@example.com")
+
+    async with running_gateway(vhost, database_url, confirm_days=1e-6) as gateway:
+
+        async def forgotten() -> bool:
+            return (await gateway.admin.get("/v1/subscribers/never@example.com")).status_code == 404
+
+        await wait_until(forgotten, 10, "the sign-up is forgotten")
+        assert list((await person(gateway, "reader@example.com"))["lists"]) == ["news"]
+        assert await state(gateway, "left@example.com") == "unsubscribed"
+        await add(gateway, "left@example.com", confirmed=True)
+        assert await state(gateway, "left@example.com") == "pending"
+
+
+async def test_who_signs_up_again_is_asked_again_after_a_while(
+    gateway: RunningGateway, database_url: str, browser: httpx.AsyncClient
+) -> None:
+    """A lost mail is no dead end, and a form is no way to fill a stranger's mailbox: each wait is twice the last."""
+
+    database = Database(database_url)
+
+    async def asked(minutes: float) -> bool:
+        """Let time pass, sign up, and say whether that sent a mail."""
+        async with database.write() as connection:
+            columns = (subscriptions.c.created_at, subscriptions.c.asked_at)
+            earlier = {column: column - round(minutes * 60_000) for column in columns}
+            await connection.execute(sa.update(subscriptions).values(earlier))
+        await browser.post("/subscribe", data={"email": "ada@example.com"})
+        await gateway.admin.post("/v1/mail", json=mail(to="last@example.com"))
+        to, again = "", False
+        while to != "last@example.com":
+            message = await wait_until(lambda: gateway.vhost.get("mail.normal"), 10, "a mail")
+            to = str(json(message.body)["to"])
+            again = again or to == "ada@example.com"
+        return again
+
+    answers = [await asked(minutes) for minutes in (0, 9, 2, 9, 3, 10, 15, 10)]
+    await database.close()
+    assert answers == [True, False, True, False, True, False, True, False]
+
+
 async def state(gateway: RunningGateway, email: str) -> str:
     found: str = (await person(gateway, email))["state"]
     return found
@@ -254,6 +329,21 @@ async def test_a_suppression_ends_by_hand_or_by_time(gateway: RunningGateway) ->
         return await state_of("a@example.com") == "queued"
 
     await wait_until(expired, 10, "the suppression has ended")
+
+
+async def test_a_suppression_that_has_ended_is_deleted(database_url: str) -> None:
+    """Nobody stays on the list for longer than they are suppressed."""
+    await migrate(database_url, "services.gateway")
+    database = Database(database_url)
+    store = Suppressions(database, 90)
+    await store.add(Suppression("ended@example.com", "r", "tests", now_ms() - 1))
+    await store.add(Suppression("later@example.com", "r", "tests", now_ms() + 60_000))
+    await store.add(Suppression("never@example.com", "r", "tests"))
+    await store.purge()
+    async with database.read() as connection:
+        left = (await connection.execute(sa.select(suppressions.c.address).order_by("address"))).scalars().all()
+    await database.close()
+    assert left == ["later@example.com", "never@example.com"]
 
 
 async def test_the_same_person_50_times_in_parallel_is_asked_once(gateway: RunningGateway) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from bellhop.cli import processes
 from bellhop.cli.ports import free_ports
+from bellhop.contracts.outcomes import State
 from bellhop.web.auth import new_key
 from tests.services.newsletter_support import StandIn, sent
 from tests.support import wait_until
@@ -73,35 +74,88 @@ def gateway(vhost: Vhost, database_url: str) -> Iterator[Gateway]:
     running.kill()
 
 
+async def broadcast(client: httpx.AsyncClient, emails: list[str]) -> str:
+    """Put these people on a list, and send them a mail."""
+    await client.post(
+        "/v1/subscribers/import",
+        params={"lists": "news", "confirmed": "true"},
+        content="\n".join(["email", *emails]).encode(),
+        headers={"Content-Type": "text/csv"},
+        timeout=60,
+    )
+    answer = await client.post("/v1/broadcasts", json={"list": "news", "subject": "s", "text": "t"})
+    return str(answer.json()["id"])
+
+
+async def finished(client: httpx.AsyncClient, broadcast_id: str, state: str = "finished") -> dict[str, int]:
+    """Wait for the end of a broadcast; return its counts."""
+
+    async def counts() -> dict[str, int] | None:
+        document = (await client.get(f"/v1/broadcasts/{broadcast_id}")).json()
+        return document["counts"] if document["state"] == state else None
+
+    # What a killed one had claimed for itself is free again after its lease.
+    return await wait_until(counts, 60, f"the broadcast is {state}", interval=0.2)
+
+
 @pytest.mark.timeout(300)
 async def test_a_killed_gateway_forgets_nobody_and_mails_nobody_twice(gateway: Gateway, vhost: Vhost) -> None:
     """Killed again and again while it feeds, it ends with exactly one task for each recipient."""
     emails = [f"reader-{number:04}@example.com" for number in range(RECIPIENTS)]
     async with gateway.client() as client, StandIn(sent).running(vhost) as mailer:
         await gateway.start(client)
-        await client.post(
-            "/v1/subscribers/import",
-            params={"lists": "news", "confirmed": "true"},
-            content="\n".join(["email", *emails]).encode(),
-            headers={"Content-Type": "text/csv"},
-            timeout=60,
-        )
-        wish = {"list": "news", "subject": "s", "text": "t"}
-        broadcast_id = (await client.post("/v1/broadcasts", json=wish)).json()["id"]
+        broadcast_id = await broadcast(client, emails)
         for number in range(1, KILLS + 1):
             goal = number * RECIPIENTS // (KILLS + 2)
             await wait_until(lambda goal=goal: len(mailer.tasks) >= goal, 60, f"{goal} are mailed", interval=0.005)
             gateway.kill()
             await gateway.start(client)
 
-        async def finished() -> dict[str, int] | None:
-            document = (await client.get(f"/v1/broadcasts/{broadcast_id}")).json()
-            return document["counts"] if document["state"] == "finished" else None
-
-        # What the killed one had claimed for itself is free again after its lease.
-        counts = await wait_until(finished, 60, "the broadcast is finished", interval=0.2)
+        counts = await finished(client, broadcast_id)
 
     assert counts["sent"] == RECIPIENTS
     assert (
         sorted(mailer.recipients) == emails
     )  # by task: the broker may bring a message twice, the mailer's inbox knows
+
+
+@pytest.mark.timeout(300)
+async def test_what_was_asked_for_survives_a_crash(gateway: Gateway, vhost: Vhost) -> None:
+    """Killed right after each answer: a pause stays a pause, a retry reaches everybody it is for, a cancel ends it."""
+    emails = [f"reader-{number:03}@example.com" for number in range(120)]
+    mailer = StandIn(lambda _: None)
+    async with gateway.client() as client, mailer.running(vhost):
+        await gateway.start(client)
+        broadcast_id = await broadcast(client, emails)
+
+        async def ask_and_die(action: str) -> None:
+            assert (await client.post(f"/v1/broadcasts/{broadcast_id}/{action}")).status_code == 202
+            gateway.kill()
+            await gateway.start(client)
+
+        async def progress() -> tuple[str, dict[str, int]]:
+            document = (await client.get(f"/v1/broadcasts/{broadcast_id}")).json()
+            return document["state"], {state: count for state, count in document["counts"].items() if count}
+
+        await wait_until(lambda: len(mailer.tasks) == 20, 30, "the first ones are with the mailer")
+        await ask_and_die("pause")
+        mailer.decide = lambda task: {"state": State.FAILED, "code": 554} if task.round == 1 else sent(task)
+        for task_id, round_ in list(mailer.tasks):
+            await mailer.report(task_id, round_, {"state": State.FAILED, "code": 554})
+
+        async def all_came_back() -> bool:
+            return await progress() == ("paused", {"failed": 20, "waiting": 100})
+
+        await wait_until(all_came_back, 30, "what was under way is over")
+        await ask_and_die("resume")
+        assert (await finished(client, broadcast_id))["failed"] == 120
+        await ask_and_die("retry-failed")
+        assert (await finished(client, broadcast_id))["sent"] == 120
+        for round_ in (1, 2):
+            assert sorted(task.to for (_, number), task in mailer.tasks.items() if number == round_) == emails
+
+        mailer.decide = lambda _: None
+        broadcast_id = await broadcast(client, emails)
+        await wait_until(lambda: len(mailer.tasks) > 240, 30, "another one is with the mailer")
+        await ask_and_die("cancel")
+        assert (await finished(client, broadcast_id, "cancelled"))["cancelled"] == 120

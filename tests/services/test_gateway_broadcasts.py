@@ -79,7 +79,7 @@ async def test_everybody_gets_one_mail(gateway: RunningGateway) -> None:
     assert sorted(to for to in mailer.recipients if to != "pending@example.com") == emails
     assert (final["recipients"], counted(final)) == (120, {"sent": 120})
     task = next(task for task in mailer.tasks.values() if task.to == emails[7])
-    assert (task.subject, task.lane) == ("Hello Reader 7", "bulk")
+    assert (task.subject, task.to_name, task.lane) == ("Hello Reader 7", "Reader 7", "bulk")
     assert task.list_unsubscribe is not None
     assert task.list_unsubscribe.startswith(f"{URL}/unsubscribe?token=")
     assert task.list_unsubscribe in str(task.text)
@@ -279,6 +279,7 @@ BAD: list[dict[str, object]] = [
     {"subject": "a\nb"},
     {"template": "welcome"},
     {"text": None},
+    {"reply_to": "ada@b\u00fcch_er.example"},
     {"send_at": "tomorrow"},
     {"headers": {"List-Unsubscribe": "<https://evil.example>"}},
     {"list_unsubscribe": "https://evil.example"},

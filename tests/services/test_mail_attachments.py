@@ -82,6 +82,42 @@ async def test_a_small_file_may_travel_with_the_request(both: Both) -> None:
     assert part.get_payload(decode=True) == content
 
 
+async def test_a_newsletter_carries_its_attachments_to_everybody(both: Both, tmp_path: Path) -> None:
+    """One upload and one small file, the same for all; subject and the way out are each reader's own."""
+    content = os.urandom(200_000)
+    upload = (await both.upload(content, "Ausgabe März.pdf")).json()
+    inline = {"filename": "a.txt", "content_type": "text/plain", "content_base64": base64.b64encode(b"hi").decode()}
+    emails = [f"reader-{number}@example.com" for number in range(12)]
+    rows = "\n".join(f"{email},Reader {number}" for number, email in enumerate(emails))
+    imported = await both.gateway.admin.post(
+        "/v1/subscribers/import",
+        params={"lists": "news", "confirmed": "true"},
+        content=f"email,name\n{rows}",
+        headers={"Content-Type": "text/csv"},
+    )
+    assert imported.json()["new"] == len(emails), imported.text
+    wish = {"list": "news", "subject": "Hello {{ subscriber.name }}", "text": "News.", "html": "<p>News.</p>",
+            "attachments": [{"id": upload["id"]}, inline]}  # fmt: skip
+    answer = await both.gateway.admin.post("/v1/broadcasts", json=wish)
+    assert answer.status_code == 202, answer.text
+
+    async def finished() -> bool:
+        return bool((await both.gateway.admin.get(answer.headers["location"])).json()["state"] == "finished")
+
+    await wait_until(finished, 20, "the broadcast is finished")
+    assert sorted(each.recipients[0] for each in both.smtp.mails) == sorted(emails)
+    for each in both.smtp.mails:
+        message = each.message
+        files = {part.get_filename(): part.get_payload(decode=True) for part in message.iter_attachments()}
+        assert files == {"Ausgabe März.pdf": content, "a.txt": b"hi"}
+        assert message["Subject"] == f"Hello Reader {emails.index(each.recipients[0])}"
+        assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+        html = message.get_body(("html",))
+        assert html is not None
+        assert message["List-Unsubscribe"].strip("<>") in html.get_content()
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == [upload["sha256"]]
+
+
 async def test_the_same_upload_again_is_the_same_attachment(both: Both) -> None:
     """A retried upload takes no further room; another name is another attachment."""
     first, again, other = [(await both.upload(filename=name)).json()["id"] for name in ("a.pdf", "a.pdf", "b.pdf")]
@@ -110,6 +146,8 @@ async def test_a_mail_cannot_refer_to_what_is_not_its_owners(both: Both) -> None
     refused = await stranger.post("/v1/mail", json=mail(attachments=[{"id": upload["id"]}]))
     await stranger.aclose()
     assert refused.status_code == 422
+    wish = {"list": "news", "subject": "s", "text": "t", "attachments": [{"id": "none"}]}
+    assert (await both.gateway.admin.post("/v1/broadcasts", json=wish)).status_code == 422
     large = (await both.upload(b"x" * MAX_ATTACHMENT)).json()["id"]
     assert (await both.send(*[{"id": large}] * 3)).status_code == 422
 
@@ -147,7 +185,10 @@ async def test_only_the_mailer_fetches_what_was_uploaded(both: Both) -> None:
 
 
 async def test_a_template_is_previewed_through_the_gateway(vhost: Vhost, tmp_path: Path) -> None:
-    """Subject, text and HTML as the mail would have them; an error names file and line; nothing is sent."""
+    """Subject, text and HTML as the mail would have them; an error names file and line; nothing is sent.
+
+    A broadcast of a template that does not exist is refused: else it would fail for everybody on the list.
+    """
     settings = mailer_settings(
         1, amqp_url=vhost.amqp_url, database_url=f"sqlite+aiosqlite:///{tmp_path}/m.db", service_key=KEY
     )
@@ -165,6 +206,12 @@ async def test_a_template_is_previewed_through_the_gateway(vhost: Vhost, tmp_pat
             assert "welcome.mail, line 2" in bad.json()["detail"]
             unknown = await gateway.admin.post("/v1/templates/none/preview", json={"data": {}})
             assert unknown.status_code == 404
+            wish = {"list": "news", "template": "welcom"}
+            refused = await gateway.admin.post("/v1/broadcasts", json=wish)
+            assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/template")
+            assert "welcome" in refused.json()["errors"][0]["detail"]
+            taken = await gateway.admin.post("/v1/broadcasts", json=wish | {"template": "welcome"})
+            assert taken.status_code == 202
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as nobody:
                 assert (await nobody.get("/v1/templates")).status_code == 401
             stranger = gateway.client(await gateway.make_key("reader", "mail:read"))

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
@@ -240,9 +241,12 @@ async def test_an_event_with_a_list_of_recipients_sends_to_the_good_ones(
 
 async def test_a_lost_reply_to_the_final_dot_is_reported_as_uncertain(start: Start) -> None:
     """Two copies are possible, both with one Message-ID, and both the outcomes say so (RFC 1047)."""
+    counted = partial(REGISTRY.get_sample_value, "bellhop_mailer_uncertain_total", {"why": "no reply to the final dot"})
+    before = counted() or 0.0
     async with ScriptedRelay(replies={".": [DROP]}) as relay, start(relay.port) as mailer:
         await mailer.mail()
         await mailer.outcome(2, timeout=15)
+        assert counted() == before + 1
         assert [(one["state"], one["uncertain"]) for one in mailer.outcomes] == [("retrying", True), ("sent", True)]
         assert len(relay.mails) == 2
         ids = {line for mail in relay.mails for line in mail.split(b"\r\n") if line.startswith(b"Message-ID")}
@@ -333,6 +337,16 @@ async def test_an_international_domain_goes_out_as_dns_has_it(
     assert (await mailer.outcome())["state"] == "sent"
     (mail,) = smtp_server.mails
     assert (mail.recipients, mail.message["To"]) == ([wire], wire)
+
+
+async def test_a_name_of_any_letters_stands_before_the_address(mailer: Running, smtp_server: SmtpServer) -> None:
+    """In the header alone: to the relay the recipient is the bare address."""
+    await mailer.mail(to="ada@bücher.example", to_name="Ада Лавлейс, 愛達")
+    assert (await mailer.outcome())["state"] == "sent"
+    (mail,) = smtp_server.mails
+    (shown,) = mail.message["To"].addresses
+    assert (mail.recipients, shown.addr_spec) == (["ada@xn--bcher-kva.example"], "ada@xn--bcher-kva.example")
+    assert shown.display_name == "Ада Лавлейс, 愛達"
 
 
 async def test_a_domain_that_is_none_fails_with_a_reason(mailer: Running, smtp_server: SmtpServer) -> None:

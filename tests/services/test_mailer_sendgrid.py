@@ -41,12 +41,13 @@ async def test_a_mail_is_taken_with_all_its_parts(server: SendGridServer) -> Non
     """202 is `sent`; the request holds what the SMTP message would, under the same Message-ID."""
     verdict = await send(
         server, html="<p>Hello</p>", reply_to="office@bellhop.example", headers={"X-Tag": "a"}, from_name="Bellhop",
+        to_name="Ada Lovelace",
         attachments=(Attachment("a.txt", "text/plain", b"hello"),),
     )  # fmt: skip
     assert (verdict.kind, verdict.code, verdict.sentence) == (Kind.SENT, 202, "Accepted, X-Message-Id abc")
     assert server.mails == [
         {
-            "personalizations": [{"to": [{"email": "ada@example.com"}]}],
+            "personalizations": [{"to": [{"email": "ada@example.com", "name": "Ada Lovelace"}]}],
             "from": {"email": "hello@bellhop.example", "name": "Bellhop"},
             "reply_to": {"email": "office@bellhop.example"},
             "subject": "Hi",

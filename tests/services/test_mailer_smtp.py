@@ -239,6 +239,18 @@ async def test_starttls_protects_mail_and_password(tmp_path: Path) -> None:
         assert verbs[:4] == ["EHLO", "STARTTLS", "EHLO", "AUTH"]
 
 
+async def test_implicit_tls_protects_everything(tmp_path: Path) -> None:
+    """From the first byte on: the server hears no STARTTLS, and the mail arrives."""
+    pem, context = certificate(tmp_path)
+    async with ScriptedRelay(("AUTH PLAIN",), tls=context, implicit=True) as server:
+        server.replies["AUTH"] = ["235 welcome"]
+        login = {"smtp_username": "bellhop", "smtp_password": "secret"}
+        async with relay_to(server, smtp_host="localhost", smtp_tls="tls", smtp_ca_file=pem, **login) as relay:
+            assert (await send(relay)).kind is Kind.SENT
+        assert [command.split(" ")[0] for command in server.commands[:2]] == ["EHLO", "AUTH"]
+        assert len(server.mails) == 1
+
+
 @pytest.mark.parametrize("reply", ["250 test.invalid", "502 5.5.1 no"])
 async def test_a_stripped_starttls_never_falls_back_to_clear(reply: str) -> None:
     """Neither mail nor password goes to a server, or a man in the middle, that does not offer TLS."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
-from bellhop.cli.demo import live, mail, scores
+from bellhop.cli.demo import live, mail, newsletter, scores
 from bellhop.cli.demo.api import Api
 from bellhop.cli.demo.run import verdict
 from bellhop.cli.demo.scores import Game, Place
@@ -136,7 +136,9 @@ async def judge(mailbox: Mailbox, tasks: dict[str, dict[str, Any] | None]) -> Re
     result = Result("mail")
     async with serving(create_app(mailbox)) as url:
         api = Api("mailbox", url, print)
-        system = System(gateway=api, mailbox=api, notifier_url=None, run="demo-1", progress=Progress(disable=True))
+        system = System(
+            gateway=api, visitor=api, mailbox=api, notifier_url=None, run="demo-1", progress=Progress(disable=True)
+        )
         await mail.judge(system, tasks, result, Stopwatch())
         await api.close()
     return result
@@ -182,6 +184,28 @@ async def test_many_pages_of_mails_are_read() -> None:
         if number % 50 == 0:
             put(mailbox, "foreign", run="demo-2")
     assert (await judge(mailbox, tasks)).lost == 0
+
+
+async def test_mails_of_a_run_are_known_by_subject_or_recipient() -> None:
+    """A mail that asks for confirmation says nothing of the run in its subject; it can be opened whole."""
+    mailbox = Mailbox()
+    put(mailbox, "t1")
+    asked = b"Message-ID: <t2@x>\r\nSubject: Please confirm\r\nTo: demo-1-member-0@example.com\r\n\r\nhttps://x/c\r\n"
+    mailbox.add("a@example.com", ["demo-1-member-0@example.com"], asked)
+    put(mailbox, "t3", run="demo-2")
+    async with serving(create_app(mailbox)) as url:
+        box = mail.Mailbox(Api("mailbox", url, print), "demo-1")
+        found = (await box.look()).mails
+        whole = await box.open(found[0])
+        await box.api.close()
+    assert [(one.task_id, one.to) for one in found] == [("t2", "demo-1-member-0@example.com"), ("t1", "")]
+    assert whole is not None
+    assert (whole["Subject"], whole.get_content().strip()) == ("Please confirm", "https://x/c")
+
+
+def test_a_link_is_followed_at_the_gateway_that_the_demo_drives() -> None:
+    """The links of mails have the public name, with whatever path a proxy has before it."""
+    assert newsletter.path_of("https://news.example/sub/confirm?token=a_-b") == "/confirm?token=a_-b"
 
 
 # Calls that outlive the death of a service.

@@ -174,6 +174,10 @@ BOUNCES: list[tuple[dict[str, object], bool]] = [
     ({"code": 450, "enhanced": "4.1.1", "state": State.RETRYING}, False),
     ({"code": 550, "enhanced": "5.1.1", "cause": "policy"}, False),
     ({"code": 550, "cause": "bad-address"}, True),
+    ({"code": 400, "cause": "bad-address"}, True),
+    # The last of many attempts: it was never said that the address is bad for good.
+    ({"code": 450, "enhanced": "4.1.1", "cause": "bad-address"}, False),
+    ({"code": 550, "enhanced": "4.2.1", "cause": "bad-address"}, False),
 ]
 
 

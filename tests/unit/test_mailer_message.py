@@ -127,6 +127,14 @@ def test_the_sender_keeps_name_and_address(name: str) -> None:
     assert "".join(sender.display_name.split()) == "".join(name.split())
 
 
+@given(st.text(characters, min_size=1, max_size=200))
+def test_the_recipient_keeps_name_and_address(name: str) -> None:
+    """The same for whom the mail is to."""
+    (recipient,) = parsed(mail(to_name=name))["To"].addresses
+    assert recipient.addr_spec == "ada@example.com"
+    assert "".join(recipient.display_name.split()) == "".join(name.split())
+
+
 def test_lines_stay_short_where_the_text_allows_it() -> None:
     """Headers fold before column 78 (RFC 5322, 2.1.1)."""
     content = build(mail(subject="word " * 60 + "end", headers={"X-Ids": "<a@b.c> " * 40 + "<z@b.c>"}), FROM, DATE)

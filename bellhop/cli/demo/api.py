@@ -45,18 +45,36 @@ class Api:
 
     async def get(self, path: str, *, timeout: float = 30, **query: Any) -> Any:
         """Return what `path` says; `timeout` in seconds, longer than the wait of a long poll."""
-        return await self._call("GET", path, params=query, timeout=timeout)
+        return (await self._call("GET", path, params=query, timeout=timeout)).json()
 
     async def post(self, path: str, body: Any, *, key: str | None = None, content_type: str | None = None) -> Any:
         """Post `body` as JSON, under the idempotency key `key`."""
         headers = {} if key is None else {"Idempotency-Key": f'"{key}"'}
         if content_type is not None:
             headers["Content-Type"] = content_type
-        return await self._call("POST", path, json=body, headers=headers)
+        return (await self._call("POST", path, json=body, headers=headers)).json()
 
     async def put(self, path: str, body: Any) -> Any:
         """Put `body` as JSON."""
-        return await self._call("PUT", path, json=body)
+        return (await self._call("PUT", path, json=body)).json()
+
+    async def send(self, path: str, content: str, content_type: str, **query: Any) -> Any:
+        """Post `content`, which is not JSON."""
+        headers = {"Content-Type": content_type}
+        return (await self._call("POST", path, content=content.encode(), headers=headers, params=query)).json()
+
+    async def delete(self, path: str) -> None:
+        """Delete; what is gone already is deleted, too."""
+        await self._call("DELETE", path, fine=(404,))
+
+    async def page(self, path: str) -> str:
+        """Return the text at `path`; "" where there is nothing."""
+        response = await self._call("GET", path, fine=(404,))
+        return response.text if response.is_success else ""
+
+    async def fill_in(self, path: str, **fields: str) -> str:
+        """Post a form, as a browser does, and return the page that comes back."""
+        return (await self._call("POST", path, data=fields)).text
 
     async def look(self, path: str) -> tuple[bool, str]:
         """Ask once, without patience: say whether anything answers, and what is wrong with it ("" if nothing is)."""
@@ -66,7 +84,7 @@ class Api:
             return False, reason_of(error)
         return True, "" if response.is_success else detail_of(response)
 
-    async def _call(self, method: str, path: str, **options: Any) -> Any:
+    async def _call(self, method: str, path: str, fine: Collection[int] = (), **options: Any) -> httpx.Response:
         deadline = time.monotonic() + PATIENCE
         pause = 0.1
         while True:
@@ -77,7 +95,9 @@ class Api:
             else:
                 if response.status_code not in AWAY:
                     self._is_back()
-                    return self._read(response, f"{method} {path}")
+                    if response.status_code not in fine:
+                        self._check(response, f"{method} {path}")
+                    return response
                 reason = f"{response.status_code}, {detail_of(response)}"
             self._is_away(reason)
             if time.monotonic() > deadline:
@@ -86,15 +106,14 @@ class Api:
             await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(LONGEST_PAUSE, 2 * pause)
 
-    def _read(self, response: httpx.Response, what: str) -> Any:
+    def _check(self, response: httpx.Response, what: str) -> None:
         if response.status_code == 401:
             raise CannotRun(
                 f"The {self.name} at {self.base_url} does not know this key: set BELLHOP_ADMIN_KEY to the admin key"
                 " of that system ('make admin-key' prints it)."
             )
-        if response.is_error or not response.content:
+        if not response.is_success:
             raise CannotRun(f"{what}: {response.status_code}, {detail_of(response)}")
-        return response.json()
 
     def _is_away(self, reason: str) -> None:
         if self._away_since is None:
@@ -108,7 +127,9 @@ class Api:
 
 
 def detail_of(response: httpx.Response) -> str:
-    """Return what a problem document says (RFC 9457), or the beginning of whatever else came."""
+    """Return what a problem document says (RFC 9457), or the beginning of whatever else came but a page."""
+    if "html" in response.headers.get("content-type", ""):
+        return response.reason_phrase
     try:
         document = response.json()
     except ValueError:

@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email import message_from_string
+from email.message import EmailMessage
+from email.policy import default
 from functools import partial
 from typing import Any
 
@@ -238,31 +241,60 @@ class Mailbox:
     run: str
 
     async def look(self) -> "Contents":
-        """Return how many mails there are for each task: a Message-ID begins with the id of its task."""
-        found: dict[str, str] = {}
+        """Return the mails of this run: its name is in their subject, or in whom they are to."""
+        found: dict[str, Arrived] = {}
         start = 0
         while True:
             answer = await self.api.get("/api/v1/messages", start=start, limit=PAGE)
             page = answer["messages"]
-            ours = [mail for mail in page if self.run in mail["Subject"]]
+            ours = {mail["ID"]: _arrived(mail) for mail in page if self._is_ours(mail)}
             # By the mailbox's own id: a mail that arrives meanwhile moves others on to the next page.
-            found |= {mail["ID"]: mail["MessageID"].partition("@")[0] for mail in ours}
+            found |= ours
             # The newest come first, and nothing of this run is older than its first mail.
             if found and not ours:
-                return Contents(Counter(found.values()), 0)
+                return Contents(list(found.values()), 0)
             if len(page) < PAGE:
-                return Contents(Counter(found.values()), max(0, answer["total"] - start - len(page)))
+                return Contents(list(found.values()), max(0, answer["total"] - start - len(page)))
             start += PAGE
+
+    async def open(self, arrived: "Arrived") -> EmailMessage | None:
+        """Return a mail whole, as it came over the wire; None from a mailbox that only lists mails."""
+        source = await self.api.page(f"/api/v1/message/{arrived.id}/raw")
+        return message_from_string(source, policy=default) if source else None
+
+    def _is_ours(self, mail: dict[str, Any]) -> bool:
+        return self.run in mail["Subject"] or any(self.run in one["Address"] for one in mail["To"] or ())
+
+
+def _arrived(mail: dict[str, Any]) -> "Arrived":
+    to = mail["To"][0]["Address"] if mail["To"] else ""
+    # A Message-ID begins with the id of the task.
+    return Arrived(mail["ID"], mail["MessageID"].partition("@")[0], to, mail["Subject"])
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """One mail in the mailbox."""
+
+    id: str
+    """The mailbox's own."""
+    task_id: str
+    to: str
+    subject: str
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a mailbox showed."""
 
-    copies: Counter[str]
-    """For each task."""
+    mails: list[Arrived]
     hidden: int
     """Further mails that it counts and does not list: some list no more than their newest, whatever they are asked."""
+
+    @property
+    def copies(self) -> Counter[str]:
+        """Count the mails of each task."""
+        return Counter(mail.task_id for mail in self.mails)
 
 
 def subject(system: System, what: str) -> str:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bellhop.cli.demo import live, mail, scores
+from bellhop.cli.demo import live, mail, newsletter, scores
 from bellhop.cli.demo.api import Api
 from bellhop.cli.demo.settings import DemoSettings
 from bellhop.cli.demo.steps import Result, System, first_error
@@ -20,6 +20,8 @@ STEPS: tuple[Callable[[System], Awaitable[Result]], ...] = (
     mail.one_mail,
     mail.mails,
     mail.reactions,
+    newsletter.sign_ups,
+    newsletter.broadcasts,
     live.notifications,
     scores.scores,
 )
@@ -59,6 +61,7 @@ class _Run:
         key = settings.admin_key.get_secret_value()
         self._system = System(
             gateway=Api("gateway", settings.url, self._say, key),
+            visitor=Api("gateway", settings.url, self._say),
             mailbox=Api("mailbox", settings.mailbox_url, self._say),
             notifier_url=settings.notifier_url,
             run=f"demo-{secrets.token_hex(3)}",
@@ -85,8 +88,8 @@ class _Run:
                 raise
             return results, found
         finally:
-            await self._system.gateway.close()
-            await self._system.mailbox.close()
+            for api in (self._system.gateway, self._system.visitor, self._system.mailbox):
+                await api.close()
         return results, None
 
     async def _wait_ready(self) -> None:

@@ -17,6 +17,8 @@ class System:
     """The running system, and where to show what is going on."""
 
     gateway: Api
+    visitor: Api
+    """The gateway as a person's browser sees it: without a key."""
     mailbox: Api
     notifier_url: str | None
     """None: where the gateway says it is."""

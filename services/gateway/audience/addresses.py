@@ -9,6 +9,7 @@ from pydantic import AfterValidator, StringConstraints
 
 from bellhop.contracts.base import derived_id
 from bellhop.contracts.mail import address
+from bellhop.web.problems import invalid
 
 
 def canonical(email: str) -> str:
@@ -35,6 +36,23 @@ def checked(email: str) -> str:
     except EmailNotValidError as error:
         raise ValueError(f"must be an address that mail can go to: {error}") from None
     return canonical(found.normalized)
+
+
+def check_domains(**addresses: str | None) -> None:
+    """Raise Problem 422 that names each field whose international domain DNS could not have (IDNA 2008).
+
+    The mailer would find out, too, but only after the client was told that all is well.
+    """
+    wrong = []
+    for field, email in addresses.items():
+        if email is None or email.isascii():
+            continue
+        try:
+            idna.encode(email.rpartition("@")[2], uts46=True)
+        except idna.IDNAError as error:
+            wrong.append({"loc": ("body", field), "msg": f"must have a domain that DNS can hold: {error}"})
+    if wrong:
+        raise invalid(wrong)
 
 
 def subscriber_id(email: str) -> str:

@@ -19,11 +19,12 @@ from bellhop.sql.database import DatabaseAway
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
+from services.gateway.audience.addresses import check_domains
 from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.deps import gateway
 from services.gateway.intake import answer_202, conflict, fingerprint, idempotency_key
 from services.gateway.newsletter import Newsletter
-from services.gateway.routes import attachments
+from services.gateway.routes import attachments, templates
 from services.gateway.routes.tasks import (
     LOOK_AGAIN_SECONDS,
     MAX_WAIT_SECONDS,
@@ -59,6 +60,7 @@ class BroadcastRequest(MailContent):
 @router.post("/v1/broadcasts", status_code=202, summary="Send a mail to a list")
 async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Response:
     """Answer at once with the id of the broadcast; `Location` tells how far it is."""
+    check_domains(reply_to=wish.reply_to)
     parts = gateway(request).newsletter
     content = mail_document(wish)
     list_ = content.pop("list")
@@ -67,6 +69,8 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
             Words(content)
         except CannotFill as error:
             raise Problem(422, "Unprocessable Content", f"{error}.") from None
+    else:
+        await templates.check(request, wish.template)
     named = idempotency_key(request, caller)
     send_at = to_ms(wish.send_at) if wish.send_at is not None else None
     if wish.attachments:

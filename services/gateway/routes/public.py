@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.mail import PersonName
 from bellhop.sql.database import DatabaseAway
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
@@ -23,7 +24,6 @@ from services.gateway.audience.addresses import Email
 from services.gateway.audience.links import Claim, Kind
 from services.gateway.deps import gateway
 from services.gateway.newsletter import Newsletter
-from services.gateway.routes.subscribers import PersonName
 from services.gateway.store.audience import SignUp
 
 router = APIRouter(route_class=StrictRoute, tags=["newsletter"], include_in_schema=False)

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.contracts.base import Contract, Data, Line, Time
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.mail import Lane, PersonName
+from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
@@ -30,8 +31,8 @@ router = APIRouter(route_class=StrictRoute, tags=["subscribers"])
 Reader = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_WRITE))]
 Lists = Annotated[list[ListName], Field(min_length=1, max_length=20)]
-PersonName = Annotated[Line, StringConstraints(max_length=200)]
 
+AUDIENCE = "suppressions"
 IMPORT_PATH = "/v1/subscribers/import"
 MAX_IMPORT = 8 * 1024 * 1024
 IMPORT_CHUNK = 250
@@ -240,6 +241,23 @@ async def show_suppressions(
         "suppressions": [_suppression(row) for row in rows],
         "next": rows[-1]["address"] if len(rows) == limit else None,
     }
+
+
+class SuppressedAmong(Contract):
+    """`POST /v1/suppressions/among`."""
+
+    addresses: Annotated[list[Line], Field(max_length=1000)]
+
+
+@router.post("/v1/suppressions/among", include_in_schema=False)
+async def show_suppressed(request: Request, wish: SuppressedAmong) -> dict[str, Any]:
+    """Tell the mailer, which brings a token that no client can have, who of these gets no mail, and why."""
+    parts = gateway(request)
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    tokens.read(token if kind.lower() == "bearer" else "", parts.settings.mailer_key, AUDIENCE)
+    found = await parts.newsletter.suppressions.reasons([canonical(email) for email in wish.addresses])
+    reasons = {email: found.get(canonical(email)) for email in wish.addresses}
+    return {"suppressed": {email: reason for email, reason in reasons.items() if reason is not None}}
 
 
 @router.post("/v1/suppressions", status_code=201, summary="Send no mail to an address")

@@ -1,11 +1,12 @@
 """Subscribers, and what they subscribed to.
 
 A subscription is `pending` until its owner confirmed by mail, then `confirmed`, until it is `unsubscribed`. Nobody but
-its owner makes an unsubscribed one confirmed again: neither an import nor an API key can.
+its owner makes an unsubscribed one confirmed again: neither an import nor an API key can, and a pending one that has
+`unsubscribed_at` still counts as unsubscribed to them, because anybody may have filled in the form.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -23,6 +24,7 @@ from services.gateway.store.tables import subscribers, subscriptions, suppressio
 
 ASK_AGAIN_MS = 10 * 60_000
 """So long nobody is asked twice: a public form must not be a way to fill somebody's mailbox."""
+PURGE_CHUNK = 1000
 
 
 class Status(StrEnum):
@@ -64,6 +66,30 @@ class SignedUp:
     """The mail that asks for confirmation, to hand over after the commit."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A subscription as it is; without a state there is none."""
+
+    state: str | None = None
+    created_at: int | None = None
+    asked_at: int | None = None
+    unsubscribed_at: int | None = None
+
+    @property
+    def left(self) -> bool:
+        """Say whether the person unsubscribed, and has not confirmed since."""
+        return self.state == Status.UNSUBSCRIBED or self.unsubscribed_at is not None
+
+    def may_ask(self, current: int) -> bool:
+        """Say whether a mail may ask for confirmation: each wait is as long as all before it, so they double.
+
+        After a day of a form that is sent without end, somebody has nine mails and not a hundred.
+        """
+        if self.state != Status.PENDING or self.asked_at is None or self.created_at is None:
+            return True
+        return current - self.asked_at >= max(ASK_AGAIN_MS, self.asked_at - self.created_at)
+
+
 Ask = Callable[[SignUp, list[str]], Acceptance]
 """Make the mail that asks one person to confirm these lists."""
 
@@ -88,19 +114,18 @@ class Audience:
             result = SignedUp(known=True)
             to_ask: list[str] = []
             for list_ in item.lists:
-                state, asked_at = known.get((list_, item.email), (None, None))
-                if state == Status.UNSUBSCRIBED and not item.returning:
+                old = known.get((list_, item.email), _Known())
+                if old.left and not item.returning:
                     result.skipped = True
                     continue
-                if state == Status.CONFIRMED:
+                if old.state == Status.CONFIRMED:
                     continue
-                confirmed = item.confirmed and state != Status.UNSUBSCRIBED
-                if state == Status.PENDING and not confirmed and (asked_at or 0) > current - ASK_AGAIN_MS:
+                confirmed = item.confirmed and not old.left
+                if not confirmed and not old.may_ask(current):
                     continue
                 result.known = False
-                new = Status.CONFIRMED if confirmed else Status.PENDING
-                known[list_, item.email] = (new, None if confirmed else current)
-                changes[list_, item.email] = _subscription(list_, item.email, new, current)
+                new = known[list_, item.email] = _renewed(old, confirmed, current)
+                changes[list_, item.email] = _row(list_, item.email, new, current)
                 if not confirmed:
                     to_ask.append(list_)
             if to_ask:
@@ -114,12 +139,10 @@ class Audience:
                 result.entries = acceptance.entries
         return results
 
-    async def _states(
-        self, connection: AsyncConnection, emails: list[str]
-    ) -> dict[tuple[str, str], tuple[str | None, int | None]]:
-        columns = (subscriptions.c.list, subscriptions.c.email, subscriptions.c.state, subscriptions.c.asked_at)
+    async def _states(self, connection: AsyncConnection, emails: list[str]) -> dict[tuple[str, str], _Known]:
+        columns = [subscriptions.c[name] for name in ("list", "email", *_Known.__dataclass_fields__)]
         found = await connection.execute(sa.select(*columns).where(subscriptions.c.email.in_(emails)))
-        return {(list_, email): (state, asked_at) for list_, email, state, asked_at in found}
+        return {(list_, email): _Known(*values) for list_, email, *values in found}
 
     async def _keep_people(self, connection: AsyncConnection, items: list[SignUp], current: int) -> None:
         insert = self._database.insert(subscribers)
@@ -140,19 +163,17 @@ class Audience:
                 }
             )
         for changed, rows in by_change.items():
-            values = {column: insert.excluded[column] for column in (*changed, "updated_at")}
-            statement = (
-                insert.on_conflict_do_update(index_elements=["email"], set_=values)
-                if changed
-                else insert.on_conflict_do_nothing()
-            )
-            await connection.execute(statement, rows)
+            # With nothing to change it still locks the row: nobody may delete the person while they subscribe.
+            columns = (*changed, "updated_at") if changed else ("email",)
+            values = {column: insert.excluded[column] for column in columns}
+            await connection.execute(insert.on_conflict_do_update(index_elements=["email"], set_=values), rows)
 
     async def _keep_subscriptions(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
         if not rows:
             return
         insert = self._database.insert(subscriptions)
-        values = {name: insert.excluded[name] for name in ("state", "asked_at", "confirmed_at", "unsubscribed_at")}
+        names = ("state", "created_at", "asked_at", "confirmed_at", "unsubscribed_at")
+        values = {name: insert.excluded[name] for name in names}
         # Somebody may have confirmed since we looked; that stays.
         changed = insert.on_conflict_do_update(
             index_elements=["list", "email"], set_=values, where=subscriptions.c.state != Status.CONFIRMED.value
@@ -167,7 +188,7 @@ class Audience:
             await connection.execute(
                 sa.update(subscriptions)
                 .where(mine, subscriptions.c.state == Status.PENDING)
-                .values(state=Status.CONFIRMED.value, confirmed_at=now_ms())
+                .values(state=Status.CONFIRMED.value, confirmed_at=now_ms(), unsubscribed_at=None)
             )
             states = await connection.execute(sa.select(subscriptions.c.state).where(mine))
             return Status.CONFIRMED in states.scalars().all()
@@ -193,9 +214,32 @@ class Audience:
     async def delete(self, email: str) -> bool:
         """Forget a person; say whether there was one."""
         async with self._database.write() as connection:
-            await connection.execute(sa.delete(subscriptions).where(subscriptions.c.email == email))
+            # The person first: that waits for a sign-up under way, whose subscriptions can be seen after it.
             gone = await connection.execute(sa.delete(subscribers).where(subscribers.c.email == email))
+            await connection.execute(sa.delete(subscriptions).where(subscriptions.c.email == email))
             return bool(gone.rowcount)
+
+    async def purge(self, asked_before: int) -> int:
+        """Forget some of those who were asked before then (milliseconds) and never confirmed; return how many.
+
+        Who unsubscribed before they were asked stays, as unsubscribed: that must not be forgotten.
+        """
+        overdue = (subscriptions.c.state == Status.PENDING) & (subscriptions.c.asked_at < asked_before)
+        query = sa.select(subscriptions.c.email).where(overdue).distinct().order_by(subscriptions.c.email)
+        async with self._database.read() as connection:
+            emails = list((await connection.execute(query.limit(PURGE_CHUNK))).scalars())
+        if not emails:
+            return 0
+        async with self._database.write() as connection:
+            people = sa.select(subscribers.c.email).where(subscribers.c.email.in_(emails))
+            await connection.execute(people.order_by(subscribers.c.email).with_for_update())
+            mine = overdue & subscriptions.c.email.in_(emails)
+            left = mine & subscriptions.c.unsubscribed_at.is_not(None)
+            await connection.execute(sa.update(subscriptions).where(left).values(state=Status.UNSUBSCRIBED.value))
+            await connection.execute(sa.delete(subscriptions).where(mine))
+            empty = ~sa.exists().where(subscriptions.c.email == subscribers.c.email)
+            await connection.execute(sa.delete(subscribers).where(subscribers.c.email.in_(emails), empty))
+        return len(emails)
 
     async def get(self, email: str) -> dict[str, Any] | None:
         """Return a person with `lists` and `state`."""
@@ -255,13 +299,15 @@ def _suppressed_now() -> sa.Select[Any]:
     return sa.select(suppressions.c.address).where(ends.is_(None) | (ends > now_ms()))
 
 
-def _subscription(list_: str, email: str, state: Status, current: int) -> dict[str, Any]:
-    return {
-        "list": list_,
-        "email": email,
-        "state": state.value,
-        "created_at": current,
-        "asked_at": current if state is Status.PENDING else None,
-        "confirmed_at": current if state is Status.CONFIRMED else None,
-        "unsubscribed_at": None,
-    }
+def _renewed(old: _Known, confirmed: bool, current: int) -> _Known:
+    """Return what a sign-up makes of a subscription."""
+    # Who comes back begins anew, and is not made to wait for as long as they were away.
+    created_at = current if old.created_at is None or old.state == Status.UNSUBSCRIBED else old.created_at
+    if confirmed:
+        return _Known(Status.CONFIRMED.value, created_at)
+    return _Known(Status.PENDING.value, created_at, current, old.unsubscribed_at)
+
+
+def _row(list_: str, email: str, new: _Known, current: int) -> dict[str, Any]:
+    confirmed_at = current if new.state == Status.CONFIRMED else None
+    return {"list": list_, "email": email, "confirmed_at": confirmed_at} | asdict(new)

@@ -247,6 +247,8 @@ class _Chunk:
             "unsubscribe_url": url,
         }
         mail = self._content | {"list_unsubscribe": url}
+        if person["name"]:
+            mail["to_name"] = person["name"]
         mail["headers"] = {"List-Id": f"<{list_}.{self._links.host}>"} | self._content.get("headers", {})
         if self._words is None:
             mail["data"] = self._content.get("data", {}) | {"subscriber": subscriber}

@@ -161,7 +161,7 @@ class Ledger:
             if place is not None and advances(place, outcome):
                 places[outcome.task_id] = moved[outcome.task_id] = _moved(place, outcome)
         await update_many(connection, tasks, "id", list(moved.values()))
-        made = [_attempt_row(outcome) for outcome in outcomes if outcome.attempt and outcome.task_id in places]
+        made = [_attempt_row(outcome) for outcome in outcomes if _says_more(outcome) and outcome.task_id in places]
         await insert_many(connection, attempts, made, on_conflict=_KEEP_FINAL)
         if self._applied is not None:
             await self._applied(connection, outcomes)
@@ -354,6 +354,11 @@ _KEEP_FINAL = (
     " uncertain = excluded.uncertain"
     f" WHERE attempts.state NOT IN ({', '.join(repr(state) for state in _FINAL)}) AND excluded.state <> 'sending'"
 )
+
+
+def _says_more(outcome: Outcome) -> bool:
+    """Say whether an outcome belongs in the history: an attempt, or the reason why none was made."""
+    return outcome.attempt > 0 or outcome.reply is not None
 
 
 def _attempt_row(outcome: Outcome) -> dict[str, Any]:

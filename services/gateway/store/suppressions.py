@@ -34,12 +34,13 @@ def is_hard_bounce(outcome: Outcome) -> bool:
     A refusal for any other reason, policy above all (5.7.x), is about this mail or its sender, not about the person:
     to suppress for it would strike whole lists off for one bad IP address. 5.1.7 and 5.1.8 are about the sender's
     address (RFC 3463, 3.2); 5.2.1 is a mailbox that is disabled. Without an enhanced code only 551 and 553 are clear:
-    550 is what servers say to everything.
+    550 is what servers say to everything. What was only ever put off (4.1.x, until attempts were spent) is no verdict.
     """
     if outcome.state is not State.FAILED:
         return False
     if outcome.cause is not None:
-        return outcome.cause == "bad-address"  # the mailer knows more than the code
+        # The mailer knows more than the code.
+        return outcome.cause == "bad-address" and not (outcome.enhanced or "").startswith("4")
     if outcome.enhanced is None:
         return outcome.code in (551, 553)
     return outcome.enhanced == "5.2.1" or (
@@ -71,6 +72,13 @@ class Suppressions:
         columns = (suppressions.c.address, suppressions.c.reason)
         found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), _now()))
         return dict(found.all())
+
+    async def reasons(self, addresses: list[str]) -> dict[str, str]:
+        """Return which of these canonical addresses get no mail now, and why; asks the database each time."""
+        columns = (suppressions.c.address, suppressions.c.reason)
+        async with self._database.read() as connection:
+            found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), _now()))
+            return dict(found.all())
 
     async def accept(self, connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
         """Do what `ledger.accept` does; the mail to a suppressed address ends at once, and nothing goes out.
@@ -133,6 +141,11 @@ class Suppressions:
         async with self._database.write() as connection:
             gone = await connection.execute(sa.delete(suppressions).where(suppressions.c.address == address))
             return bool(gone.rowcount)
+
+    async def purge(self) -> None:
+        """Delete what has ended."""
+        async with self._database.write() as connection:
+            await connection.execute(sa.delete(suppressions).where(suppressions.c.expires_at <= now_ms()))
 
     async def get(self, address: str) -> dict[str, Any] | None:
         """Return what is known about one address; None where mail may go to it."""
