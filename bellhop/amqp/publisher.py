@@ -7,6 +7,7 @@ publish reaches about 1,000 a second, a window of a thousand reaches the broker'
 
 import asyncio
 import os
+from collections import OrderedDict
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ class Publisher:
         self._channel: Channel | None = None
         # What the broker owes us, by delivery tag, oldest first. One that timed out stays until the broker
         # answers or the channel dies: it still takes its place in the window.
-        self._outstanding: dict[int, _Outstanding] = {}
+        # An OrderedDict, because to find its first entry a dict walks over all that it lost at its front.
+        self._outstanding: OrderedDict[int, _Outstanding] = OrderedDict()
         self._returned: set[str] = set()
         self._last_answer = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -165,7 +167,7 @@ class Publisher:
         """Everything that was on its way has an unknown fate."""
         self._channel = None
         self._returned.clear()
-        outstanding, self._outstanding = self._outstanding, {}
+        outstanding, self._outstanding = self._outstanding, OrderedDict()
         for one in outstanding.values():
             self._room.release()
             _fail(one, Unconfirmed(f"the connection to RabbitMQ was lost before the confirm: {reason}"))

@@ -1,11 +1,13 @@
 """Group commit: what is written at the same time shares one transaction, and so one sync of the disk.
 
 While one transaction commits, the next writes gather; under load a commit serves hundreds of them, at rest each
-has its own. Nobody waits for a timer.
+has its own. A write that somebody waits for never waits for a timer, nor for a commit full of those that nobody
+waits for: these gather a little longer, and have commits of their own.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,12 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 
+GATHER_SECONDS = 0.02
+
 log = get_logger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
 Apply = Callable[[AsyncConnection, list[T]], Awaitable[list[R]]]
 _Entry = tuple[Any, "asyncio.Future[Any]"]
+_Batch = dict[Apply[Any, Any], list[_Entry]]
 
 
 class GroupCommit:
@@ -27,11 +32,16 @@ class GroupCommit:
     def __init__(self, database: Database, *, max_items: int = 500) -> None:
         self._database = database
         self._max_items = max_items
-        self._waiting: dict[Apply[Any, Any], list[_Entry]] = {}
+        self._waiting: _Batch = {}
+        self._patient: _Batch = {}
+        self._patient_until = 0.0
+        self._news = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
-    async def write(self, apply: Apply[T, R], item: T) -> R:
+    async def write(self, apply: Apply[T, R], item: T, *, patient: bool = False) -> R:
         """Return `apply`'s result for `item`, after it was committed.
+
+        `patient`: nobody waits for it, so it gathers company for up to `GATHER_SECONDS` and lets others go first.
 
         All items that wait for the same `apply` are given to it as one list, and it returns as many results in the
         same order. An item whose batch fails is tried once more by itself, so that it fails only for its own fault.
@@ -40,7 +50,10 @@ class GroupCommit:
             DatabaseAway: nothing was written, or it is unknown whether it was.
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(apply, []).append((item, future))
+        if patient and not self._patient:
+            self._patient_until = asyncio.get_running_loop().time() + GATHER_SECONDS
+        (self._patient if patient else self._waiting).setdefault(apply, []).append((item, future))
+        self._news.set()
         if self._writer is None:
             self._writer = asyncio.create_task(self._drain())
         return await future
@@ -51,21 +64,28 @@ class GroupCommit:
             await asyncio.wait([self._writer])
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            while self._waiting:
-                await self._commit(self._take())
+            while self._waiting or self._patient:
+                if self._waiting:
+                    await self._commit(self._take(self._waiting))
+                if self._patient and loop.time() >= self._patient_until:
+                    await self._commit(self._take(self._patient))
+                elif not self._waiting:
+                    self._news.clear()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._news.wait(), self._patient_until - loop.time())
         finally:
             self._writer = None
 
-    def _take(self) -> dict[Apply[Any, Any], list[_Entry]]:
-        batch, self._waiting = self._waiting, {}
-        for apply, entries in batch.items():
-            if len(entries) > self._max_items:
-                self._waiting[apply] = entries[self._max_items :]
-                batch[apply] = entries[: self._max_items]
+    def _take(self, waiting: _Batch) -> _Batch:
+        batch = {apply: entries[: self._max_items] for apply, entries in waiting.items()}
+        rest = {apply: entries[self._max_items :] for apply, entries in waiting.items()}
+        waiting.clear()
+        waiting |= {apply: entries for apply, entries in rest.items() if entries}
         return batch
 
-    async def _commit(self, batch: dict[Apply[Any, Any], list[_Entry]]) -> None:
+    async def _commit(self, batch: _Batch) -> None:
         done: list[tuple[asyncio.Future[Any], Any]] = []
         try:
             async with self._database.write() as connection:

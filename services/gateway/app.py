@@ -53,7 +53,6 @@ from services.gateway.store.suppressions import Suppressions
 from services.gateway.waiters import Waiters
 
 ROUTERS = (
-    console.router,
     mail.router,
     attachments.router,
     templates.router,
@@ -67,6 +66,7 @@ ROUTERS = (
     dead_letters.router,
     keys.router,
     system.router,
+    console.router,
 )
 
 KEY_CACHE_SECONDS = 5.0

@@ -20,7 +20,7 @@ async def apply_outcome(delivery: Delivery, *, commits: GroupCommit, ledger: Led
     except ValidationError as error:
         raise Reject(f"not an outcome: {error.error_count()} fields are wrong, first {error.errors()[0]}") from None
     try:
-        await commits.write(ledger.apply, outcome)
+        await commits.write(ledger.apply, outcome, patient=True)
     except DatabaseAway as error:
         raise NotNow(str(error)) from error
     waiters.wake([outcome.task_id])
@@ -29,7 +29,7 @@ async def apply_outcome(delivery: Delivery, *, commits: GroupCommit, ledger: Led
 async def store_dead_letter(delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters) -> None:
     """Keep a dead letter until somebody decides about it."""
     try:
-        await commits.write(dead_letters.add, delivery)
+        await commits.write(dead_letters.add, delivery, patient=True)
     except DatabaseAway as error:
         raise NotNow(str(error)) from error
     metrics.DEAD_LETTERS.inc()

@@ -109,9 +109,9 @@ class Relay:
         faults.point("relay.confirmed")
         try:
             if published:
-                await self._commits.write(outbox.delete_published, published)
+                await self._commits.write(outbox.delete_published, published, patient=True)
             if kept:
-                await self._commits.write(outbox.release, kept)
+                await self._commits.write(outbox.release, kept, patient=True)
         except DatabaseAway as error:
             # The rows stay, their claims run out, and the messages go out once more.
             log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
