@@ -170,18 +170,16 @@ def _event(system: System, name: str, event_type: str, data: dict[str, Any]) -> 
 async def follow(system: System, wanted: set[str], watch: Stopwatch) -> dict[str, dict[str, Any]]:
     """Return the tasks among `wanted` that have ended, once all have or nothing moves any more."""
     bar = system.progress.add_task("  sent", total=len(wanted))
-    oldest = min(wanted)  # ids rise with time, and the list begins with the newest
     while True:
-        ended: dict[str, dict[str, Any]] = {}
+        found: dict[str, dict[str, Any]] = {}
         query: dict[str, Any] = {"kind": "mail", "limit": PAGE}
         while True:
             page = await system.gateway.get("/v1/tasks", **query)
-            for task in page["tasks"]:
-                if task["id"] in wanted and "finished_at" in task:
-                    ended[task["id"]] = task
-            if page["next"] is None or page["next"] < oldest:
+            found |= {task["id"]: task for task in page["tasks"] if task["id"] in wanted}
+            if page["next"] is None or len(found) == len(wanted):
                 break
             query["cursor"] = page["next"]
+        ended = {task_id: task for task_id, task in found.items() if "finished_at" in task}
         system.progress.update(bar, completed=len(ended))
         if len(ended) == len(wanted) or watch.stalled(len(ended)):
             return ended
