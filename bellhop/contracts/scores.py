@@ -3,7 +3,8 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, GetCoreSchemaHandler, StringConstraints
+from pydantic_core import core_schema
 
 from bellhop.contracts.base import Contract, Id, Name, Text, Time
 
@@ -11,11 +12,29 @@ EXACT = 2**53
 """Scores are IEEE 754 doubles: every whole number up to this one is exact, so nothing beyond it is taken."""
 
 
+class _NoPathName:
+    """What is said of a name that does not fit; a validator in Python would cost more than all of them in Rust."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.custom_error_schema(
+            handler(source),
+            custom_error_type="path_name",
+            custom_error_message="must be 1 to 128 of the letters A to Z and a to z, digits and . _ : @ -,"
+            " and begin with a letter or a digit",
+        )
+
+
+# A `Name` without the slash: it stands in the path of a URL, where no two programs agree on what %2F means.
+PathName = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*$"), _NoPathName()
+]
+
+
 class Score(Contract):
     """One result of one player on one board."""
 
-    board: Name
-    player: Name
+    board: PathName
+    player: PathName
     score: Annotated[float, Field(ge=-EXACT, le=EXACT)]
     at: Time | None = None
     """When it was reached; the gateway fills in the time it took the score."""

@@ -1,13 +1,14 @@
 """One database: how it is opened, and the only two ways to use it, reading and writing."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Table, event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -22,7 +23,7 @@ SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
     "PRAGMA foreign_keys=ON",
     "PRAGMA wal_autocheckpoint=4000",
-    "PRAGMA cache_size=-65536",
+    "PRAGMA cache_size=-16384",
 )
 
 # PostgreSQL's classes of errors in which nothing is wrong with the statement: connection, authorization, no such
@@ -72,7 +73,7 @@ class Database:
 
     def insert(self, table: Table) -> Any:
         """Return the dialect's `insert`, which knows ON CONFLICT (both dialects spell it alike)."""
-        return postgresql.insert(table) if self.dialect == "postgresql" else sqlite.insert(table)
+        return import_module(f"sqlalchemy.dialects.{self.dialect}").insert(table)  # the other one would be 4 MB
 
     async def close(self) -> None:
         """Close all connections."""
@@ -83,7 +84,7 @@ class Database:
 async def _away_as_sentence() -> AsyncIterator[None]:
     try:
         yield
-    except (OperationalError, OSError) as error:
+    except (OperationalError, sqlite3.OperationalError, OSError) as error:
         raise DatabaseAway(f"the database does not answer: {_first_line(error)}") from error
     except DBAPIError as error:
         if error.connection_invalidated:
@@ -99,7 +100,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _sqlite_engine(url: str) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=8, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    # Statements with many rows take half a megabyte each, prepared: sqlite3 would keep 128 of them for each connection.
+    # The connection used last is the one whose pages are in its cache.
+    arguments = {"timeout": BUSY_TIMEOUT_MS / 1000, "cached_statements": 16}
+    engine = create_async_engine(url, pool_size=8, pool_use_lifo=True, connect_args=arguments)
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:

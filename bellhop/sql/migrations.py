@@ -3,11 +3,7 @@
 import asyncio
 from importlib import resources
 
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext, StampStep
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
@@ -47,12 +43,35 @@ async def migrate(database_url: str, package: str) -> None:
         async with database.write() as connection:
             if database.dialect == "postgresql":
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-            await connection.run_sync(_upgrade, package)
+            if not await connection.run_sync(_newest, package):
+                await connection.run_sync(_upgrade, package)
     finally:
         await database.close()
 
 
+def _newest(connection: Connection, package: str) -> bool:
+    """Say whether there is nothing to do. A migration's file is named after its revision: 0001_what.py."""
+    folder = resources.files(package) / "migrations" / "versions"
+    revision = max(file.name for file in folder.iterdir() if file.name.endswith(".py")).partition("_")[0]
+    table = _version_table(package)
+    if not inspect(connection).has_table(table):
+        return False
+    return connection.execute(text(f"SELECT version_num FROM {table}")).scalar() == revision  # noqa: S608 our own name
+
+
+def _version_table(package: str) -> str:
+    # Services may share a database; each keeps its own place.
+    return "version_" + package.rpartition(".")[2]
+
+
 def _upgrade(connection: Connection, package: str) -> None:
+    # Only here: a service that starts as it was stopped, which is nearly every start, needs neither Alembic's 7 MB nor
+    # the time to import it.
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.runtime.migration import MigrationContext, StampStep
+    from alembic.script import ScriptDirectory
+
     with resources.as_file(resources.files(package) / "migrations") as folder:
         script = ScriptDirectory(str(folder))
 
@@ -60,6 +79,5 @@ def _upgrade(connection: Connection, package: str) -> None:
             return script._upgrade_revs("head", revision)  # type: ignore[return-value, arg-type]
 
         with EnvironmentContext(Config(), script, fn=to_head) as environment:
-            # Services may share a database; each keeps its own place.
-            environment.configure(connection=connection, version_table="version_" + package.rpartition(".")[2])
+            environment.configure(connection=connection, version_table=_version_table(package))
             environment.run_migrations()

@@ -24,7 +24,7 @@ from bellhop.web.problems import Problem
 from bellhop.web.server import create_app
 from services.leaderboard import metrics, routes
 from services.leaderboard.boards import to_micros
-from services.leaderboard.process import tune_process
+from services.leaderboard.process import give_memory_back, tune_process
 from services.leaderboard.progress import LOOK_SECONDS, Progress
 from services.leaderboard.puller import apply_scores
 from services.leaderboard.settings import LeaderboardSettings
@@ -144,6 +144,7 @@ async def _load(standings: Standings) -> None:
             waiting = True
             await asyncio.sleep(RETRY_SECONDS)
         else:
+            give_memory_back()
             log.info("read the rankings", boards=len(standings.boards), seconds=round(time.monotonic() - began, 2))
             return
 

@@ -13,6 +13,7 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import DatabaseAway
 from services.leaderboard import metrics
 from services.leaderboard.boards import from_micros
+from services.leaderboard.process import give_memory_back
 from services.leaderboard.progress import Progress
 from services.leaderboard.ranking import Ranking
 from services.leaderboard.scores import read
@@ -47,6 +48,7 @@ async def apply_scores(
     progress.applied(scores.newest)
     metrics.SCORES.inc(len(scores))
     metrics.CHANGES.inc(sum(change.changed for change in changes))
+    give_memory_back()
     await announce(changes, publisher)
 
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from bellhop.contracts.base import Contract, Name
-from bellhop.contracts.scores import BoardSettings, Operator, Order, Season
+from bellhop.contracts.scores import BoardSettings, Operator, Order, PathName, Season
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import DatabaseAway
 from bellhop.web.auth import Caller, Scope, require
@@ -40,8 +40,8 @@ router = APIRouter(route_class=StrictRoute, tags=["leaderboards"])
 
 Reader = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_WRITE))]
-Board = Annotated[Name, Path(description="name of the board")]
-Player = Annotated[Name, Path(description="name of the player")]
+Board = Annotated[PathName, Path(description="name of the board")]
+Player = Annotated[PathName, Path(description="name of the player")]
 SeasonName = Annotated[
     str | None,
     Query(max_length=16, description="2026-11-21, 2026-W47 or 2026-11; without it the season of now"),

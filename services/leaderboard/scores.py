@@ -20,8 +20,8 @@ from bellhop.amqp.message import Delivery
 from bellhop.contracts.scores import EXACT, ScoreBatch
 from services.leaderboard.boards import Flags, Floats, Times, to_micros
 
-# The patterns of `Name` and `Id` in bellhop/contracts/base.py.
-_NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}\n)+").fullmatch
+# The patterns of `PathName` in bellhop/contracts/scores.py and `Id` in bellhop/contracts/base.py.
+_NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\n)+").fullmatch
 _ID = re.compile("[^\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]{1,255}").fullmatch
 _MAX_SCORES = 1000
 

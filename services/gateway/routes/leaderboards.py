@@ -1,11 +1,15 @@
-"""Leaderboards: answered by the leaderboard service, under the gateway's address and keys."""
+"""Leaderboards: answered by the leaderboard service, under the gateway's address and keys.
+
+The names are looked at here as well: a path is forwarded as it came, and `..` in it would lead somewhere else.
+"""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.scores import PathName
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.strict_json import StrictRoute, check_content_type
 from services.gateway.deps import gateway
@@ -15,28 +19,45 @@ router = APIRouter(route_class=StrictRoute, tags=["leaderboards"])
 
 Reader = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_WRITE))]
+Board = Annotated[PathName, Path(description="name of the board")]
+Player = Annotated[PathName, Path(description="name of the player")]
 
 
 @router.get("/v1/leaderboards", summary="List the boards")
+async def boards(request: Request, caller: Reader) -> Response:
+    """Forward a read of all boards."""
+    return await _forward(request, Scope.LEADERBOARDS_READ)
+
+
 @router.get("/v1/leaderboards/{board}", summary="The top of a board")
+async def top(request: Request, caller: Reader, board: Board) -> Response:
+    """Forward a read of one board."""
+    return await _forward(request, Scope.LEADERBOARDS_READ)
+
+
 @router.get("/v1/leaderboards/{board}/players/{player}", summary="Where a player stands")
 @router.get("/v1/leaderboards/{board}/players/{player}/around", summary="Who stands next to a player")
-async def read(request: Request, caller: Reader, board: str = "", player: str = "") -> Response:
-    """Forward a read."""
+async def player(request: Request, caller: Reader, board: Board, player: Player) -> Response:
+    """Forward a read of one player."""
     return await _forward(request, Scope.LEADERBOARDS_READ)
 
 
 @router.post("/v1/leaderboards/{board}/ranks", summary="Where many players stand")
-async def ranks(request: Request, board: str, caller: Reader) -> Response:
+async def ranks(request: Request, caller: Reader, board: Board) -> Response:
     """Forward a read that names its players in the body: `{"players": [...]}`."""
     check_content_type(request)
     return await _forward(request, Scope.LEADERBOARDS_READ)
 
 
 @router.put("/v1/leaderboards/{board}", summary="Set a board up")
+async def configure(request: Request, caller: Writer, board: Board) -> Response:
+    """Forward the settings of a board."""
+    return await _forward(request, Scope.LEADERBOARDS_WRITE)
+
+
 @router.delete("/v1/leaderboards/{board}/players/{player}", summary="Erase a player")
-async def write(request: Request, caller: Writer, board: str, player: str = "") -> Response:
-    """Forward a write."""
+async def erase(request: Request, caller: Writer, board: Board, player: Player) -> Response:
+    """Forward the wish to take a player out."""
     return await _forward(request, Scope.LEADERBOARDS_WRITE)
 
 
