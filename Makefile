@@ -24,6 +24,7 @@ test: $(VENV) ## all tests but those that break things on purpose
 	$(BIN)/pytest -m "not faults and not compose" $(PYTEST)
 
 test-faults: $(VENV) ## break everything on purpose, half an hour; the table goes into docs/reliability.md
+	@scripts/apt-install iproute2 iptables strace || true # what is still missing is skipped, and says so
 	BELLHOP_RELIABILITY_PAGE=docs/reliability.md $(BIN)/pytest -m faults tests/faults
 
 compose-test: $(VENV) ## compose.yaml in containers, from a clean copy (needs a Docker Engine)

@@ -8,6 +8,7 @@ from typing import TypeVar
 from fastapi import FastAPI
 
 from bellhop.observe.logs import configure_logging
+from bellhop.observe.traces import configure_traces
 from bellhop.settings import ServiceSettings
 from bellhop.web.server import serve
 
@@ -21,6 +22,7 @@ def run(name: str, settings_type: type[SettingsT], build: Callable[[SettingsT], 
     """
     settings = settings_type.load()
     configure_logging(name, settings)
+    configure_traces(name, settings)
     app = build(settings)
     _tune_interpreter()
     serve(app, settings)

@@ -36,6 +36,11 @@ class ServiceSettings(BaseSettings):
     instance: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", description="name of this replica"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#]+/?$",
+        description="collector that takes traces by OTLP/HTTP, like http://127.0.0.1:4318; none: no traces are made",
+    )
     shutdown_seconds: float = Field(15.0, gt=0, description="how long work in hand may take after SIGTERM")
     inbox_days: float = Field(30.0, gt=0, description="how long handled ids are remembered; beyond any redelivery")
 
@@ -50,6 +55,11 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _read_proxies(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("otlp_endpoint", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None  # compose.yaml can pass a variable on, but not leave it out
 
     @classmethod
     def load(cls) -> Self:

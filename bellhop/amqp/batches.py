@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
+from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.errors import HandlerSignal, NotNow, Reject
 from bellhop.amqp.message import Delivery
@@ -51,7 +52,7 @@ class BatchPuller:
         self._connection = connection
         self._publisher = publisher
         self._queue = queue
-        self._handler = handler
+        self._handler = spans.traced_batch(queue, handler)
         self._size = size
         self._interval = interval
         self._policy = policy

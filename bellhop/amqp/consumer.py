@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
+from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.errors import HandlerSignal, NotNow, Reject
 from bellhop.amqp.message import Delivery
@@ -43,7 +44,7 @@ class Consumer:
         self._connection = connection
         self._publisher = publisher
         self._queue = queue
-        self._handler = handler
+        self._handler = spans.traced(handler)
         self._prefetch = prefetch
         self._policy = policy
         self._channel: Channel | None = None

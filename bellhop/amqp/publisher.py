@@ -17,9 +17,11 @@ from pika.exceptions import AMQPError
 from pika.spec import Basic
 
 from bellhop import faults
+from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.errors import BrokerAway, PublishError, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Message, to_headers
+from bellhop.observe import traces
 
 _SWEEP_SECONDS = 0.2
 
@@ -89,6 +91,8 @@ class Publisher:
             await self._wait_for_room()
         else:
             await self._room.acquire()  # does not yield: there is room
+        if traces.tracer is not None:
+            return spans.publishing(traces.tracer, self._send, exchange, routing_key, message)
         return self._send(exchange, routing_key, message)
 
     async def _wait_for_room(self) -> None:

@@ -10,10 +10,12 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
+from bellhop.amqp import spans
 from bellhop.amqp.connection import HEARTBEAT_SECONDS, MAX_BACK_OFF_SECONDS
 from bellhop.amqp.errors import StreamReplaced
 from bellhop.amqp.message import Delivery, from_headers
 from bellhop.amqp.urls import split_urls
+from bellhop.observe import traces
 from bellhop.observe.logs import get_logger
 
 QUIET_SECONDS = 5.0
@@ -73,6 +75,8 @@ async def read_stream(
                         continue
                     before, last = None, message
                     if (delivery := _decode(queue, message)) is not None:
+                        if traces.tracer is not None:
+                            spans.received(traces.tracer, delivery)
                         yield delivery
             raise ConnectionError("RabbitMQ ended the stream")
         except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError) as error:

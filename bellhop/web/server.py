@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
+from bellhop.observe import traces
 from bellhop.observe.logs import get_logger
 from bellhop.observe.metrics import RequestMetrics, describe_build, watch_loop
 from bellhop.settings import ServiceSettings
@@ -58,9 +59,10 @@ def create_app(
         redoc_url=None,
         # A slash too many is a wrong path. The redirect would be to whatever name stands in the Host header.
         redirect_slashes=False,
-        # Traces, if a tracer provider is set up; metrics and logs are our own.
+        # Traces, metrics and logs are our own: FastAPI's spans would show paths and queries, tokens included.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # The order is from the outside in:
+        #   RequestSpans    where traces are made, so that all else happens within the request's span
         #   RequestMetrics  sees every answer, also those that the layers below it give
         #   CatchAll        turns what they raise into problem documents, so it must stand around them
         #   Hosts           costs least and needs nothing
@@ -70,6 +72,7 @@ def create_app(
         # that is counted. Within: FastAPI's handlers of what a route raises, then the route, which asks for the key
         # before it reads the body.
         middleware=[
+            *([] if traces.tracer is None else [Middleware(traces.RequestSpans, exempt=health.PATHS)]),
             Middleware(RequestMetrics),
             Middleware(problems.CatchAll),
             Middleware(Hosts, allowed=frozenset(hosts)),

@@ -10,7 +10,7 @@ from bellhop.web import tokens
 from bellhop.web.auth import Scope
 from bellhop.web.problems import Problem
 from services.gateway.deps import gateway
-from services.gateway.intake import unavailable
+from services.gateway.intake import traceparent, unavailable
 
 TOKEN_SECONDS = 300
 _ANSWER_HEADERS = ("content-type", "etag", "retry-after", "cache-control")
@@ -20,10 +20,12 @@ async def forward(request: Request, service: str, base_url: str, scope: Scope, k
     """Return the answer of `service`, which the request is handed to under a token signed with `key`."""
     parts = gateway(request)
     url = httpx.URL(base_url, raw_path=request.scope["raw_path"] + _query(request.scope["query_string"]))
-    headers = {"Authorization": f"Bearer {_token(key, service, scope)}"}
+    headers = {"Authorization": f"Bearer {token_for(key, service, scope)}"}
     for name in ("content-type", "if-none-match"):
         if (value := request.headers.get(name)) is not None:
             headers[name] = value
+    if (context := traceparent(request)) is not None:
+        headers["traceparent"] = context
     try:
         answer = await parts.http.request(request.method, url, headers=headers, content=await request.body())
     except httpx.HTTPError:
@@ -41,7 +43,7 @@ def _query(query: bytes) -> bytes:
 _tokens: dict[tuple[str, str, Scope], tuple[float, str]] = {}
 
 
-def _token(key: str, service: str, scope: Scope) -> str:
+def token_for(key: str, service: str, scope: Scope) -> str:
     """Return a token that opens `service`; one is used for many requests."""
     made, token = _tokens.get((key, service, scope), (0.0, ""))
     if time.monotonic() - made > TOKEN_SECONDS / 2 or not token:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from bellhop import faults
 from bellhop.amqp.errors import PublishError
 from bellhop.amqp.publisher import Publisher
+from bellhop.observe import traces
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.auth import Caller
 from bellhop.web.problems import Problem, invalid
@@ -129,6 +130,8 @@ async def fingerprint(request: Request) -> str:
 
 
 def traceparent(request: Request) -> str | None:
-    """Return the W3C trace context of the request, where it carries a valid one."""
+    """Return the W3C trace context of what we do for this request, or else the valid one that it carries."""
+    if traces.tracer is not None and (ours := traces.current()) is not None:
+        return ours
     value = request.headers.get("traceparent")
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None

@@ -10,7 +10,9 @@ import ssl
 from dataclasses import dataclass
 
 from aiosmtplib import SMTP, SMTPException
+from opentelemetry.util.types import AttributeValue
 
+from bellhop.observe import traces
 from services.mailer.dialogue import Broken, Dialogue, Step, adopt
 from services.mailer.message import dot_stuffed
 from services.mailer.relay_settings import SmtpRelay, Tls
@@ -45,6 +47,22 @@ class Smtp:
 
     async def send(self, mail: Outgoing) -> Verdict:
         """Send one mail and return what became of it; RelayAway: nothing was sent, for no fault of the mail."""
+        if traces.tracer is None:
+            return await self._send(mail)
+        about: dict[str, AttributeValue] = {
+            "network.protocol.name": "smtp",
+            "server.address": self._settings.host,
+            "server.port": self._settings.port,
+        }
+        with traces.client_span(traces.tracer, "SMTP send", about) as span:
+            verdict = await self._send(mail)
+            if verdict.code is not None:
+                span.set_attribute("smtp.response.status_code", verdict.code)
+            if verdict.kind is not Kind.SENT:
+                traces.failed(span, verdict.kind.value)
+            return verdict
+
+    async def _send(self, mail: Outgoing) -> Verdict:
         session = self._reuse() or await self._connect()
         try:
             mail.check()

@@ -1,0 +1,144 @@
+"""Traces by OpenTelemetry; off, and free, until BELLHOP_OTLP_ENDPOINT is set.
+
+The `traceparent` (W3C Trace Context) that requests and messages carry joins the spans of all services to one trace.
+Names and attributes are those of OpenTelemetry's semantic conventions. A span says no path, query, address or body:
+there are tokens and people in them, and traces go through more hands than mail. The route says what was asked.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bellhop.settings import ServiceSettings
+
+tracer: Tracer | None = None
+"""None while no traces are made. Whoever would make a span looks here first, and then that is all it costs."""
+
+EXPORT_SECONDS = 5.0
+"""How long one export may take, repeated attempts included; at the end of the process, too."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_W3C = TraceContextTextMapPropagator()
+
+
+def configure_traces(service: str, settings: ServiceSettings) -> None:
+    """Make traces from now on, if the settings name a collector; what is not sent yet at the end of the process is.
+
+    Ends the process with a sentence where the packages for it are missing. The SDK's own variables, such as
+    OTEL_TRACES_SAMPLER and OTEL_EXPORTER_OTLP_HEADERS, mean what they always mean.
+    """
+    global tracer
+    if settings.otlp_endpoint is None:
+        return
+    try:
+        # Only here: they are an extra, and take 10 MB.
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"BELLHOP_OTLP_ENDPOINT is set, but the package for it is missing ({error.name}). Install the extra `otel`,"
+            " as in `uv sync --extra otel`, or unset the variable."
+        ) from None
+    about = {
+        "service.namespace": "bellhop",
+        "service.name": service,
+        "service.version": version("bellhop"),
+        "service.instance.id": settings.instance,
+    }
+    provider = TracerProvider(resource=Resource.create(about))
+    endpoint = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=EXPORT_SECONDS)))
+    # Its warnings tell of each attempt; its errors, of spans that are lost.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    tracer = provider.get_tracer("bellhop", version("bellhop"))
+
+
+def context_of(traceparent: str | None) -> Context:
+    """Return the context in which the children of `traceparent` are made; without one they begin a trace."""
+    return _W3C.extract({} if traceparent is None else {"traceparent": traceparent}, Context())
+
+
+def traceparent_of(span: Span) -> str:
+    """Return the `traceparent` that makes others children of `span` (https://www.w3.org/TR/trace-context/)."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def current() -> str | None:
+    """Return the `traceparent` of the span around us; None outside of any."""
+    span = trace.get_current_span()
+    return traceparent_of(span) if span.get_span_context().is_valid else None
+
+
+def failed(span: Span, kind: str) -> None:
+    """Mark `span` as failed; `kind` is one of few words."""
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR)
+
+
+@contextmanager
+def surrounding(span: Span) -> Iterator[Span]:
+    """Do something within `span`, which then ends; an exception marks it as failed, by its name alone."""
+    with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+        try:
+            yield span
+        except BaseException as error:
+            failed(span, type(error).__name__)
+            raise
+
+
+@contextmanager
+def client_span(tracer: Tracer, name: str, attributes: Mapping[str, AttributeValue]) -> Iterator[Span]:
+    """Ask another server for something within a span of our own."""
+    with surrounding(tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)) as span:
+        yield span
+
+
+class RequestSpans:
+    """Answers every HTTP request within a span that continues the client's trace."""
+
+    def __init__(self, app: ASGIApp, exempt: Collection[str]) -> None:
+        """`exempt`: paths that are asked every few seconds, and tell nothing."""
+        self.app = app
+        self._exempt = exempt
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if tracer is None or scope["type"] != "http" or scope["path"] in self._exempt:
+            await self.app(scope, receive, send)
+            return
+        status = 0  # of a request whose client left before there was an answer
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        traceparent = Headers(scope=scope).get("traceparent")
+        about = {"http.request.method": method, "url.scheme": scope["scheme"]}
+        span = tracer.start_span(method, context_of(traceparent), SpanKind.SERVER, about)
+        with surrounding(span):
+            try:
+                await self.app(scope, receive, watched_send)
+            finally:
+                # The route is known only now.
+                if (route := getattr(scope.get("route"), "path", None)) is not None:
+                    span.update_name(f"{method} {route}")
+                    span.set_attribute("http.route", route)
+                if status:
+                    span.set_attribute("http.response.status_code", status)
+                if status >= 500:
+                    failed(span, str(status))
