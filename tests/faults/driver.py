@@ -18,7 +18,8 @@ from tests.faults.system import System
 BOARD = "sums"
 CHANNEL = "news"
 
-_numbers = itertools.count(1)
+numbers = itertools.count(1)
+"""What the names of things end in, over all tests of a session."""
 
 
 @dataclass
@@ -44,17 +45,17 @@ class Driver:
         assert answer.status_code in (200, 201), answer.text
 
     async def mail(self, lane: str = "normal") -> bool:
-        name = f"m{next(_numbers)}"
+        name = f"m{next(numbers)}"
         body = {"to": f"{name}@example.com", "subject": name, "text": "Hello", "lane": lane}
         return await self._put_in("mail", {name}, "/v1/mail", body)
 
     async def scores(self, count: int = 1, board: str = BOARD, keyed: bool = True) -> bool:
-        names = [f"s{next(_numbers)}" for _ in range(count)]
+        names = [f"s{next(numbers)}" for _ in range(count)]
         body = [{"board": board, "player": name, "score": 1} for name in names]
         return await self._put_in("score", set(names), "/v1/scores", body, keyed)
 
     async def notification(self) -> bool:
-        name = f"n{next(_numbers)}"
+        name = f"n{next(numbers)}"
         return await self._put_in("notification", {name}, "/v1/notifications", {"channels": [CHANNEL], "title": name})
 
     @asynccontextmanager
