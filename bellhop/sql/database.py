@@ -1,7 +1,6 @@
 """One database: how it is opened, and the only two ways to use it, reading and writing."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -84,7 +83,7 @@ class Database:
 async def _away_as_sentence() -> AsyncIterator[None]:
     try:
         yield
-    except (OperationalError, sqlite3.OperationalError, OSError) as error:
+    except (OperationalError, OSError) as error:
         raise DatabaseAway(f"the database does not answer: {_first_line(error)}") from error
     except DBAPIError as error:
         if error.connection_invalidated:

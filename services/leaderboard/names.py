@@ -76,15 +76,15 @@ class Names:
         place = hash(raw) & last
         while table[place]:
             place = (place + 1) & last
-        begin = self._ends[-1]
+        text, ends = self._text, self._ends
+        number, begin = len(ends), ends[-1]
         end = begin + len(raw)
-        if end > len(self._text):
+        if end > len(text):
             text = _text(2 * end)
             text[:begin] = self._text[:begin]
             self._text = text
-        self._text[begin:end] = raw
-        self._ends.append(end)
-        number = len(self._ends) - 1
+        text[begin:end] = raw
+        ends.append(end)
         table[place] = number  # last: a reader that sees the number finds the name
         if 3 * number > 2 * len(table):
             self._table = self._enlarged()

@@ -57,9 +57,13 @@ class Ranking:
 
     def rank(self, player: str) -> int | None:
         """Return the competition rank of `player`, or None."""
-        slot, ranks = self.names.find(player), self.ranks
-        # A name may be known before the snapshot that holds its result is swapped in.
-        return ranks[slot] or None if 0 <= slot < len(ranks) else None
+        slot = self.names.find(player)
+        if slot < 0:
+            return None
+        try:
+            return self.ranks[slot] or None
+        except IndexError:  # the name is known before the snapshot that holds its result is swapped in
+            return None
 
     def entry(self, player: str) -> Entry | None:
         """Return the line of `player`, or None."""

@@ -31,8 +31,6 @@ SQLITE_PRAGMAS = ("PRAGMA cache_size=-1000", "PRAGMA wal_autocheckpoint=40000")
 Row = tuple[int, str, float, int, int]
 """ranking, player, score, at, version: a row of `results`."""
 
-READ = "SELECT player, score, at FROM results WHERE ranking = :ranking AND version > :since"
-
 # Written in the dialects' own words: SQLAlchemy would spend more on each of 200,000 rows than the database does.
 SAVE = (
     "INSERT INTO results (ranking, player, score, at, version) {} ON CONFLICT (ranking, player)"
@@ -155,17 +153,13 @@ class Store:
 
     async def results(self, connection: AsyncConnection, ranking: int, since: int = 0) -> AsyncIterator[Page]:
         """Return all results that came with a version later than `since`, page by page."""
-        values = {"ranking": ranking, "since": since}
-        if self._database.dialect == "sqlite":
-            # Past SQLAlchemy, which spends more on each of a million rows than the database does.
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-            async with driver.execute(READ, values) as cursor:
-                while page := await cursor.fetchmany(PAGE):
-                    yield Page(*zip(*page, strict=True))
-            return
-        rows = await connection.stream(sa.text(READ), values, execution_options={"yield_per": PAGE})
+        chosen = sa.select(results.c.player, results.c.score, results.c.at).where(
+            results.c.ranking == ranking, results.c.version > since
+        )
+        rows = await connection.stream(chosen, execution_options={"yield_per": PAGE})
         async for page in rows.partitions(PAGE):
-            yield Page(*zip(*page, strict=True))
+            players, scores, at = zip(*page, strict=True)
+            yield Page(players, scores, at)
 
     async def save_results(self, connection: AsyncConnection, rows: list[Row]) -> None:
         """Write results, new or not. Rows in the order of (ranking, player) touch each page of the table once."""
