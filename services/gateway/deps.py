@@ -6,6 +6,7 @@ import httpx
 from starlette.requests import Request
 
 from bellhop.sql.group_commit import GroupCommit
+from bellhop.web import tokens
 from services.gateway.intake import Intake
 from services.gateway.newsletter import Newsletter
 from services.gateway.settings import Settings
@@ -36,3 +37,9 @@ def gateway(request: Request) -> Gateway:
     """Return the parts; a plain function, because a FastAPI dependency would cost every request."""
     parts: Gateway = request.app.state.gateway
     return parts
+
+
+def check_mailer(request: Request, audience: str) -> None:
+    """Raise Problem 401 unless the mailer asks, with a token for `audience` that no client can have."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    tokens.read(token if kind.lower() == "bearer" else "", gateway(request).settings.mailer_key, audience)

@@ -30,7 +30,7 @@ OPEN = {
 }  # fmt: skip
 
 # Opened by a token that one service makes for another, and by no key.
-FOR_SERVICES = {("GET", "/v1/attachments/x/content")}
+FOR_SERVICES = {("GET", "/v1/attachments/x/content"), ("POST", "/v1/suppressions/among")}
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest, ContentType, Filename
-from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import StrictRoute
-from services.gateway.deps import gateway
+from services.gateway.deps import check_mailer, gateway
 from services.gateway.routes.tasks import time_of
 
 router = APIRouter(route_class=StrictRoute, tags=["mail"])
@@ -63,11 +62,9 @@ async def upload(
 
 @router.get(UPLOAD + "/{attachment_id}/content", include_in_schema=False)
 async def content(request: Request, attachment_id: str) -> Response:
-    """Return a file to the mailer, which brings a token that no client can have."""
-    parts = gateway(request)
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    tokens.read(token if kind.lower() == "bearer" else "", parts.settings.mailer_key, AUDIENCE)
-    found = await parts.attachments.get(attachment_id)
+    """Return a file to the mailer."""
+    check_mailer(request, AUDIENCE)
+    found = await gateway(request).attachments.get(attachment_id)
     if found is None:
         raise Problem(404, "Not Found", "There is no such attachment, or its time is over.")
     headers = {

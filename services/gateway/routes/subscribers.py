@@ -12,13 +12,13 @@ from starlette.responses import Response
 
 from bellhop.contracts.base import Contract, Data, Line, Time
 from bellhop.contracts.mail import Lane, PersonName
-from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.audience.addresses import Email, canonical
 from services.gateway.audience.people_csv import BadCsv, records
-from services.gateway.deps import gateway
+from services.gateway.deps import check_mailer, gateway
+from services.gateway.intake import invalid_body
 from services.gateway.newsletter import Newsletter
 from services.gateway.routes.broadcasts import ListName
 from services.gateway.routes.tasks import time_of
@@ -250,12 +250,14 @@ class SuppressedAmong(Contract):
 
 
 @router.post("/v1/suppressions/among", include_in_schema=False)
-async def show_suppressed(request: Request, wish: SuppressedAmong) -> dict[str, Any]:
-    """Tell the mailer, which brings a token that no client can have, who of these gets no mail, and why."""
-    parts = gateway(request)
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    tokens.read(token if kind.lower() == "bearer" else "", parts.settings.mailer_key, AUDIENCE)
-    found = await parts.newsletter.suppressions.reasons([canonical(email) for email in wish.addresses])
+async def show_suppressed(request: Request) -> dict[str, Any]:
+    """Tell the mailer who of these gets no mail, and why."""
+    check_mailer(request, AUDIENCE)  # before anything of the body is read
+    try:
+        wish = SuppressedAmong.read(await request.body())
+    except ValidationError as error:
+        raise invalid_body(error) from None
+    found = await gateway(request).newsletter.suppressions.reasons([canonical(email) for email in wish.addresses])
     reasons = {email: found.get(canonical(email)) for email in wish.addresses}
     return {"suppressed": {email: reason for email, reason in reasons.items() if reason is not None}}
 
