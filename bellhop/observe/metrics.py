@@ -41,6 +41,22 @@ async def watch_loop() -> None:
         LAG.observe(max(0.0, clock() - due))
 
 
+class WatchedSend:
+    """Passes the messages of an answer on, and knows its status."""
+
+    __slots__ = ("_send", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        """0 while there is no answer, and for ever if the client left before there was one."""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
 class RequestMetrics:
     """Counts and times HTTP requests by the template of their route: a path as the client sent it has no end."""
 
@@ -54,20 +70,13 @@ class RequestMetrics:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 0  # of a request whose client left before there was an answer
-
-        async def watched_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        watched = WatchedSend(send)
         began = time.perf_counter()
         try:
-            await self.app(scope, receive, watched_send)
+            await self.app(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)
-            labels = (scope["method"], route, status)
+            labels = (scope["method"], route, watched.status)
             child = self._children.get(labels)
             if child is None:
                 child = self._children[labels] = REQUESTS.labels(*labels)

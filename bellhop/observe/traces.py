@@ -16,8 +16,9 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bellhop.observe.metrics import WatchedSend
 from bellhop.settings import ServiceSettings
 
 tracer: Tracer | None = None
@@ -118,27 +119,20 @@ class RequestSpans:
         if tracer is None or scope["type"] != "http" or scope["path"] in self._exempt:
             await self.app(scope, receive, send)
             return
-        status = 0  # of a request whose client left before there was an answer
-
-        async def watched_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        watched = WatchedSend(send)
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         traceparent = Headers(scope=scope).get("traceparent")
         about = {"http.request.method": method, "url.scheme": scope["scheme"]}
         span = tracer.start_span(method, context_of(traceparent), SpanKind.SERVER, about)
         with surrounding(span):
             try:
-                await self.app(scope, receive, watched_send)
+                await self.app(scope, receive, watched)
             finally:
                 # The route is known only now.
                 if (route := getattr(scope.get("route"), "path", None)) is not None:
                     span.update_name(f"{method} {route}")
                     span.set_attribute("http.route", route)
-                if status:
-                    span.set_attribute("http.response.status_code", status)
-                if status >= 500:
-                    failed(span, str(status))
+                if watched.status:
+                    span.set_attribute("http.response.status_code", watched.status)
+                if watched.status >= 500:
+                    failed(span, str(watched.status))

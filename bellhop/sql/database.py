@@ -72,7 +72,7 @@ class Database:
 
     def insert(self, table: Table) -> Any:
         """Return the dialect's `insert`, which knows ON CONFLICT (both dialects spell it alike)."""
-        return import_module(f"sqlalchemy.dialects.{self.dialect}").insert(table)  # the other one would be 4 MB
+        return import_module(f"sqlalchemy.dialects.{self.dialect}").insert(table)  # the other one would be 3 MB
 
     async def close(self) -> None:
         """Close all connections."""

@@ -93,9 +93,9 @@ def require(scope: Scope) -> Require:
 async def _identify(request: Request) -> Caller:
     state = request.app.state
     limiter: Limiter = state.limiter
-    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    key = bearer(request)
     caller: Caller | None = None
-    if kind.lower() == "bearer" and key:
+    if key:
         caller = await state.authenticate(key.strip())
         if caller is not None:
             limiter.count_key(request.scope, caller.id)
@@ -109,6 +109,12 @@ async def _identify(request: Request) -> Caller:
         "This needs a valid API key. Send it as `Authorization: Bearer bh_…`; it is never read from the URL.",
         headers={"WWW-Authenticate": "Bearer"},
     )
+
+
+def bearer(request: Request) -> str:
+    """Return what the request shows to be let in (RFC 6750, 2.1); "" where it shows nothing."""
+    kind, _, credentials = request.headers.get("authorization", "").partition(" ")
+    return credentials if kind.lower() == "bearer" else ""
 
 
 def new_key() -> str:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
+from bellhop.web.auth import bearer
 from services.gateway.intake import Intake
 from services.gateway.newsletter import Newsletter
 from services.gateway.settings import Settings
@@ -41,5 +42,4 @@ def gateway(request: Request) -> Gateway:
 
 def check_mailer(request: Request, audience: str) -> None:
     """Raise Problem 401 unless the mailer asks, with a token for `audience` that no client can have."""
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    tokens.read(token if kind.lower() == "bearer" else "", gateway(request).settings.mailer_key, audience)
+    tokens.read(bearer(request), gateway(request).settings.mailer_key, audience)

@@ -50,36 +50,25 @@ def cancelled(task: CancelTask, attempt: int, *, uncertain: bool) -> Outcome:
 
 def queued(task: MailTask) -> Outcome:
     """Return the first outcome of a task that an event set off: it tells the ledger that there is such a task."""
-    return Outcome.model_validate(
-        {
-            "task_id": task.task_id,
-            "round": task.round,
-            "attempt": 0,
-            "state": State.QUEUED,
-            "at": now(),
-            "owner": task.owner,
-            "lane": task.lane.value,
-            "document": mail_document(task),
-        }
-        | _origin(task)
-    )
+    return _unattempted(task, State.QUEUED, document=mail_document(task))
 
 
 def suppressed(task: MailTask, reason: str) -> Outcome:
     """Return the outcome of a task whose address gets no mail."""
-    return Outcome.model_validate(
-        {
-            "task_id": task.task_id,
-            "round": task.round,
-            "attempt": 0,
-            "state": State.SUPPRESSED,
-            "at": now(),
-            "reply": f"The address is suppressed: {reason}",
-            "owner": task.owner,
-            "lane": task.lane.value,
-        }
-        | _origin(task)
-    )
+    return _unattempted(task, State.SUPPRESSED, reply=f"The address is suppressed: {reason}")
+
+
+def _unattempted(task: MailTask, state: State, **more: object) -> Outcome:
+    fields = {
+        "task_id": task.task_id,
+        "round": task.round,
+        "attempt": 0,
+        "state": state,
+        "at": now(),
+        "owner": task.owner,
+        "lane": task.lane.value,
+    }
+    return Outcome.model_validate(fields | _origin(task) | more)
 
 
 def due_in(seconds: float) -> dict[str, object]:

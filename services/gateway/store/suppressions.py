@@ -69,16 +69,12 @@ class Suppressions:
         """Return which of these canonical addresses get no mail now, and why."""
         if self._empty or not addresses:
             return {}
-        columns = (suppressions.c.address, suppressions.c.reason)
-        found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), _now()))
-        return dict(found.all())
+        return await _reasons(connection, addresses)
 
     async def reasons(self, addresses: list[str]) -> dict[str, str]:
         """Return which of these canonical addresses get no mail now, and why; asks the database each time."""
-        columns = (suppressions.c.address, suppressions.c.reason)
         async with self._database.read() as connection:
-            found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), _now()))
-            return dict(found.all())
+            return await _reasons(connection, addresses)
 
     async def accept(self, connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
         """Do what `ledger.accept` does; the mail to a suppressed address ends at once, and nothing goes out.
@@ -198,3 +194,9 @@ def _ended(item: Acceptance, found: dict[str, str]) -> Acceptance:
         tasks=[task | over if task["id"] in ended else task for task in item.tasks],
         entries=[entry for entry in item.entries if entry.task_id not in ended],
     )
+
+
+async def _reasons(connection: AsyncConnection, addresses: list[str]) -> dict[str, str]:
+    columns = (suppressions.c.address, suppressions.c.reason)
+    found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), _now()))
+    return dict(found.all())
