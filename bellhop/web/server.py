@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
+from bellhop.background import Background
 from bellhop.observe import traces
 from bellhop.observe.logs import get_logger
 from bellhop.observe.metrics import RequestMetrics, describe_build, watch_loop
@@ -48,6 +49,7 @@ def create_app(
         app.state.authenticate   async (key) -> Caller | None; until then no key is valid
         app.state.ready          async () -> {name: "ok" or a sentence}, for /readyz
 
+    It runs its loops in `app.state.background`, a `Background`, which it may stop before the end of its lifespan,
     and may wait for `app.state.stopping`, an `asyncio.Event` that is set as soon as the process is told to end:
     uvicorn waits for streams that are open, so they must end by themselves.
     """
@@ -55,7 +57,7 @@ def create_app(
     app = FastAPI(
         title=title,
         version=version,
-        lifespan=_with_loop_watch(lifespan),
+        lifespan=_with_background(lifespan),
         redoc_url=None,
         # A slash too many is a wrong path. The redirect would be to whatever name stands in the Host header.
         redirect_slashes=False,
@@ -84,6 +86,7 @@ def create_app(
     app.state.limiter = limiter
     app.state.authenticate = _nobody
     app.state.ready = _no_checks
+    app.state.background = Background()
     app.state.stopping = asyncio.Event()
     app.router.route_class = StrictRoute
     for router in (*routers, health.router):
@@ -104,15 +107,16 @@ async def _no_checks() -> dict[str, str]:
     return {}
 
 
-def _with_loop_watch(lifespan: Lifespan) -> Lifespan:
+def _with_background(lifespan: Lifespan) -> Lifespan:
     @asynccontextmanager
     async def watched(app: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(watch_loop())
+        background = app.state.background = Background()  # an application may live more than once, in tests
+        background.keep("measuring the event loop", watch_loop)
         try:
             async with lifespan(app):
                 yield
         finally:
-            watch.cancel()
+            await background.stop()
 
     return watched
 

@@ -1,0 +1,237 @@
+"""What a service does beside its requests and deliveries: named loops, supervised in one place.
+
+A round that raises is logged and tried again after a back-off; one kind of error is logged once, not once a round. A
+round that does not end is cancelled at its limit, which is an error like any other. A loop that has made no progress
+for longer than its limit, or has stopped, stands in `trouble`, and `/readyz` says so. Nothing but `stop` ends a loop.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+from prometheus_client import Counter
+
+from bellhop.errors import Unavailable
+from bellhop.observe.logs import get_logger
+
+LIMIT_SECONDS = 30.0
+MAX_BACK_OFF_SECONDS = 5.0
+STOP_SECONDS = 10.0
+STEADY_SECONDS = 5.0
+"""A loop of `keep` that has run for so long since it failed has recovered."""
+
+FAILURES = Counter("bellhop_background_failures", "Rounds of background loops that failed", ["loop"])
+
+log = get_logger(__name__)
+
+Round = Callable[[], Awaitable[float | None]]
+Work = Callable[[], Awaitable[object]]
+
+
+class Background:
+    """The loops of one service, from their start until `stop`."""
+
+    def __init__(self) -> None:
+        self._loops: dict[str, _Loop] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """Return which loops make no progress, and why; None when all do."""
+        return "; ".join(trouble for loop in self._loops.values() if (trouble := loop.trouble)) or None
+
+    def every(
+        self,
+        name: str,
+        seconds: float,
+        action: Round,
+        *,
+        wake: asyncio.Event | None = None,
+        limit: float = LIMIT_SECONDS,
+    ) -> None:
+        """Do `action` now and then every `seconds`.
+
+        Args:
+            name: what the loop does, for the log and `/readyz`: "retention".
+            seconds: the pause between two rounds, unless `action` returns how many seconds until the next one.
+            action: one round; it must be safe to repeat after it failed or was cancelled anywhere.
+            wake: starts the next round immediately when it is set; it is cleared before that round.
+            limit: seconds that one round may take; then it is cancelled and counts as failed.
+        """
+        self._start(_Periodic(name, seconds, action, wake, limit))
+
+    def once(self, name: str, action: Work, *, limit: float = LIMIT_SECONDS) -> None:
+        """Do `action`, again until it succeeds, which stands in `trouble` until then. Arguments as those of `every`."""
+        self._start(_Once(name, action, limit))
+
+    def keep(self, name: str, run: Work) -> None:
+        """Keep `run` running, which waits and ends hangs by itself: start it again whenever it raises or returns."""
+        self._start(_Kept(name, run))
+
+    def _start(self, loop: "_Loop") -> None:
+        if loop.name in self._loops:
+            raise ValueError(f"there is a loop {loop.name!r} already")
+        self._loops[loop.name] = loop
+        loop.task = asyncio.create_task(loop.run(), name=loop.name)
+
+    async def stop(self) -> None:
+        """Cancel all loops, and return when they have ended, or after `STOP_SECONDS`. Safe to repeat."""
+        give_up = monotonic() + STOP_SECONDS
+        # A preparation may start other loops in its last moment; and a cancellation can get lost within a library.
+        while running := [loop.task for loop in self._loops.values() if loop.task and not loop.task.done()]:
+            if monotonic() > give_up:
+                log.error("loops do not end", loops=[task.get_name() for task in running])
+                return
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=1)
+
+
+class _Loop:
+    """What all loops have in common: telling of failures, and of progress."""
+
+    def __init__(self, name: str, limit: float) -> None:
+        self.name = name
+        self.task: asyncio.Task[None] | None = None
+        self._limit = limit
+        self._failures = 0
+        self._told: str | None = None
+        self._since: float | None = None  # when the first round began after the last one that succeeded
+
+    @property
+    def trouble(self) -> str | None:
+        if self.task is not None and self.task.done():
+            return f"{self.name}: has stopped; restart this service"
+        if self._since is not None and monotonic() - self._since > self._limit:
+            reason = f" ({self._told})" if self._told else ""
+            return f"{self.name}: no progress for {monotonic() - self._since:.0f} s{reason}"
+        return None
+
+    async def run(self) -> None:
+        raise NotImplementedError
+
+    async def attempt(self, action: Callable[[], Awaitable[object]], timeout: float | None) -> "object | _Failed":
+        """Do `action` once; every way in which it can fail is told and becomes `_FAILED`."""
+        if self._since is None:
+            self._since = monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                result = await action()
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise
+            self._fail(RuntimeError("something that it waited for was cancelled"))
+        except Exception as error:
+            self._fail(error)
+        else:
+            self.recover()
+            return result
+        return _FAILED
+
+    def recover(self) -> None:
+        """Note that all is well, and tell it if it was not."""
+        if self._told is not None:
+            log.info("goes on", loop=self.name, failures=self._failures)
+        self._failures, self._told, self._since = 0, None, None
+
+    def _fail(self, error: Exception) -> None:
+        self._failures += 1
+        FAILURES.labels(self.name).inc()
+        told, self._told = self._told, _sentence(error)
+        # Numbers may differ from round to round; the kind is what is told once.
+        if told is not None and told.partition(":")[0] == self._told.partition(":")[0]:
+            return
+        if isinstance(error, Unavailable | TimeoutError):
+            log.warning("cannot go on; trying again until it can", loop=self.name, reason=self._told)
+        else:
+            log.error("failed; trying again", loop=self.name, reason=self._told, exc_info=error)
+
+    @property
+    def back_off(self) -> float:
+        # Jitter: replicas that failed together must not come back together.
+        return random.uniform(0.5, 1.0) * min(MAX_BACK_OFF_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
+
+
+class _Failed:
+    """Told from any result."""
+
+
+_FAILED = _Failed()
+
+
+class _Periodic(_Loop):
+    def __init__(self, name: str, seconds: float, action: Round, wake: asyncio.Event | None, limit: float) -> None:
+        super().__init__(name, limit)
+        self._seconds = seconds
+        self._action = action
+        self._wake = wake
+
+    async def run(self) -> None:
+        while True:
+            if self._wake is not None:
+                self._wake.clear()
+            result = await self.attempt(self._action, self._limit)
+            if result is _FAILED:
+                await asyncio.sleep(self.back_off)  # not to be shortened: requests would wake it again and again
+            else:
+                await self._pause(result if isinstance(result, int | float) else self._seconds)
+
+    async def _pause(self, seconds: float) -> None:
+        if self._wake is None:
+            await asyncio.sleep(seconds)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+
+class _Once(_Loop):
+    def __init__(self, name: str, action: Work, limit: float) -> None:
+        super().__init__(name, limit)
+        self._action = action
+        self._done = False
+
+    @property
+    def trouble(self) -> str | None:
+        if self._done:
+            return None
+        return f"{self.name}: {self._told or 'not done yet'}"
+
+    async def run(self) -> None:
+        while not self._done:
+            self._done = await self.attempt(self._action, self._limit) is not _FAILED
+            if not self._done:
+                await asyncio.sleep(self.back_off)
+
+
+class _Kept(_Loop):
+    def __init__(self, name: str, run: Work) -> None:
+        super().__init__(name, LIMIT_SECONDS)
+        self._work = run
+
+    @property
+    def trouble(self) -> str | None:
+        if self.task is not None and self.task.done():
+            return super().trouble
+        return None if self._told is None else f"{self.name}: {self._told}"
+
+    async def run(self) -> None:
+        async def work() -> None:
+            await self._work()
+            raise RuntimeError("ended by itself")
+
+        while True:
+            steady = asyncio.get_running_loop().call_later(STEADY_SECONDS, self.recover)
+            await self.attempt(work, None)
+            steady.cancel()
+            await asyncio.sleep(self.back_off)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, Unavailable):
+        return str(error)
+    if isinstance(error, TimeoutError) and not str(error):
+        return "a round did not end in time"
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no text'])[0]}"
