@@ -4,10 +4,22 @@ import random
 import re
 import time
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    StringConstraints,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 MAX_DEPTH = 32
 INT64_MAX = 2**63 - 1
@@ -90,8 +102,52 @@ def storable(value: Any, depth: int = 1) -> Any:
     return value
 
 
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+"""Every time within these bounds can be shifted to any offset from UTC and rounded to any unit."""
+MAX_AHEAD = timedelta(days=3653)
+"""Ten years: how far ahead work can be scheduled."""
+
+
+class _Rfc3339:
+    """Takes RFC 3339 text within the bounds, or a `datetime` of ours.
+
+    A number could only be read as seconds or as milliseconds by a guess. The checks run inside pydantic's core, because
+    one request may hold 1,000 times.
+    """
+
+    _PATTERN = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)$"
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        time = core_schema.datetime_schema(strict=False, tz_constraint="aware", ge=EARLIEST, le=LATEST)
+        text = core_schema.chain_schema([core_schema.str_schema(pattern=self._PATTERN, strict=True), time])
+        made = core_schema.chain_schema([core_schema.is_instance_schema(datetime), time])
+        return core_schema.custom_error_schema(
+            core_schema.union_schema([text, made], mode="left_to_right"),
+            custom_error_type="time",
+            custom_error_message="must be a time with its offset from UTC, like 2026-11-25T18:40:00Z (RFC 3339),"
+            ' between 1970-01-01 and 9999-12-30; for "never" leave it out',
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string", "format": "date-time"}
+
+
+def _not_too_far(time: datetime) -> datetime:
+    if time - now() > MAX_AHEAD:
+        raise ValueError("must be at most 10 years ahead")
+    return time
+
+
+Time = Annotated[datetime, _Rfc3339()]
+"""A time that a client sends."""
+DueTime = Annotated[Time, AfterValidator(_not_too_far)]
+"""When something is to be done."""
 # Strict mode refuses a string for a datetime; JSON has no other way to write one.
-Time = Annotated[AwareDatetime, Field(strict=False)]
+MessageTime = Annotated[AwareDatetime, Field(strict=False)]
+"""A time that one of our services wrote. It is not bounded: a row stored before the bounds must not stop its reader."""
 Text = Annotated[str, AfterValidator(no_nul)]
 Line = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=998)]
 Data = Annotated[dict[str, JsonValue], AfterValidator(storable)]

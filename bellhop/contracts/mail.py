@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from bellhop.contracts.base import INT32_MAX, Contract, Data, Id, Line, Name, TaskId, Text, Time, one_line
+from bellhop.contracts.base import INT32_MAX, Contract, Data, DueTime, Id, Line, Name, TaskId, Text, one_line
 
 MAX_BODY = 512 * 1024
 HEADERS_ALLOWED = ("In-Reply-To", "References", "List-Id", "Auto-Submitted", "Importance", "Precedence")
@@ -160,7 +160,7 @@ class MailRequest(MailContent):
     to_name: PersonName | None = None
     """The name that stands before the address in the mail's head."""
     lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
-    send_at: Time | None = None
+    send_at: DueTime | None = None
 
 
 class MailTask(MailContent):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, StringConstraints
 
-from bellhop.contracts.base import INT32_MAX, Contract, Id, TaskId, Text, Time
+from bellhop.contracts.base import INT32_MAX, Contract, Id, MessageTime, TaskId, Text
 
 
 class State(StrEnum):
@@ -41,7 +41,7 @@ class Outcome(Contract):
     attempt: Annotated[int, Field(ge=0, le=INT32_MAX)] = 1
     """Counts from 1; 0 where no attempt was made (cancelled, suppressed)."""
     state: Annotated[State, Field(strict=False)]
-    at: Time
+    at: MessageTime
     code: Annotated[int, Field(ge=0, le=999)] | None = None
     """SMTP reply code (RFC 5321, 4.2), where a server answered."""
     enhanced: Annotated[Text, StringConstraints(max_length=16)] | None = None
@@ -50,7 +50,7 @@ class Outcome(Contract):
     """What the server said, or what went wrong, as one sentence."""
     relay: Annotated[Text, StringConstraints(max_length=255)] | None = None
     message_id: Text | None = None
-    retry_at: Time | None = None
+    retry_at: MessageTime | None = None
     """When the next attempt is due; only with `retrying`."""
     uncertain: bool = False
     """The server may have taken the mail although no 250 arrived (RFC 1047): a second copy is possible."""

@@ -1,15 +1,19 @@
 """Scores and boards."""
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, GetCoreSchemaHandler, StringConstraints
 from pydantic_core import core_schema
 
-from bellhop.contracts.base import Contract, Id, Name, Text, Time
+from bellhop.contracts.base import Contract, Id, MessageTime, Name, Text, Time
 
-EXACT = 2**53
-"""Scores are IEEE 754 doubles: every whole number up to this one is exact, so nothing beyond it is taken."""
+EXACT = 2**53 - 1
+"""Scores are IEEE 754 doubles: every whole number up to this one is exact, and none beyond it is rounded to it."""
+
+MAX_AHEAD = timedelta(minutes=5)
+"""How far in the future a score may have been reached: a player's clock may be fast, but no result is years ahead."""
 
 
 class _NoPathName:
@@ -89,7 +93,7 @@ class Place(Contract):
     """1, 1, 3, …: equal scores share the better number."""
     player: Name
     score: float
-    at: Time
+    at: MessageTime
 
 
 class LeaderboardChanged(Contract):
@@ -110,5 +114,5 @@ class LeaderboardChanged(Contract):
     changed: int
     """How many players have another result than before."""
     players: int
-    as_of: Time
+    as_of: MessageTime
     """Every score that was taken before this time and is not pending is counted."""

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import orjson
 import pytest
 
+from bellhop.contracts.base import now
 from bellhop.web import tokens
 from tests.services.gateway_support import RunningGateway, envelope_headers, json, mail, running_gateway
 from tests.support import wait_until
@@ -60,7 +62,10 @@ async def test_bad_scores_name_the_place(gateway: RunningGateway) -> None:
         ([good, good | {"score": "12"}], "#/1/score"),
         ([good | {"player": "a b"}], "#/0/player"),
         ([good | {"rank": 1}], "#/0/rank"),
-        ([good | {"score": 2**53 + 2}], "#/0/score"),
+        ([good | {"score": 2**53 + 1}], "#/0/score"),
+        ([good, good | {"at": "9999-12-31T23:59:59-12:00"}], "#/1/at"),
+        ([good, good | {"at": (now() + timedelta(minutes=6)).isoformat()}], "#/1/at"),
+        (good | {"at": "2999-01-01T00:00:00Z"}, "#/at"),
         ([good | {"score": True}], "#/0/score"),
         (good | {"board": "#"}, "#/board"),
         ({"board": "chess", "player": "ada"}, "#/score"),

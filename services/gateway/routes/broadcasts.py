@@ -12,7 +12,7 @@ from pydantic import StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from bellhop.contracts.base import Time, new_id
+from bellhop.contracts.base import DueTime, new_id
 from bellhop.contracts.mail import MailContent, mail_document
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import DatabaseAway
@@ -54,7 +54,7 @@ class BroadcastRequest(MailContent):
     """
 
     list: ListName
-    send_at: Time | None = None
+    send_at: DueTime | None = None
 
 
 @router.post("/v1/broadcasts", status_code=202, summary="Send a mail to a list")

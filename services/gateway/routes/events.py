@@ -15,9 +15,9 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.base import Contract, derived_id, now
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.notifications import Notification
-from bellhop.contracts.scores import Score, ScoreBatch
+from bellhop.contracts.scores import MAX_AHEAD, Score, ScoreBatch
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import StrictRoute, check_content_type
 from services.gateway import cloudevents
 from services.gateway.deps import gateway
@@ -91,10 +91,30 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
     except ValidationError as error:
         raise invalid_body(error, skip=0 if many else 1) from None
     at = now()
+    _check_times(valid, at, ("body",) if not many else ("body", _EACH))
     body = orjson.dumps({"scores": [_score(score, at) for score in valid]})
     entry = _event(request, caller, "score.submitted", body)
     answer = orjson.dumps({"id": entry.message.envelope.id, "accepted": len(valid)})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
+
+
+_EACH = "*"
+"""Stands for the index of a score in the place of what is wrong."""
+
+
+def _check_times(scores: list[Score], default: datetime, place: tuple[int | str, ...]) -> None:
+    """Raise Problem 422 that names each score whose time lies in the future; `default` is the time of the others."""
+    latest = now() + MAX_AHEAD
+    wrong = [
+        {
+            "loc": (*(index if step == _EACH else step for step in place), "at"),
+            "msg": "must not lie more than 5 minutes in the future",
+        }
+        for index, score in enumerate(scores)
+        if (score.at or default) > latest
+    ]
+    if wrong:
+        raise invalid(wrong)
 
 
 def _score(score: Score, at: datetime) -> dict[str, Any]:
@@ -156,6 +176,7 @@ def _checked(check: Callable[[Any], Contract], data: Any, envelope: Envelope, nu
     except ValidationError as error:
         raise invalid_body(error, prefix=(number, "data")) from None
     if isinstance(model, ScoreBatch):
+        _check_times(model.scores, envelope.time, ("body", number, "data", "scores", _EACH))
         return {"scores": [_score(score, envelope.time) for score in model.scores]}
     return data
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.base import LATEST
 from bellhop.contracts.outcomes import State
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
@@ -35,8 +36,18 @@ def owner_of(caller: Caller) -> str | None:
 
 
 def time_of(ms: int | None) -> str | None:
-    """Return milliseconds since 1970 as RFC 3339."""
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+    """Return milliseconds since 1970 as RFC 3339.
+
+    Rows stored before times were bounded may hold one that cannot be written: the nearest that can is shown instead,
+    because one such row must not make a whole list fail.
+    """
+    if ms is None:
+        return None
+    return datetime.fromtimestamp(min(max(ms, _FIRST_MS), _LAST_MS) / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+_FIRST_MS = round(datetime(1, 1, 1, tzinfo=UTC).timestamp() * 1000)
+_LAST_MS = round(LATEST.timestamp() * 1000)
 
 
 def task_document(task: dict[str, Any]) -> dict[str, Any]:
