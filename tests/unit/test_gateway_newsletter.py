@@ -1,5 +1,6 @@
 """The newsletter's pure parts: words for many, links, CSV as it arrives, addresses, bounces."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -199,3 +200,47 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert meter.rate == pytest.approx(10)
     meter.note(5, began + 60)
     assert meter.rate == 0
+
+
+def test_a_place_is_named_by_its_line() -> None:
+    """Lines are counted through the places before, also where one holds a line end itself."""
+    text = "1\n{{ subscriber.name }}\n3 {{\nsubscriber.name }} {{ subscriber.name }}\n{{ nothing }}"
+
+    with pytest.raises(CannotFill, match="text, line 5: "):
+        Words({"subject": "S", "text": text})
+
+
+def test_a_text_has_a_limited_number_of_places() -> None:
+    """Each place costs time for every recipient, so 1,000 are enough for one text."""
+    Words({"subject": "S", "text": "{{ subscriber.name }}" * 999})
+
+    with pytest.raises(CannotFill, match="line 1001: more than 1000 places"):
+        Words({"subject": "S", "text": "{{ subscriber.name }}\n" * 1002})
+
+
+async def test_other_tasks_get_their_turn_during_an_import() -> None:
+    """A large file is read in steps: the event loop runs other tasks every 100 records."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    running = asyncio.create_task(other())
+    found = [record async for record in records(chunked(b"email,name\n" + b"a\n" * 10_000, 65_536))]
+    running.cancel()
+
+    assert len(found) == 10_000
+    assert turns >= 90
+
+
+async def test_a_record_of_many_lines_is_read_once() -> None:
+    """Quotes are counted line by line, so that the time grows with the length of a record and not with its square."""
+    data = b'email,name\na@example.com,"' + b"\n" * 60_000 + b'x"\nb@example.com,B\n'
+
+    found = [record async for record in records(chunked(data, 65_536))]
+
+    assert [line for line, _ in found] == [2, 60_003]
+    assert found[1][1] == {"email": "b@example.com", "name": "B"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellhop.web.json_text import _Doubt, _parse_carefully, _parse_fast, parse
+from bellhop.web.json_text import MAX_VALUES, _Doubt, _parse_carefully, _parse_fast, parse
 from bellhop.web.problems import Problem
 
 SCALARS = (
@@ -124,3 +124,24 @@ def test_numbers_keep_their_kind() -> None:
     """An integer stays one and a float stays one, so that strict models can tell them apart."""
     one, half, minus = parse(b"[1, 1.0, -0.0]")
     assert (type(one), type(half), math.copysign(1, minus)) == (int, float, -1.0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"0," * MAX_VALUES + b"0]",
+        b'{"text":"\\n","data":[' + b"[]," * MAX_VALUES + b"0]}",
+        b"[" + b",".join([b'{"a":{"b":1}}'] * (MAX_VALUES // 2)) + b"]",
+    ],
+    ids=["flat", "with an escape", "nested"],
+)
+def test_a_text_of_too_many_values_is_refused(body: bytes) -> None:
+    """What is done with a body costs time for each of its values, so their number is limited and not only the bytes."""
+    with pytest.raises(Problem, match="more than 20,000 JSON values"):
+        parse(body)
+
+
+def test_commas_in_strings_are_no_values() -> None:
+    """A long text is one value, whatever it says."""
+    text = ",[{" * MAX_VALUES
+    assert parse(json.dumps({"a": text, "b": "\n"}).encode()) == {"a": text, "b": "\n"}

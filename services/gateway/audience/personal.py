@@ -15,11 +15,13 @@ from bellhop.contracts.mail import MAX_BODY
 
 _PLACE = re.compile(r"\{\{(?P<inner>[^{}]*)\}\}|(?P<stray>\{\{|\{%|\{#)")
 _INNER = re.compile(
-    r"\s*(?:data\.)?subscriber\.(?P<path>name|email|unsubscribe_url|attributes(?:\.[A-Za-z0-9_-]+)+)\s*"
+    r"\s*(?:data\.)?subscriber\.(?P<path>name|email|unsubscribe_url|attributes(?:\.[A-Za-z0-9_-]+){1,32})\s*"
     r"(?:\|\s*default\(\s*(?:\"(?P<double>[^\"]*)\"|'(?P<single>[^']*)')\s*\)\s*)?"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]+")
 MAX_SUBJECT = 998
+MAX_PLACES = 1000
+"""In one text: each is filled in again for every recipient."""
 LINK = "subscriber.unsubscribe_url"
 
 
@@ -51,18 +53,23 @@ class Text:
     def __init__(self, name: str, source: str) -> None:
         """Take `source` apart; `name` is for the sentences of `CannotFill`."""
         self._pieces: list[str | _Place] = []
-        end = 0
+        end, line = 0, 1
         for match in _PLACE.finditer(source):
-            where = f"{name}, line {source.count(chr(10), 0, match.start()) + 1}"
+            # Counted from the place before, and not from the beginning: that would take quadratic time.
+            line += source.count("\n", end, match.start())
+            where = f"{name}, line {line}"
             inner = _INNER.fullmatch(match["inner"] or "")
             if inner is None:
                 raise CannotFill(
                     f"{where}: {match[0][:80]!r} cannot be filled in. There are {{{{ subscriber.name }}}}, .email,"
                     ' .unsubscribe_url and .attributes.<name>, each with | default("…"); for more, name a template'
                 )
+            if len(self._pieces) >= 2 * MAX_PLACES:
+                raise CannotFill(f"{where}: more than {MAX_PLACES} places in one text; use fewer, or name a template")
             self._pieces.append(source[end : match.start()])
             default = inner["double"] if inner["double"] is not None else inner["single"]
             self._pieces.append(_Place(tuple(inner["path"].split(".")), default, where))
+            line += match[0].count("\n")
             end = match.end()
         self._pieces.append(source[end:])
 
