@@ -100,15 +100,18 @@ def to_keys(scores: Floats, order: Order) -> Floats:
 
 
 def collapse(operator: Operator, slots: Slots, keys: Floats, at: Times) -> Results:
-    """Join the scores of each player among themselves. The sequence of the scores makes no difference.
+    """Join the scores of each player among themselves.
 
     `best` takes score and time as one pair; of equal scores the first counts. `last` takes the latest; of two at the
-    same instant the better. `sum` adds up and takes the time of the last addend: when the total was reached.
+    same time the one that stands later in the sequence. `sum` adds up and takes the time of the last addend: when the
+    total was reached. The sequence makes no difference to `best` and `sum`.
     """
     match operator:
         case Operator.BEST:
             sequence = np.lexsort((at, keys, slots))
-        case Operator.LAST | Operator.SUM:
+        case Operator.LAST:
+            sequence = np.lexsort((-np.arange(len(slots)), -at, slots))
+        case Operator.SUM:
             sequence = np.lexsort((keys, -at, slots))
     first = np.ones(len(slots), np.bool_)
     first[1:] = slots[sequence][1:] != slots[sequence][:-1]
@@ -128,7 +131,7 @@ def join(operator: Operator, new: Results, known: Flags, keys: Floats, at: Times
         case Operator.BEST:
             return new.only(~known | (new.keys < keys) | ((new.keys == keys) & (new.at < at)))
         case Operator.LAST:
-            return new.only(~known | (new.at > at) | ((new.at == at) & (new.keys < keys)))
+            return new.only(~known | (new.at > at) | ((new.at == at) & (new.keys != keys)))
         case Operator.SUM:
             totals = np.where(known, keys + new.keys, new.keys)
             return Results(new.slots, totals, np.where(known, np.maximum(at, new.at), new.at), new.example)

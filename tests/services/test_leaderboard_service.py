@@ -163,6 +163,13 @@ async def test_boards_are_listed_with_their_settings(service, publisher):
     assert rest["next"] is None
 
 
+async def test_last_takes_the_later_item_of_a_request(service, publisher):
+    """The gateway gives all scores of a request the same time, so their sequence says which is the last."""
+    await service.http.put("/v1/leaderboards/b", json={"operator": "last"})
+    await submit(publisher, scores(("ann", 10), ("ann", 7), ("ann", 3)))
+    assert (await service.shown("/b/players/ann"))["score"] == 3.0
+
+
 async def test_settings_of_a_board_with_scores_stand(service, publisher):
     """Another operator is a 409 that says what to do; the same settings again are a 200."""
     await submit(publisher, scores(("ann", 5)))
