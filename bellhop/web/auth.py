@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import secrets
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -57,6 +58,20 @@ class Caller:
         """Say whether this caller has `scope`, itself or by way of `admin`."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
+    def lacks(self, scopes: Iterable[str]) -> list[str]:
+        """Return those of `scopes`, in order, that this caller does not have."""
+        return [] if Scope.ADMIN in self.scopes else sorted(set(scopes) - self.scopes)
+
+    def check(self, scope: Scope) -> None:
+        """Raise Problem 403, which names the scope, unless this caller has it."""
+        if not self.may(scope):
+            raise Problem(
+                403,
+                "Forbidden",
+                f"This key lacks the scope {scope.value}. Use a key that has it.",
+                headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope.value}"'},
+            )
+
 
 class Require(SecurityBase):
     """The dependency that `require` makes; FastAPI's documents show it as a bearer token."""
@@ -69,16 +84,10 @@ class Require(SecurityBase):
 
     async def __call__(self, request: Request) -> Caller:
         """Return who calls; raise Problem 401, 403 or 429."""
-        caller = request.scope.get(_CALLER)
+        caller: Caller | None = request.scope.get(_CALLER)
         if caller is None:
             caller = request.scope[_CALLER] = await _identify(request)
-        if not caller.may(self.scope):
-            raise Problem(
-                403,
-                "Forbidden",
-                f"This key lacks the scope {self.scope.value}. Use a key that has it.",
-                headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{self.scope.value}"'},
-            )
+        caller.check(self.scope)
         return caller
 
 

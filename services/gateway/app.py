@@ -14,6 +14,7 @@ from starlette.responses import Response
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.publisher import Publisher
+from bellhop.contracts.identity import ADMIN, is_reserved_name
 from bellhop.contracts.mail import MAX_ATTACHMENT
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
@@ -160,6 +161,9 @@ async def _prepare(gateway: Gateway) -> None:
         await migrate_when_up(gateway.settings.database_url.get_secret_value(), "services.gateway")
         try:
             await gateway.keys.ensure_admin(gateway.settings.admin_key.get_secret_value())
+            for name in await gateway.keys.names() - {ADMIN}:
+                if is_reserved_name(name):
+                    log.warning("revoke the keys of this name: Bellhop uses the name itself", name=name)
         except DatabaseAway:
             continue  # it went away in between; the wait is above
         return

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from bellhop.contracts.base import new_id
+from bellhop.contracts.identity import NEWSLETTER
 from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.limits import Limiter, Limits, Rate
@@ -22,8 +23,6 @@ from services.gateway.store.ledger import Acceptance, mail_entry, mail_task
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.suppressions import Suppressions
 
-OWNER = "newsletter"
-"""Whose tasks the mails are that ask for confirmation."""
 # Of one network; a person signs up once, an office some times.
 SIGN_UPS = Rate(per_second=0.2, burst=20)
 
@@ -79,7 +78,7 @@ def build(settings: Settings, database: Database, suppressions: Suppressions, in
         named = " and ".join(titles.get(name, name) for name in lists)
         document = {
             "task_id": new_id(),
-            "owner": OWNER,
+            "owner": NEWSLETTER,
             "to": person.email,
             "lane": person.lane.value,
             "subject": f"Please confirm: {named}",

@@ -8,6 +8,7 @@ from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import LEADERBOARD
 from bellhop.contracts.scores import LeaderboardChanged, Place
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import DatabaseAway
@@ -19,7 +20,6 @@ from services.leaderboard.ranking import Ranking
 from services.leaderboard.scores import read
 from services.leaderboard.standings import Change, Standings
 
-SOURCE = "bellhop/leaderboard"
 TOP = 10
 
 log = get_logger(__name__)
@@ -84,7 +84,7 @@ def changed(change: Change) -> Message:
         players=len(change.after),
         as_of=now(),
     )
-    envelope = Envelope(type="leaderboard.changed", source=SOURCE, subject=f"leaderboard:{change.board}")
+    envelope = Envelope(type="leaderboard.changed", source=LEADERBOARD, subject=f"leaderboard:{change.board}")
     return Message(body.model_dump_json().encode(), envelope)
 
 

@@ -6,14 +6,13 @@ from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import MAILER
 from bellhop.contracts.mail import CancelTask, Lane, MailTask, mail_document
 from bellhop.contracts.outcomes import Outcome, State
 from services.mailer import metrics
 from services.mailer.replies import Cause, Kind, Verdict
 
 EXCHANGE = "outcomes"
-SOURCE = "/mailer"
-EVENT_OWNER = "event"
 
 
 def of_attempt(task: MailTask, attempt: int, state: State, verdict: Verdict, **more: object) -> Outcome:
@@ -86,7 +85,7 @@ async def report(publisher: Publisher, outcome: Outcome, body: bytes, traceparen
     identity = f"{outcome.task_id}/{outcome.round}/{outcome.attempt}/{outcome.state}"
     envelope = Envelope(
         type=f"mail.{outcome.state}",
-        source=SOURCE,
+        source=MAILER,
         id=identity,
         time=outcome.at,
         subject=outcome.task_id,

@@ -8,6 +8,7 @@ from bellhop.amqp.errors import NotNow, Reject
 from bellhop.amqp.message import Delivery, Message
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import EVENT_OWNER, MAILER
 from bellhop.contracts.mail import MailTask
 from services.mailer import outcomes
 from services.mailer.rendering import RenderingError
@@ -51,7 +52,7 @@ def _reaction(envelope: Envelope, template: str, recipient: str, data: dict[str,
     return MailTask.model_validate(
         {
             "task_id": derived_id(envelope.source, envelope.id, template, recipient),
-            "owner": outcomes.EVENT_OWNER,
+            "owner": EVENT_OWNER,
             "to": recipient,
             "template": template,
             "data": data,
@@ -78,7 +79,7 @@ async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppresse
     body = task.model_dump_json(exclude_defaults=True).encode()
     envelope = Envelope(
         type="mail.requested",
-        source=outcomes.SOURCE,
+        source=MAILER,
         id=new_id(),
         subject=task.task_id,
         traceparent=delivery.envelope.traceparent,

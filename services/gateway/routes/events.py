@@ -14,6 +14,7 @@ from starlette.responses import Response
 from bellhop.amqp.message import Message
 from bellhop.contracts.base import Contract, derived_id, now
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import GATEWAY, OUR_CHANNELS, is_our_source
 from bellhop.contracts.notifications import Notification
 from bellhop.contracts.scores import MAX_AHEAD, Score, ScoreBatch
 from bellhop.web.auth import Caller, Scope, require
@@ -27,7 +28,6 @@ from services.gateway.store.outbox import Entry
 
 router = APIRouter(route_class=StrictRoute, tags=["events"])
 
-SOURCE = "bellhop/gateway"
 MAX_SCORES = 1000
 
 _SCORES = TypeAdapter(list[Score])
@@ -35,7 +35,7 @@ _SCORES = TypeAdapter(list[Score])
 
 def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
     """Make an event of ours; under an idempotency key it always gets the same id."""
-    envelope = Envelope(type=type_, source=SOURCE, traceparent=traceparent(request))
+    envelope = Envelope(type=type_, source=GATEWAY, traceparent=traceparent(request))
     if (named := idempotency_key(request, caller)) is not None:
         envelope = replace(envelope, id=derived_id(type_, *named))
     return Entry("events", type_, Message(body, envelope))
@@ -48,6 +48,7 @@ async def notify(
     caller: Annotated[Caller, Depends(require(Scope.NOTIFICATIONS_SEND))],
 ) -> Response:
     """Push a notification to the browsers that follow any of its channels."""
+    _check_channels(notification)
     entry = _event(request, caller, "notification.raised", notification.model_dump_json(exclude_none=True).encode())
     answer = orjson.dumps({"id": entry.message.envelope.id})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
@@ -129,10 +130,11 @@ def _score(score: Score, at: datetime) -> dict[str, Any]:
     return values
 
 
-# Types that a service of ours reads: their data must be what that service expects, whichever way it comes in.
-KNOWN: dict[str, Callable[[Any], Contract]] = {
-    "notification.raised": Notification.model_validate,
-    "score.submitted": ScoreBatch.model_validate,
+# Types that a service of ours reads: whichever way they come in, the data must be what that service expects, and the
+# key must have the scope that their own route takes.
+KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
+    "notification.raised": (Notification.model_validate, Scope.NOTIFICATIONS_SEND),
+    "score.submitted": (ScoreBatch.model_validate, Scope.SCORES_WRITE),
 }
 
 
@@ -159,8 +161,11 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
     events = cloudevents.read(request.headers, await request.body())
     entries = []
     for number, (envelope, data) in enumerate(events):
-        check = KNOWN.get(envelope.type)
-        if check is not None:
+        if is_our_source(envelope.source):
+            raise _ours(number, "source")
+        if (known := KNOWN.get(envelope.type)) is not None:
+            check, scope = known
+            caller.check(scope)
             data = _checked(check, data, envelope, number)
         if envelope.traceparent is None:
             envelope = replace(envelope, traceparent=traceparent(request))
@@ -175,10 +180,23 @@ def _checked(check: Callable[[Any], Contract], data: Any, envelope: Envelope, nu
         model = check(data)
     except ValidationError as error:
         raise invalid_body(error, prefix=(number, "data")) from None
+    if isinstance(model, Notification):
+        _check_channels(model, number, "data")
     if isinstance(model, ScoreBatch):
         _check_times(model.scores, envelope.time, ("body", number, "data", "scores", _EACH))
         return {"scores": [_score(score, envelope.time) for score in model.scores]}
     return data
+
+
+def _check_channels(notification: Notification, *place: int | str) -> None:
+    """Raise Problem 422 if a client would speak on a channel of ours."""
+    for number, channel in enumerate(notification.channels):
+        if channel.startswith(OUR_CHANNELS):
+            raise _ours(*place, "channels", number)
+
+
+def _ours(*place: int | str) -> Problem:
+    return invalid([{"loc": ("body", *place), "msg": "Bellhop uses this itself. Choose another."}])
 
 
 @router.get("/v1/events/{event_id:path}", summary="What an event set off")

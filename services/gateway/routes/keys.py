@@ -8,11 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.contracts.base import Contract, Name
+from bellhop.contracts.identity import is_reserved_name
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
 from services.gateway.routes.tasks import time_of
+from services.gateway.store.keys import Revocation
 
 router = APIRouter(route_class=StrictRoute, tags=["keys"])
 
@@ -29,12 +31,20 @@ async def create(
     request: Request, wish: KeyRequest, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
 ) -> dict[str, str]:
     """Return the key; it is shown this once and kept only as a hash."""
-    beyond = sorted(scope for scope in wish.scopes if not caller.may(scope))
-    if beyond:
+    if is_reserved_name(wish.name):
+        raise invalid([{"loc": ("body", "name"), "msg": "Bellhop uses this name itself. Choose another."}])
+    if beyond := caller.lacks(wish.scopes):
         raise Problem(403, "Forbidden", f"A key cannot give what it lacks itself: {', '.join(beyond)}.")
-    if wish.name == "admin":
-        raise Problem(422, "Unprocessable Content", "The name admin is the administrator's; choose another.")
-    key_id, key = await gateway(request).keys.create(wish.name, wish.scopes)
+    keys = gateway(request).keys
+    # A key acts for its name, so that it must not come from a key that may do less than those that have the name.
+    if beyond := caller.lacks(await keys.scopes_of(wish.name)):
+        raise Problem(
+            403,
+            "Forbidden",
+            f"There are keys of the name {wish.name} with scopes that this key lacks: {', '.join(beyond)}."
+            " Choose another name, or use a key that has them.",
+        )
+    key_id, key = await keys.create(wish.name, wish.scopes)
     return {"id": key_id, "name": wish.name, "key": key}
 
 
@@ -61,7 +71,15 @@ async def show_all(
 async def revoke(
     request: Request, key_id: str, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
 ) -> Response:
-    """Close a key; it stops to work within five seconds on every replica."""
-    if not await gateway(request).keys.revoke(key_id):
+    """Close a key; it stops to work within five seconds on every replica.
+
+    It takes a key that has all scopes of the one it revokes. The last key with the scope `admin` cannot be revoked.
+    """
+    outcome, lacking = await gateway(request).keys.revoke(key_id, caller)
+    if outcome is Revocation.UNKNOWN:
         raise Problem(404, "Not Found", "There is no such key, or it is revoked already.")
+    if outcome is Revocation.BEYOND:
+        raise Problem(403, "Forbidden", f"A key cannot revoke one that may do more: it lacks {', '.join(lacking)}.")
+    if outcome is Revocation.LAST_ADMIN:
+        raise Problem(409, "Conflict", "This is the last key with the scope admin. Make another one first.")
     return Response(status_code=204)

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bellhop.amqp.message import Message
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import GATEWAY
 from bellhop.contracts.mail import CancelTask, Lane
 from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
@@ -24,7 +25,7 @@ from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.store import outbox
 from services.gateway.store.audience import Status
 from services.gateway.store.broadcasts import HELD, OPEN, Phase, counting, counts_of, queued_in
-from services.gateway.store.ledger import SOURCE, mail_entry, mail_task
+from services.gateway.store.ledger import mail_entry, mail_task
 from services.gateway.store.outbox import Entry, now_ms
 from services.gateway.store.suppressions import Suppressions, ended_attempt
 from services.gateway.store.tables import attempts, broadcasts, subscribers, subscriptions, tasks
@@ -311,7 +312,7 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
 
 def _cancel(task_id: str, round_: int) -> Entry:
     request = CancelTask(task_id=task_id, round=round_)
-    envelope = Envelope(type="mail.cancelled", source=SOURCE, subject=task_id)
+    envelope = Envelope(type="mail.cancelled", source=GATEWAY, subject=task_id)
     return Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
 
 

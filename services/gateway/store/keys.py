@@ -1,13 +1,27 @@
 """API keys: only their hashes are kept."""
 
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 
+from bellhop.contracts.identity import ADMIN
 from bellhop.sql.database import Database
 from bellhop.web.auth import Caller, Scope, hash_key, key_matches, new_key, split_key
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.tables import api_keys
+
+
+class Revocation(StrEnum):
+    """What became of a request to revoke a key."""
+
+    DONE = "done"
+    UNKNOWN = "unknown"
+    """There is no such key, or it is revoked already."""
+    BEYOND = "beyond"
+    """The key has scopes that the caller lacks."""
+    LAST_ADMIN = "last-admin"
+    """No other key with the scope `admin` is left."""
 
 
 class Keys:
@@ -35,13 +49,25 @@ class Keys:
             await connection.execute(sa.insert(api_keys).values(_row(key, name, scopes)))
         return key[3:11], key
 
+    async def scopes_of(self, name: str) -> set[str]:
+        """Return all scopes that the open keys of `name` have together."""
+        query = sa.select(api_keys.c.scopes).where(api_keys.c.name == name, api_keys.c.revoked_at.is_(None))
+        async with self._database.read() as connection:
+            return {scope for scopes in (await connection.execute(query)).scalars() for scope in scopes.split()}
+
+    async def names(self) -> set[str]:
+        """Return the names of all open keys."""
+        query = sa.select(api_keys.c.name).where(api_keys.c.revoked_at.is_(None)).distinct()
+        async with self._database.read() as connection:
+            return set((await connection.execute(query)).scalars())
+
     async def ensure_admin(self, key: str) -> None:
         """Make sure that the administrator's key, and no former one, opens everything."""
-        row = _row(key, "admin", [Scope.ADMIN])
+        row = _row(key, ADMIN, [Scope.ADMIN])
         async with self._database.write() as connection:
             await connection.execute(
                 sa.update(api_keys)
-                .where(api_keys.c.name == "admin", api_keys.c.id != row["id"], api_keys.c.revoked_at.is_(None))
+                .where(api_keys.c.name == ADMIN, api_keys.c.id != row["id"], api_keys.c.revoked_at.is_(None))
                 .values(revoked_at=now_ms())
             )
             insert = self._database.insert(api_keys).values(row)
@@ -56,15 +82,27 @@ class Keys:
             rows = await connection.execute(sa.select(*columns).order_by(api_keys.c.created_at))
             return [dict(row) for row in rows.mappings()]
 
-    async def revoke(self, key_id: str) -> bool:
-        """Close a key from now on; say whether it was open."""
+    async def revoke(self, key_id: str, by: Caller) -> tuple[Revocation, list[str]]:
+        """Close a key from now on, if `by` has all of its scopes; return what became of it, and the scopes lacking."""
+        is_open = api_keys.c.revoked_at.is_(None)
         async with self._database.write() as connection:
-            done = await connection.execute(
-                sa.update(api_keys)
-                .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
-                .values(revoked_at=now_ms())
+            # In order and locked, so that of two administrators who revoke one another only one does.
+            query = (
+                sa.select(api_keys.c.id, api_keys.c.scopes)
+                .where(is_open, (api_keys.c.id == key_id) | api_keys.c.scopes.contains(Scope.ADMIN.value))
+                .order_by(api_keys.c.id)
+                .with_for_update()
             )
-            return bool(done.rowcount)
+            scopes = {row.id: row.scopes.split() for row in await connection.execute(query)}
+            if key_id not in scopes:
+                return Revocation.UNKNOWN, []
+            if lacking := by.lacks(scopes[key_id]):
+                return Revocation.BEYOND, lacking
+            administrators = {each for each, its in scopes.items() if Scope.ADMIN in its}
+            if administrators == {key_id}:
+                return Revocation.LAST_ADMIN, []
+            await connection.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(revoked_at=now_ms()))
+            return Revocation.DONE, []
 
 
 def _row(key: str, name: str, scopes: list[Scope]) -> dict[str, Any]:

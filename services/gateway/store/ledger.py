@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import EVENT_OWNER, GATEWAY
 from bellhop.contracts.mail import CancelTask, Lane
 from bellhop.contracts.outcomes import FINAL, Outcome, State
 from bellhop.sql.bulk import insert_many, update_many
@@ -21,7 +22,6 @@ from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry, now_ms, to_ms
 from services.gateway.store.tables import attempts, idempotency_keys, tasks
 
-SOURCE = "bellhop/gateway"
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
 _FINAL = [state.value for state in FINAL]
 
@@ -89,7 +89,7 @@ def mail_task(
 def mail_entry(document: dict[str, Any], packed: bytes, *, due_at: int = 0, traceparent: str | None = None) -> Entry:
     """Return the message that makes the mailer do the task of this document."""
     task_id = document["task_id"]
-    envelope = Envelope(type="mail.requested", source=SOURCE, subject=task_id, traceparent=traceparent)
+    envelope = Envelope(type="mail.requested", source=GATEWAY, subject=task_id, traceparent=traceparent)
     lane = Lane(document.get("lane", Lane.NORMAL))
     return Entry("work", lane.queue, Message(packed, envelope), task_id, due_at, envelope.id)
 
@@ -180,7 +180,7 @@ class Ledger:
             {
                 "id": outcome.task_id,
                 "kind": "mail",
-                "owner": outcome.owner or "events",
+                "owner": outcome.owner or EVENT_OWNER,
                 "state": State.QUEUED.value,
                 "round": outcome.round,
                 "attempt": 0,
@@ -268,7 +268,7 @@ class Ledger:
             )
             return State.CANCELLED
         request = CancelTask(task_id=task_id, round=task["round"])
-        envelope = Envelope(type="mail.cancelled", source=SOURCE, subject=task_id)
+        envelope = Envelope(type="mail.cancelled", source=GATEWAY, subject=task_id)
         entry = Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
         await outbox.add(connection, [entry])
         return State(task["state"])

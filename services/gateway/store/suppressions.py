@@ -7,6 +7,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bellhop.contracts.identity import BOUNCE
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
@@ -111,7 +112,7 @@ class Suppressions:
         for task_id, recipient in sorted(found, key=lambda row: row[1]):  # in one order, or two replicas could deadlock
             outcome = bounced[task_id]
             reason = " ".join(filter(None, (str(outcome.code or ""), outcome.reply)))[:1000]
-            await self._put(connection, Suppression(canonical(recipient), reason, "bounce", expires_at), keep=True)
+            await self._put(connection, Suppression(canonical(recipient), reason, BOUNCE, expires_at), keep=True)
 
     async def add(self, suppression: Suppression) -> None:
         """Suppress an address, in place of what was said about it before."""
