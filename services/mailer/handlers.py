@@ -183,7 +183,11 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     body = outcome.model_dump_json(exclude_none=True)
     kept = Kept.WAITING if rung is not None else Kept.DONE
     result = Result((task.task_id, task.round), kept, attempt, outcome.uncertain, body)
-    await patiently(mailer, lambda: mailer.inbox.record(result))
+    stored = await patiently(mailer, lambda: mailer.inbox.record(result))
+    if rung is not None and stored is Kept.CANCELLED:  # the cancel arrived during the attempt
+        rung = None
+        outcome = outcome.model_copy(update={"state": State.CANCELLED, "retry_at": None})
+        body = outcome.model_dump_json(exclude_none=True)
     faults.point("mail.recorded")
     await report(mailer, delivery, outcome, body.encode())
     faults.point("mail.reported")
@@ -212,10 +216,16 @@ async def _report_again(mailer: Mailer, delivery: Delivery, task: MailTask, clai
 
 
 async def cancel_mail(mailer: Mailer, delivery: Delivery) -> None:
-    """Never begin a task, and do not try again what waits for its next attempt. What is on its way goes on."""
+    """Cancel a task that has not begun or waits for its next attempt; report a task that is done once more.
+
+    While an attempt is under way the request is stored, and the outcome of the attempt tells the result.
+    """
     task = decode(CancelTask, delivery)
     claim = await mailer.inbox.cancel((task.task_id, task.round))
     if claim.verb is not Verb.OVER:
         return
-    outcome = outcomes.cancelled(task, claim.attempt, uncertain=claim.uncertain)
+    if claim.outcome is None:
+        outcome = outcomes.cancelled(task, claim.attempt, uncertain=claim.uncertain)
+    else:
+        outcome = Outcome.read(claim.outcome)
     await report(mailer, delivery, outcome)

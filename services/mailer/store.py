@@ -9,6 +9,9 @@ second copy of the message) knows one of these:
     claimed by the dead     its owner crashed: an earlier copy may have gone out. Send again, and say `uncertain`
     done, cancelled         report it again, send nothing
 
+A cancel that arrives while a claim is held is stored in its row (`cancel_requested`). When the attempt ends without
+the mail having been sent, the row becomes cancelled instead of waiting for the next attempt.
+
 Who lives is told by heartbeats and not by an expiry of each claim. A mail may rightly wait ten minutes for the reply
 to its final dot; a claim that expired sooner would be sent twice, and one that expired later would hold a crashed
 mail back for as long. A heartbeat is one small write every few seconds whatever the load, and a crash is noticed
@@ -42,6 +45,7 @@ inbox = sa.Table(
     sa.Column("uncertain", sa.Boolean, nullable=False),
     sa.Column("outcome", sa.Text),
     sa.Column("created_at", sa.Double, nullable=False),  # Unix seconds
+    sa.Column("cancel_requested", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 replicas = sa.Table(
@@ -131,6 +135,12 @@ _TAKE_OVER = (
     )
 )
 
+_CANCEL_LATER = (
+    sa.update(inbox)
+    .where(inbox.c.task_id == sa.bindparam("b_task_id"), inbox.c.round == sa.bindparam("b_round"))
+    .values(cancel_requested=True)
+)
+
 
 class Inbox:
     """The inbox, as seen by one replica."""
@@ -153,12 +163,22 @@ class Inbox:
         """Ask to make attempt number `attempt` of a task. Committed on return."""
         return await self._writer.write(self._claim, _Wish(key, attempt))
 
-    async def record(self, result: Result) -> None:
-        """Keep what became of a claim. Committed on return."""
-        await self._writer.write(self._record, result)
+    async def record(self, result: Result) -> Kept:
+        """Store the result of a claim; return the state of the row. Committed on return.
+
+        The state differs from the result's where a cancel was stored during the attempt: `waiting` becomes
+        `cancelled`.
+        """
+        if result.state is Kept.WAITING:
+            return await self._writer.write(self._record_waiting, result)
+        return await self._writer.write(self._record, result)
 
     async def cancel(self, key: Key) -> Claim:
-        """See to it that a task is not begun: `over` where it never will be, else what hinders."""
+        """Cancel a task, or store the request until its attempt has ended. Idempotent; committed on return.
+
+        The verb is `over` where no attempt follows, with the outcome where the task was done before, and `held` while
+        an attempt is under way.
+        """
         return await self._writer.write(self._cancel, key)
 
     # Claims and results, a batch at a time. They run inside the transaction of the group commit.
@@ -178,6 +198,11 @@ class Inbox:
             for wish, claim in zip(wishes, claims, strict=True)
             if claim.verb is Verb.SEND and wish.key not in inserted
         ]
+        taken += [
+            _take_over(wish.key, Kept.CANCELLED, claim.attempt, None, claim.uncertain)
+            for wish, claim in zip(wishes, claims, strict=True)
+            if claim.verb is Verb.OVER and rows[wish.key].state == Kept.CLAIMED
+        ]
         if taken:
             await connection.execute(_TAKE_OVER, taken)
         return claims
@@ -193,12 +218,14 @@ class Inbox:
         # What this process has in hand never gets here twice, so a claim of our own is one whose end we lost.
         if row.owner != self._owner and row.owner in living:
             return Claim(Verb.HELD)
+        if row.cancel_requested:
+            return Claim(Verb.OVER, True, row.attempt)
         return Claim(Verb.SEND, uncertain=True, attempt=row.attempt)
 
-    async def _record(self, connection: AsyncConnection, results: list[Result]) -> list[None]:
+    async def _record(self, connection: AsyncConnection, results: list[Result]) -> list[Kept]:
         if self._database.dialect == "sqlite":
             await self._record_at_once(connection, results)
-            return [None] * len(results)
+            return [result.state for result in results]
         await connection.execute(
             _RECORD,
             [
@@ -215,7 +242,28 @@ class Inbox:
                 for result in results
             ],
         )
-        return [None] * len(results)
+        return [result.state for result in results]
+
+    async def _record_waiting(self, connection: AsyncConnection, results: list[Result]) -> list[Kept]:
+        """Store failed attempts; few enough for a statement each, which tells whether a cancel was stored meanwhile."""
+        states = [result.state for result in results]
+        # In the order in which `_rows` locks, so that two replicas never wait for each other.
+        for index, result in sorted(enumerate(results), key=lambda pair: pair[1].key):
+            changed = await connection.execute(
+                sa.update(inbox)
+                .where(inbox.c.task_id == result.key[0], inbox.c.round == result.key[1], inbox.c.owner == self._owner)
+                .values(
+                    state=sa.case((inbox.c.cancel_requested, Kept.CANCELLED.value), else_=Kept.WAITING.value),
+                    attempt=result.attempt,
+                    owner=None,
+                    uncertain=result.uncertain,
+                    outcome=result.outcome,
+                )
+                .returning(inbox.c.state)
+            )
+            # No row: another replica, which took us for dead, has the task by now and will end it.
+            states[index] = Kept(changed.scalar_one_or_none() or result.state)
+        return states
 
     async def _record_at_once(self, connection: AsyncConnection, results: list[Result]) -> None:
         """Do what `_RECORD` does in one statement: see bellhop/sql/bulk.py for what it saves with SQLite."""
@@ -228,7 +276,7 @@ class Inbox:
     async def _cancel(self, connection: AsyncConnection, keys: list[Key]) -> list[Claim]:
         inserted = await self._insert_new(connection, [(key, Kept.CANCELLED, 0) for key in dict.fromkeys(keys)])
         rows = await self._rows(connection, [key for key in keys if key not in inserted])
-        answers, changed = [], []
+        answers, changed, held = [], [], []
         for key in keys:
             row = rows.get(key)
             if row is None:
@@ -238,10 +286,15 @@ class Inbox:
                 changed.append(_take_over(key, Kept.CANCELLED, row.attempt, None, row.uncertain))
             elif row.state == Kept.CANCELLED:
                 answers.append(Claim(Verb.OVER, row.uncertain, row.attempt))
+            elif row.state == Kept.CLAIMED:
+                answers.append(Claim(Verb.HELD))
+                held.append({"b_task_id": key[0], "b_round": key[1]})
             else:
-                answers.append(Claim(Verb.HELD if row.state == Kept.CLAIMED else Verb.MADE))
+                answers.append(Claim(Verb.OVER, row.uncertain, row.attempt, row.outcome))
         if changed:
             await connection.execute(_TAKE_OVER, changed)
+        if held:
+            await connection.execute(_CANCEL_LATER, held)
         return answers
 
     async def _insert_new(self, connection: AsyncConnection, wanted: list[tuple[Key, Kept, int]]) -> set[Key]:

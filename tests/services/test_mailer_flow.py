@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
-from services.mailer.store import Inbox, Kept, Result
+from services.mailer.store import Inbox, Kept, Result, inbox
 from tests.services.mailer_running import Running, running_mailer
 from tests.services.mailer_support import DROP, ScriptedRelay
 from tests.support import SmtpServer, Vhost, wait_until
@@ -184,14 +185,40 @@ async def test_a_cancelled_task_is_not_begun(mailer: Running, smtp_server: SmtpS
     assert not smtp_server.mails
 
 
-async def test_a_mail_that_is_out_cannot_be_cancelled(mailer: Running, smtp_server: SmtpServer) -> None:
-    """Its state stays what it is."""
+async def test_a_cancel_of_a_mail_that_is_out_reports_its_outcome_again(
+    mailer: Running, smtp_server: SmtpServer
+) -> None:
+    """The first report may have been lost."""
     await mailer.mail()
-    await mailer.outcome()
+    first = await mailer.outcome()
     await mailer.cancel("t-1")
-    await mailer.mail("t-2")
-    await mailer.outcome(2)
-    assert [outcome["state"] for outcome in mailer.outcomes] == ["sent", "sent"]
+    assert await mailer.outcome(2) == first
+    assert len(smtp_server.mails) == 1
+
+
+async def test_a_cancel_during_an_attempt_ends_the_retries(
+    mailer: Running, smtp_server: SmtpServer, database_url: str
+) -> None:
+    """The attempt fails with the server's words, its outcome is `cancelled`, and the message leaves the ladder."""
+    smtp_server.hold.clear()
+    smtp_server.data_replies = ["451 4.3.0 not now"]
+    await mailer.mail()
+    await wait_until(lambda: smtp_server.connections, description="an attempt is under way")
+    await mailer.cancel("t-1")
+    await wait_until(lambda: _cancel_is_stored(database_url), description="the cancel is stored")
+    smtp_server.hold.set()
+    outcome = await mailer.outcome()
+    assert (outcome["state"], outcome["attempt"], outcome["code"]) == ("cancelled", 1, 451)
+    assert "retry_at" not in outcome
+
+
+async def _cancel_is_stored(database_url: str) -> bool:
+    database = Database(database_url)
+    try:
+        async with database.read() as connection:
+            return bool((await connection.execute(sa.select(inbox.c.cancel_requested))).scalar())
+    finally:
+        await database.close()
 
 
 async def test_stopping_in_the_middle_of_much_work_ends_in_time(start: Start, smtp_server: SmtpServer) -> None:

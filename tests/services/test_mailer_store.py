@@ -119,13 +119,53 @@ async def test_a_task_is_cancelled_between_two_attempts(database: Database) -> N
     assert await inbox.claim(KEY, 2) == Claim(Verb.OVER, attempt=1)
 
 
-async def test_what_is_on_its_way_cannot_be_cancelled(database: Database) -> None:
-    """Nor what is done."""
+async def test_a_cancel_during_an_attempt_is_stored(database: Database) -> None:
+    """A failed attempt ends the task, so no later attempt is made."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
     assert (await inbox.cancel(KEY)).verb is Verb.HELD
+    assert await inbox.record(Result(KEY, Kept.WAITING, 1, outcome="{}")) is Kept.CANCELLED
+    assert await inbox.claim(KEY, 2) == Claim(Verb.OVER, attempt=1)
+
+
+async def test_a_cancel_during_an_attempt_that_succeeds_changes_nothing(database: Database) -> None:
+    """The mail is out."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    await inbox.cancel(KEY)
+    assert await inbox.record(Result(KEY, Kept.DONE, 1, outcome="{}")) is Kept.DONE
+    assert await inbox.claim(KEY, 1) == Claim(Verb.OVER, attempt=1, outcome="{}")
+
+
+async def test_a_cancel_during_an_attempt_survives_the_crash_of_its_replica(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The redelivery is not sent; whether the earlier copy went out is unknown."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    await other.cancel(KEY)
+    monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
+    assert await other.claim(KEY, 1) == Claim(Verb.OVER, uncertain=True, attempt=1)
+    assert await one.claim(KEY, 1) == Claim(Verb.OVER, uncertain=True, attempt=1)
+
+
+async def test_a_cancel_of_a_task_that_is_done_returns_its_outcome(database: Database) -> None:
+    """So that it can be reported once more."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
     await inbox.record(Result(KEY, Kept.DONE, 1, outcome="{}"))
-    assert (await inbox.cancel(KEY)).verb is Verb.MADE
+    assert await inbox.cancel(KEY) == Claim(Verb.OVER, attempt=1, outcome="{}")
+
+
+async def test_a_cancel_and_a_failed_attempt_at_two_replicas_end_cancelled(database: Database) -> None:
+    """Whichever of the two is committed first."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    keys = [(f"task-{n}", 1) for n in range(100)]
+    await asyncio.gather(*(one.claim(key, 1) for key in keys))
+    await asyncio.gather(
+        *(one.record(Result(key, Kept.WAITING, 1)) for key in keys), *(other.cancel(key) for key in reversed(keys))
+    )
+    assert {(await one.claim(key, 2)).verb for key in keys} == {Verb.OVER}
 
 
 async def test_two_replicas_claim_crosswise_without_deadlock(database: Database) -> None:
