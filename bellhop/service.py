@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from fastapi import FastAPI
 
+from bellhop.amqp.fields import read_what_others_write
 from bellhop.observe.logs import configure_logging
 from bellhop.observe.traces import configure_traces
 from bellhop.settings import ServiceSettings
@@ -23,6 +24,7 @@ def run(name: str, settings_type: type[SettingsT], build: Callable[[SettingsT], 
     settings = settings_type.load()
     configure_logging(name, settings)
     configure_traces(name, settings)
+    read_what_others_write()
     app = build(settings)
     _tune_interpreter()
     serve(app, settings)

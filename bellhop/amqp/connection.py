@@ -14,7 +14,6 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 
-from bellhop.amqp.fields import read_what_others_write
 from bellhop.amqp.urls import split_urls
 from bellhop.observe.logs import get_logger
 
@@ -24,8 +23,6 @@ HEARTBEAT_SECONDS = 10
 MAX_BACK_OFF_SECONDS = 10.0
 
 log = get_logger(__name__)
-
-read_what_others_write()
 
 
 class Link(Protocol):

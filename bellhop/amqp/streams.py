@@ -4,10 +4,13 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from bellhop.amqp import spans
@@ -24,6 +27,19 @@ QUIET_SECONDS = 5.0
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """One message of the stream."""
+
+    offset: int
+    message: DeliveredMessage
+
+    @property
+    def identity(self) -> tuple[str | None, bytes]:
+        """What tells this message from another one at the same offset."""
+        return self.message.header.properties.message_id, self.message.body
+
+
 async def read_stream(
     url: str,
     queue: str,
@@ -32,6 +48,7 @@ async def read_stream(
     name: str,
     prefetch: int = 500,
     connected: Callable[[bool], None] = lambda up: None,
+    skipped: Callable[[int], None] = lambda offset: None,
 ) -> AsyncGenerator[Delivery, None]:
     """Yield the deliveries of stream `queue`, for ever; after a lost connection it goes on behind the last one.
 
@@ -43,14 +60,14 @@ async def read_stream(
         name: shown in the management UI.
         prefetch: messages on their way to us at most; RabbitMQ demands a limit on streams.
         connected: called with True as soon as the stream is being read, with False when that ends.
-
-    A message without our envelope is skipped with a log line: a stream has no dead letters, and stays as it is.
+        skipped: called with the offset of each message that is not yielded, because it has no envelope of ours.
+            A stream has no dead letters; the message stays where it is.
 
     Raises:
         StreamReplaced: after a lost connection, what we read last is not in the stream.
     """
     failures = 0
-    last: AbstractIncomingMessage | None = None
+    last: _Position | None = None
     for node in cycle(split_urls(url)):
         try:
             # `connect`, not `connect_robust`: the latter's iterator ends silently after a minute without a channel.
@@ -60,24 +77,26 @@ async def read_stream(
             async with connection:
                 if last is not None:
                     # Once more from the last one on: only that shows whether it is the stream that we know.
-                    offset = _offset(last)
+                    offset = last.offset
                     if not await _reaches(connection, queue, offset):
                         raise StreamReplaced(f"the stream {queue} ends before offset {offset}, which we have read")
                 before = last
                 channel = await connection.channel()
-                messages = await _consume(channel, queue, offset, prefetch)
+                positions = await _consume(channel, queue, offset, prefetch)
                 connected(True)
-                async for message in messages:
+                async for position in positions:
                     failures = 0
-                    if before is not None and _offset(message) == _offset(before):
-                        if (message.message_id, message.body) != (before.message_id, before.body):
+                    if before is not None and position.offset == before.offset:
+                        if position.identity != before.identity:
                             raise StreamReplaced(f"the stream {queue} has another message at offset {offset} now")
                         continue
-                    before, last = None, message
-                    if (delivery := _decode(queue, message)) is not None:
-                        if traces.tracer is not None:
-                            spans.received(traces.tracer, delivery)
-                        yield delivery
+                    before, last = None, position
+                    if (delivery := _decode(queue, position)) is None:
+                        skipped(position.offset)
+                        continue
+                    if traces.tracer is not None:
+                        spans.received(traces.tracer, delivery)
+                    yield delivery
             raise ConnectionError("RabbitMQ ended the stream")
         except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError) as error:
             connected(False)
@@ -87,24 +106,32 @@ async def read_stream(
             await asyncio.sleep(random.uniform(1.0, min(MAX_BACK_OFF_SECONDS, 2.0**failures)))
 
 
-async def _consume(
-    channel: AbstractChannel, queue: str, offset: int | str, prefetch: int
-) -> AsyncIterator[AbstractIncomingMessage]:
+async def _consume(channel: AbstractChannel, queue: str, offset: int | str, prefetch: int) -> AsyncIterator[_Position]:
     """Return the messages from `offset` on, each acked, which on a stream is only credit for more.
 
     They end with the channel, and when RabbitMQ cancels the consumer: of that the library's own iterator says nothing.
     """
-    received: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+    received: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
     await channel.set_qos(prefetch_count=prefetch)
     channel.close_callbacks.add(lambda *_: received.put_nowait(None))
-    (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: received.put_nowait(None))
-    stream = await channel.get_queue(queue, ensure=False)
-    await stream.consume(received.put, arguments={"x-stream-offset": offset})
+    # aio_pika's own consumer refuses properties of other publishers, and what it refuses is never acked.
+    plain = await channel.get_underlay_channel()
+    plain.on_consumer_cancel_callbacks.add(lambda _: received.put_nowait(None))
+    await plain.basic_consume(queue, received.put, arguments={"x-stream-offset": offset})
 
-    async def acked() -> AsyncIterator[AbstractIncomingMessage]:
+    async def acked() -> AsyncIterator[_Position]:
+        known = offset - 1 if isinstance(offset, int) else None
         while (message := await received.get()) is not None:
-            await message.ack()
-            yield message
+            assert message.delivery_tag is not None
+            await plain.basic_ack(message.delivery_tag, wait=False)
+            found = _headers(message).get("x-stream-offset")
+            if isinstance(found, int):
+                known = found
+            elif known is not None:
+                known += 1  # its headers cannot be decoded (fields.py); a stream has no holes between two messages
+            else:
+                continue  # nor is it known where the stream begins
+            yield _Position(known, message)
 
     return acked()
 
@@ -113,11 +140,11 @@ async def _reaches(connection: AbstractConnection, queue: str, offset: int) -> b
     """Say whether `offset` is in the stream, or was: asked for one behind its end, RabbitMQ only waits for it."""
     channel = await connection.channel()
     try:
-        messages = await _consume(channel, queue, "last", prefetch=500)
+        positions = await _consume(channel, queue, "last", prefetch=500)
         with suppress(TimeoutError):
             async with asyncio.timeout(QUIET_SECONDS) as patience:
-                async for message in messages:
-                    if _offset(message) >= offset:
+                async for position in positions:
+                    if position.offset >= offset:
                         return True
                     patience.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS)
         return False
@@ -125,16 +152,17 @@ async def _reaches(connection: AbstractConnection, queue: str, offset: int) -> b
         await channel.close()
 
 
-def _offset(message: AbstractIncomingMessage) -> int:
-    return int(message.headers["x-stream-offset"])  # type: ignore[arg-type]
+def _headers(message: DeliveredMessage) -> dict[str, Any]:
+    return message.header.properties.headers or {}
 
 
-def _decode(queue: str, message: AbstractIncomingMessage) -> Delivery | None:
-    headers, offset = dict(message.headers), _offset(message)
+def _decode(queue: str, position: _Position) -> Delivery | None:
+    message = position.message
+    headers = dict(_headers(message))
     try:
         envelope = from_headers(headers)
     except ValueError as error:
-        log.warning("skipped a message of the stream", stream=queue, offset=offset, reason=str(error))
+        log.warning("skipped a message of the stream", stream=queue, offset=position.offset, reason=str(error))
         return None
     return Delivery(
         body=message.body,
@@ -145,5 +173,5 @@ def _decode(queue: str, message: AbstractIncomingMessage) -> Delivery | None:
         exchange=message.exchange or "",
         routing_key=message.routing_key or "",
         redelivered=False,
-        offset=offset,
+        offset=position.offset,
     )

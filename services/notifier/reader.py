@@ -59,7 +59,14 @@ class Reader:
     async def _follow(self) -> None:
         offset = await self._find_start() if self._last is None else self._last + 1
         log.info("reading the stream", stream=QUEUE, offset=offset)
-        deliveries = read_stream(self._url, QUEUE, offset=offset, name=self._name, connected=self._on_connected)
+        deliveries = read_stream(
+            self._url,
+            QUEUE,
+            offset=offset,
+            name=self._name,
+            connected=self._on_connected,
+            skipped=self._skip,
+        )
         async with aclosing(deliveries):
             async for delivery in deliveries:
                 self._take(delivery)
@@ -105,12 +112,19 @@ class Reader:
 
     def _take(self, delivery: Delivery) -> None:
         event = self._read(delivery)
-        if self._resumed and self._last is not None and event.offset != self._last + 1:
+        self._move_to(event.offset)
+        self._hub.publish(event)
+
+    def _skip(self, offset: int) -> None:
+        metrics.NOT_SHOWN.labels("foreign").inc()
+        self._move_to(offset)
+
+    def _move_to(self, offset: int) -> None:
+        if self._resumed and self._last is not None and offset != self._last + 1:
             # RabbitMQ starts at its oldest message, without a word, if the offset asked for is no longer kept.
             self._hub.start_anew(f"Events behind offset {self._last} are lost. Fetch the present state anew.")
         self._resumed = False
-        self._last = event.offset
-        self._hub.publish(event)
+        self._last = offset
 
     def _read(self, delivery: Delivery) -> Event:
         try:

@@ -3,40 +3,15 @@
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import pika
 import pytest
-from pika.exceptions import ConnectionClosedByBroker
 
+from bellhop.amqp.fields import read_what_others_write
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
 from tests.services.gateway_support import RunningGateway, running_gateway
 from tests.support import Vhost, wait_until
-
-
-class Raw(pika.BasicProperties):
-    """Properties whose header table is written by hand."""
-
-    def __init__(self, table: bytes, type: bytes = b"") -> None:
-        super().__init__(headers={"x": 1}, delivery_mode=2)
-        self._table = table
-        self._type = type
-
-    def encode(self) -> list[bytes]:
-        flags = self.FLAG_HEADERS | self.FLAG_DELIVERY_MODE | (self.FLAG_TYPE if self._type else 0)
-        pieces = [struct.pack(">H", flags), struct.pack(">I", len(self._table)) + self._table, b"\x02"]
-        if self._type:
-            pieces.append(bytes([len(self._type)]) + self._type)
-        return pieces
-
-
-def field(name: bytes, kind: bytes, value: bytes) -> bytes:
-    return bytes([len(name)]) + name + kind + value
-
-
-def text(name: bytes, value: bytes) -> bytes:
-    return field(name, b"S", struct.pack(">I", len(value)) + value)
+from tests.support.raw import Raw, field, publish, text
 
 
 def envelope() -> bytes:
@@ -69,20 +44,9 @@ NOT_ERLANG = {"a number that is none", "a number without end", "a single that is
 
 @pytest.fixture
 async def gateway(vhost: Vhost, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    read_what_others_write()  # as a service does when it starts
     async with running_gateway(vhost, f"sqlite+aiosqlite:///{tmp_path}/gateway.db") as running:
         yield running
-
-
-def publish(url: str, exchange: str, key: str, properties: Any) -> None:
-    """Publish with a client that checks nothing."""
-    connection = pika.BlockingConnection(pika.URLParameters(url))
-    channel = connection.channel()
-    channel.confirm_delivery()
-    try:
-        channel.basic_publish(exchange, key, b"\xff not json", properties, mandatory=True)
-    except ConnectionClosedByBroker:
-        return
-    connection.close()
 
 
 @pytest.mark.parametrize("where", ["outcomes", "dead"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
 from tests.services.notifier_support import NEWS, browser, running, token
 from tests.support import Vhost, wait_until
+from tests.support.raw import Raw, field, publish, text
 
 
 async def raise_notification(vhost: Vhost, title: str, id: str | None = None) -> None:
@@ -100,6 +102,42 @@ async def test_a_message_nobody_can_read_stops_nothing(vhost: Vhost, tmp_path: P
         await vhost.publish("notifications", "", b"\xff", headers=to_headers(Message(b"", envelope)))
         await raise_notification(vhost, "a")
         assert titles(await reader.read(1)) == ["a"]
+
+
+POISON = {
+    "a time beyond the year 9999": Raw(timestamp=2**63 - 1),
+    "a time beyond the year 9999 as a header": Raw(field(b"t", b"T", struct.pack(">Q", 2**63 - 1))),
+    "a header whose name is not UTF-8": Raw(text(b"\xff", b"x")),
+    "a type that is not UTF-8": Raw(type=b"\xff"),
+}
+
+
+async def test_properties_that_cannot_be_decoded_stop_nothing(vhost: Vhost, tmp_path: Path) -> None:
+    """The connection stays open, the reader is told no gap, and what lies behind them is shown."""
+    async with running(vhost.amqp_url, tmp_path) as notifier, browser(notifier.url, token()) as reader:
+        await reader.next()
+        for properties in POISON.values():
+            await asyncio.to_thread(publish, vhost.amqp_url, "notifications", "", properties)
+        await raise_notification(vhost, "a")
+        assert titles(await reader.read(1)) == ["a"]
+        async with httpx.AsyncClient(trust_env=False) as http:
+            counted = (await http.get(f"{notifier.url}/metrics")).text
+        assert f'bellhop_notifier_not_shown_total{{reason="foreign"}} {float(len(POISON))}' in counted
+
+
+async def test_they_are_passed_at_the_start_and_after_a_cut(vhost: Vhost, tmp_path: Path) -> None:
+    """Also as the first message of the stream, and as the last one before a lost connection: no gap is told."""
+    await asyncio.to_thread(publish, vhost.amqp_url, "notifications", "", Raw(timestamp=2**63 - 1))
+    async with running(vhost.amqp_url, tmp_path) as notifier, browser(notifier.url, token()) as reader:
+        await reader.next()
+        await raise_notification(vhost, "a")
+        await asyncio.to_thread(publish, vhost.amqp_url, "notifications", "", Raw(text(b"\xff", b"x")))
+        assert titles(await reader.read(1)) == ["a"]
+        await wait_until(vhost.close_connections, timeout=15)
+        await raise_notification(vhost, "b")
+        shown = await reader.next(timeout=20)
+        assert shown is not None
+        assert titles([shown]) == ["b"]
 
 
 async def test_sigterm_ends_streams_and_then_the_process(vhost: Vhost, tmp_path: Path) -> None:
