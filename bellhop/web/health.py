@@ -9,13 +9,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.web.strict_json import StrictRoute
+
 PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 Ready = Callable[[], Awaitable[dict[str, str]]]
 """Returns name -> "ok", or a sentence that says what this service waits for."""
 
 _TIMEOUT = 2.0
 
-router = APIRouter(tags=["health"])
+router = APIRouter(route_class=StrictRoute, tags=["health"])
 
 
 @router.get("/healthz")

@@ -8,6 +8,7 @@ anything else            our mistake: 500, told to nobody but the log, once, und
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -188,13 +189,15 @@ async def _on_problem(connection: Request | WebSocket, error: Exception) -> Resp
 async def _on_http_exception(connection: Request | WebSocket, error: Exception) -> Response | None:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
-    detail = error.detail
+    detail, headers = error.detail, error.headers
     if error.status_code == 404 and detail == title:
         detail = "There is nothing at this path. The paths there are stand under /docs."
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        # Wherever GET is answered, HEAD is, too.
+        allowed = re.sub(r"\bGET\b", "GET, HEAD", (headers or {}).get("Allow", "another method"))
         detail = f"This path does not know the method. It takes {allowed}."
-    return await _on_problem(connection, Problem(error.status_code, title, detail, headers=error.headers))
+        headers = {**(headers or {}), "Allow": allowed}
+    return await _on_problem(connection, Problem(error.status_code, title, detail, headers=headers))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

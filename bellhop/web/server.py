@@ -21,6 +21,7 @@ from bellhop.observe.metrics import RequestMetrics, describe_build, watch_loop
 from bellhop.settings import ServiceSettings
 from bellhop.web import health, problems
 from bellhop.web.auth import Caller
+from bellhop.web.head import HeadAsGet
 from bellhop.web.limits import BodyLimit, Hosts, Limiter, Limits, RateLimit
 from bellhop.web.protocol import LimitedProtocol
 from bellhop.web.strict_json import StrictRoute
@@ -69,7 +70,8 @@ def create_app(
         #   CatchAll        turns what they raise into problem documents, so it must stand around them
         #   Hosts           costs least and needs nothing
         #   RateLimit       before anything of a body is read: whoever sends too much shall cost little
-        #   BodyLimit       innermost, because it stands between the route and the body
+        #   BodyLimit       stands between the route and the body
+        #   HeadAsGet       innermost: to everything around it the request is a HEAD
         # Around them: the protocol's limits on head and time, and uvicorn's proxy headers, which set the address
         # that is counted. Within: FastAPI's handlers of what a route raises, then the route, which asks for the key
         # before it reads the body.
@@ -80,6 +82,7 @@ def create_app(
             Middleware(Hosts, allowed=frozenset(hosts)),
             Middleware(RateLimit, limiter=limiter, exempt=health.PATHS),
             Middleware(BodyLimit, size=limits.body, sizes=limits.bodies),
+            Middleware(HeadAsGet),
         ],
     )
     app.state.limits = limits

@@ -1,13 +1,15 @@
-"""Routes that take nothing but plain JSON, and read it only for callers who may send it."""
+"""Routes that take plain JSON and the query parameters they declare, and read them only for callers who may ask."""
 
 import re
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
+from fastapi import params
 from fastapi.datastructures import DefaultPlaceholder
-from fastapi.dependencies.utils import request_params_to_args
+from fastapi.dependencies.utils import get_flat_params, request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, serialize_response
 from starlette.requests import Request
@@ -15,9 +17,9 @@ from starlette.responses import Response
 
 from bellhop.web.auth import Require
 from bellhop.web.json_text import parse
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, invalid
 
-__all__ = ["StrictRequest", "StrictRoute", "check_content_type", "parse"]
+__all__ = ["AnyQueryRoute", "StrictRequest", "StrictRoute", "check_content_type", "parse", "unknown_parameters"]
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -33,6 +35,9 @@ class StrictRequest(Request):
 class StrictRoute(APIRoute):
     """A FastAPI route for JSON: 415 for anything else, 400 or 422 for what `parse` refuses.
 
+    A query parameter that the function does not declare is 422: a filter that is misspelled and ignored would return,
+    or change, more than was asked for.
+
     FastAPI reads a body before it asks any dependency; here `require` is asked first, so that nobody without a key
     learns anything from an answer, or makes this process parse a megabyte.
 
@@ -41,6 +46,8 @@ class StrictRoute(APIRoute):
     called directly: with the same fields, the same validation and the same documents at /docs.
     """
 
+    any_query: ClassVar[bool] = False
+    """Whether parameters that are not declared are ignored."""
     _included = False
 
     def get_route_handler(self) -> Handler:
@@ -69,11 +76,14 @@ class StrictRoute(APIRoute):
         """Put the checks in front of FastAPI's handler."""
         guard = next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)
         takes_json = self.body_field is not None
+        unknown = self._unknown_parameters()
 
         async def general(request: Request) -> Response:
             request = StrictRequest(request.scope, request.receive)
             if guard is not None:
                 await guard(request)
+            if request.scope["query_string"] and (wrong := unknown(request)):
+                raise invalid(wrong)
             check_encoding(request)
             if takes_json and await request.body():
                 check_content_type(request)
@@ -94,6 +104,7 @@ class StrictRoute(APIRoute):
         parameters = [(fields, source) for fields, source in sources if fields]
         body_name = needs.body_params[0].name if needs.body_params else None
         body_field = self.body_field
+        unknown = self._unknown_parameters()
 
         async def direct(request: Request) -> Response:
             request = StrictRequest(request.scope, request.receive)
@@ -104,6 +115,8 @@ class StrictRoute(APIRoute):
                 if name is not None:
                     values[name] = caller
             check_encoding(request)
+            if request.scope["query_string"]:
+                errors += unknown(request)
             for fields, source in parameters:
                 found, wrong = request_params_to_args(fields, source(request))
                 values.update(found)
@@ -120,6 +133,14 @@ class StrictRoute(APIRoute):
             return result if isinstance(result, Response) else await self._respond(result)
 
         return direct
+
+    def _unknown_parameters(self) -> Callable[[Request], list[dict[str, Any]]]:
+        """Return what finds the query parameters that this route does not take."""
+        parameters = get_flat_params(self.dependant)
+        known = [field.alias for field in parameters if isinstance(field.field_info, params.Query)]
+        if self.any_query:
+            return lambda request: []
+        return lambda request: unknown_parameters([name for name, _ in request.query_params.multi_items()], known)
 
     async def _respond(self, result: Any) -> Response:
         content = await serialize_response(
@@ -139,6 +160,31 @@ class StrictRoute(APIRoute):
         return Response(
             content if self.response_field else orjson.dumps(content), status, media_type="application/json"
         )
+
+
+class AnyQueryRoute(StrictRoute):
+    """A route that ignores query parameters that it does not know.
+
+    For pages that people open from mails, because mail programs and trackers add parameters to links, and for requests
+    that another service answers, because it checks the parameters itself.
+    """
+
+    any_query = True
+
+
+def unknown_parameters(given: Iterable[str], known: Collection[str]) -> list[dict[str, Any]]:
+    """Return an error for each name that is not known, or given more than once."""
+    there = f"it takes {', '.join(known)}" if known else "it takes none"
+    counts = Counter(given)
+    return [
+        {"loc": ("query", name), "msg": f"There is no such parameter here; {there}."}
+        for name in counts
+        if name not in known
+    ] + [
+        {"loc": ("query", name), "msg": "must be given only once"}
+        for name, count in counts.items()
+        if count > 1 and name in known
+    ]
 
 
 async def _read_body(request: Request, field: Any) -> tuple[Any, list[Any]]:

@@ -1,14 +1,17 @@
 """Who may read what: from the token of a request to the channels of a stream."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 from bellhop.web import tokens
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, invalid
+from bellhop.web.strict_json import unknown_parameters
 
 AUDIENCE = "stream"
+QUERY = ("token", "channels", "last_event_id")
+"""The query parameters that all three ways of reading take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,20 @@ class Grant:
     expires: float
 
 
-def read_request(query_string: bytes, headers: Mapping[str, str], last_event_id: str | None = None) -> Asked:
+def read_request(
+    query_string: bytes, headers: Mapping[str, str], last_event_id: str | None = None, *, also: Collection[str] = ()
+) -> Asked:
     """Read a request's query and headers; a header wins, because a browser's address keeps its first query for ever.
 
-    `last_event_id`: where the client said it elsewhere.
+    `last_event_id`: where the client said it elsewhere; `also`: further parameters, which are read elsewhere.
+
+    Raises:
+        Problem: 422 for a parameter that is not known, or given more than once.
     """
-    query = {name: values[-1] for name, values in parse_qs(query_string.decode("latin-1")).items()}
+    pairs = parse_qsl(query_string.decode("latin-1"))
+    if wrong := unknown_parameters([name for name, _ in pairs], (*QUERY, *also)):
+        raise invalid(wrong)
+    query = dict(pairs)
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
     channels = query.get("channels")

@@ -11,9 +11,12 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bellhop.web.problems import Problem, problem_response
 from bellhop.web.server import create_app
 from services.notifier import routes, streams
 from services.notifier.hub import Hub
@@ -64,7 +67,7 @@ def build(settings: NotifierSettings) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    app = create_app("notifier", version("bellhop"), lifespan, [routes.router])
+    app = create_app("notifier", version("bellhop"), lifespan, [routes.router, routes.pages])
     app.state.live = live
     app.openapi()["paths"]["/v1/stream"] = routes.STREAM_DOCUMENT
     # Around everything else, because a stream must not go through it.
@@ -78,10 +81,24 @@ def _doors(fastapi: ASGIApp, live: Live) -> ASGIApp:
         return serve(live, scope, receive, send) if serve else fastapi(scope, receive, send)
 
     return keep_transport(
-        CORSMiddleware(
-            choose, allow_origins=live.origins, allow_headers=["Authorization", "Last-Event-ID"], max_age=600
-        )
+        _Cors(choose, allow_origins=live.origins, allow_headers=["Authorization", "Last-Event-ID"], max_age=600)
     )
+
+
+class _Cors(CORSMiddleware):
+    """Starlette's CORS, whose refusals are problem documents."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer what a browser asks before a request from another site's page."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        detail = (
+            "Pages of this origin may not make this request, or not with this method or these headers. The setting"
+            " BELLHOP_LIVE_ORIGINS lists the origins; GET with Authorization and Last-Event-ID is allowed to them."
+        )
+        kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        return problem_response(Problem(400, "Bad Request", detail, headers=kept))
 
 
 async def _drain(app: FastAPI, hub: Hub) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from bellhop.web.strict_json import StrictRoute
+from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
 from services.notifier.admission import read_request
 from services.notifier.streams import Live, poll
 
@@ -41,6 +41,7 @@ STREAM_DOCUMENT = {
 """For /docs: the stream itself does not go through FastAPI."""
 
 router = APIRouter(route_class=StrictRoute)
+pages = APIRouter(route_class=AnyQueryRoute)
 
 
 @router.get("/v1/poll", tags=["live"])
@@ -48,6 +49,9 @@ async def get_poll(
     request: Request,
     after: Annotated[str | None, Query(description="the `next` of the last answer; without it: from now on")] = None,
     wait: Annotated[float, Query(ge=0, le=55, description="seconds to wait for an event")] = 25,
+    token: Annotated[str | None, Query(description="a stream token, where no header can be set")] = None,
+    channels: Annotated[str | None, Query(description="some of the token's channels, with commas between them")] = None,
+    last_event_id: Annotated[str | None, Query(description="the same as `after`, which wins")] = None,
 ) -> Response:
     """Return `{events, next, gap}`: what was shown on the channels of the token behind `after`.
 
@@ -55,29 +59,30 @@ async def get_poll(
     `{after, detail}`: the events behind `after` are missing, the present state must be fetched anew.
     """
     live: Live = request.app.state.live
-    asked = read_request(request.scope["query_string"], request.headers, after)
+    del token, channels, last_event_id  # read from the request, as for a stream
+    asked = read_request(request.scope["query_string"], request.headers, after, also=("after", "wait"))
     return Response(await poll(live, asked, wait), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-@router.get("/", include_in_schema=False)
+@pages.get("/", include_in_schema=False)
 async def get_root() -> RedirectResponse:
     """Send a person who opens the address of this service to the page."""
     return RedirectResponse("/live")
 
 
-@router.get("/live", include_in_schema=False)
+@pages.get("/live", include_in_schema=False)
 async def get_page() -> FileResponse:
     """Return the page that shows live events to a person."""
     return FileResponse(PAGE / "live.html", headers=PAGE_HEADERS)
 
 
-@router.get("/live/live.css", include_in_schema=False)
+@pages.get("/live/live.css", include_in_schema=False)
 async def get_style() -> FileResponse:
     """Return its style."""
     return FileResponse(PAGE / "live.css", headers=PAGE_HEADERS)
 
 
-@router.get("/live/live.js", include_in_schema=False)
+@pages.get("/live/live.js", include_in_schema=False)
 async def get_script() -> FileResponse:
     """Return its script."""
     return FileResponse(PAGE / "live.js", headers=PAGE_HEADERS)

@@ -59,10 +59,15 @@ class Live:
 async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve `GET /v1/stream`."""
     try:
-        if scope["method"] != "GET":
-            raise Problem(405, "Method Not Allowed", "Use GET.", headers={"Allow": "GET"})
+        if scope["method"] not in ("GET", "HEAD"):
+            raise Problem(405, "Method Not Allowed", "Use GET.", headers={"Allow": "GET, HEAD"})
         asked = read_request(scope["query_string"], Headers(scope=scope))
-        stream = Stream(transport_of(scope), grant(asked, live.token_key), live.slow_reader_bytes)
+        granted = grant(asked, live.token_key)
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        stream = Stream(transport_of(scope), granted, live.slow_reader_bytes)
         live.hub.admit(stream)
     except Problem as problem:
         await problem_response(problem)(scope, receive, send)
@@ -90,7 +95,8 @@ async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> N
     """
     transport = transport_of(scope)
     socket = WebSocket(scope, receive, send)
-    asked = read_request(scope["query_string"], socket.headers)
+    query = scope["query_string"]
+    headers = Headers(raw=list(scope["headers"]))
     origin, host = socket.headers.get("origin"), socket.headers.get("host")
     # Before the socket is accepted, when uvicorn logs the query: a token belongs in no log.
     _forget_request(scope)
@@ -98,6 +104,8 @@ async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> N
     accepted = False
     try:
         _check_origin(origin, host, live.origins)
+        asked = read_request(query, headers)
+        del query, headers  # they would be kept as long as the socket
         granted = grant(asked, live.token_key) if asked.token else None
         await socket.accept()
         accepted = True

@@ -5,7 +5,9 @@ from importlib import resources
 from fastapi import APIRouter
 from starlette.responses import Response
 
-router = APIRouter(tags=["console"])
+from bellhop.web.strict_json import AnyQueryRoute
+
+router = APIRouter(route_class=AnyQueryRoute, tags=["console"])
 
 # Everything on the page is its own: nothing is loaded from elsewhere, and no other page may frame it.
 POLICY = (

@@ -11,11 +11,11 @@ from starlette.responses import Response
 
 from bellhop.contracts.scores import PathName
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.strict_json import StrictRoute, check_content_type
+from bellhop.web.strict_json import AnyQueryRoute, check_content_type
 from services.gateway.deps import gateway
 from services.gateway.forwarding import forward
 
-router = APIRouter(route_class=StrictRoute, tags=["leaderboards"])
+router = APIRouter(route_class=AnyQueryRoute, tags=["leaderboards"])
 
 Reader = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_WRITE))]

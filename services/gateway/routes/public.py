@@ -19,14 +19,14 @@ from starlette.responses import Response
 from bellhop.contracts.mail import PersonName
 from bellhop.sql.database import DatabaseAway
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import StrictRoute
+from bellhop.web.strict_json import AnyQueryRoute
 from services.gateway.audience.addresses import Email
 from services.gateway.audience.links import Claim, Kind
 from services.gateway.deps import gateway
 from services.gateway.newsletter import Newsletter
 from services.gateway.store.audience import SignUp
 
-router = APIRouter(route_class=StrictRoute, tags=["newsletter"], include_in_schema=False)
+router = APIRouter(route_class=AnyQueryRoute, tags=["newsletter"], include_in_schema=False)
 
 MAX_FORM = 16 * 1024
 HONEYPOT = "website"
