@@ -7,7 +7,7 @@ for longer than its limit, or has stopped, stands in `trouble`, and `/readyz` sa
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 
 from prometheus_client import Counter
@@ -27,6 +27,19 @@ log = get_logger(__name__)
 
 Round = Callable[[], Awaitable[float | None]]
 Work = Callable[[], Awaitable[object]]
+
+
+def spawn(work: Coroutine[object, object, None], tasks: set[asyncio.Task[None]], name: str) -> None:
+    """Run `work` as a task of its own, which is in `tasks` until it ends; what it raises is logged."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("failed", task=name, exc_info=error)
+
+    task = asyncio.create_task(work, name=name)
+    tasks.add(task)
+    task.add_done_callback(ended)
 
 
 class Background:
@@ -65,17 +78,28 @@ class Background:
         self._start(_Once(name, action, limit))
 
     def keep(self, name: str, run: Work) -> None:
-        """Keep `run` running, which waits and ends hangs by itself: start it again whenever it raises or returns."""
+        """Start `run`, which waits and ends hangs by itself, again whenever it raises; it ends when it returns."""
         self._start(_Kept(name, run))
 
+    def running(self, name: str) -> bool:
+        """Say whether there is a loop `name` that has not ended."""
+        loop = self._loops.get(name)
+        return loop is not None and loop.task is not None and not loop.task.done()
+
     def _start(self, loop: "_Loop") -> None:
-        if loop.name in self._loops:
+        if self.running(loop.name):
             raise ValueError(f"there is a loop {loop.name!r} already")
         self._loops[loop.name] = loop
         loop.task = asyncio.create_task(loop.run(), name=loop.name)
 
-    async def stop(self) -> None:
-        """Cancel all loops, and return when they have ended, or after `STOP_SECONDS`. Safe to repeat."""
+    async def stop(self, patience: float = 0.0) -> None:
+        """Cancel all loops, and return when they have ended, or after `STOP_SECONDS`. Safe to repeat.
+
+        Args:
+            patience: seconds that loops have to end by themselves, for those of `keep` that were told to.
+        """
+        if patience and (ending := [loop.task for loop in self._loops.values() if loop.task]):
+            await asyncio.wait(ending, timeout=patience)
         give_up = monotonic() + STOP_SECONDS
         # A preparation may start other loops in its last moment; and a cancellation can get lost within a library.
         while running := [loop.task for loop in self._loops.values() if loop.task and not loop.task.done()]:
@@ -93,6 +117,7 @@ class _Loop:
     def __init__(self, name: str, limit: float) -> None:
         self.name = name
         self.task: asyncio.Task[None] | None = None
+        self.done = False
         self._limit = limit
         self._failures = 0
         self._told: str | None = None
@@ -100,7 +125,7 @@ class _Loop:
 
     @property
     def trouble(self) -> str | None:
-        if self.task is not None and self.task.done():
+        if self.task is not None and self.task.done() and not self.done:
             return f"{self.name}: has stopped; restart this service"
         if self._since is not None and monotonic() - self._since > self._limit:
             reason = f" ({self._told})" if self._told else ""
@@ -191,18 +216,15 @@ class _Once(_Loop):
     def __init__(self, name: str, action: Work, limit: float) -> None:
         super().__init__(name, limit)
         self._action = action
-        self._done = False
 
     @property
     def trouble(self) -> str | None:
-        if self._done:
-            return None
-        return f"{self.name}: {self._told or 'not done yet'}"
+        return None if self.done else f"{self.name}: {self._told or 'not done yet'}"
 
     async def run(self) -> None:
-        while not self._done:
-            self._done = await self.attempt(self._action, self._limit) is not _FAILED
-            if not self._done:
+        while not self.done:
+            self.done = await self.attempt(self._action, self._limit) is not _FAILED
+            if not self.done:
                 await asyncio.sleep(self.back_off)
 
 
@@ -218,15 +240,12 @@ class _Kept(_Loop):
         return None if self._told is None else f"{self.name}: {self._told}"
 
     async def run(self) -> None:
-        async def work() -> None:
-            await self._work()
-            raise RuntimeError("ended by itself")
-
-        while True:
+        while not self.done:
             steady = asyncio.get_running_loop().call_later(STEADY_SECONDS, self.recover)
-            await self.attempt(work, None)
+            self.done = await self.attempt(self._work, None) is not _FAILED
             steady.cancel()
-            await asyncio.sleep(self.back_off)
+            if not self.done:
+                await asyncio.sleep(self.back_off)
 
 
 def _sentence(error: Exception) -> str:

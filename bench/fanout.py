@@ -43,6 +43,7 @@ def run_notifier(pipe: Connection, port: int) -> None:
     """Serve until the pipe closes."""
     import uvicorn
 
+    from bellhop.background import Background
     from bellhop.web.protocol import LimitedProtocol
     from services.notifier.app import build
     from services.notifier.settings import NotifierSettings
@@ -64,9 +65,9 @@ def run_notifier(pipe: Connection, port: int) -> None:
         hub.expect(-1)
         hub.look()
         feeding = asyncio.create_task(feed(hub, pipe))
-        ticking = asyncio.create_task(hub.tick())
+        Background().every("pinging", 1.0, hub.tick)
         await asyncio.wait(
-            {asyncio.create_task(uvicorn.Server(config).serve()), feeding, ticking}, return_when="FIRST_COMPLETED"
+            {asyncio.create_task(uvicorn.Server(config).serve()), feeding}, return_when="FIRST_COMPLETED"
         )
         os._exit(0)
 

@@ -19,6 +19,7 @@ from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
 from bellhop.amqp.settling import decode, move_on, undecodable
+from bellhop.background import Background
 from bellhop.observe.logs import get_logger
 
 BatchHandler = Callable[[list[Delivery]], Awaitable[None]]
@@ -62,12 +63,17 @@ class BatchPuller:
         self._ready: deque[_Waiting] = deque()
         self._full = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._puller: asyncio.Task[None] | None = None
+        self._background = Background()
 
     @property
     def consuming(self) -> bool:
         """Say whether the broker has this consumer on its list."""
         return self._channel is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """Return why nothing is pulled; None where it is, as far as the connection allows."""
+        return self._background.trouble
 
     @property
     def pending(self) -> int:
@@ -77,17 +83,13 @@ class BatchPuller:
     def start(self) -> None:
         """Pull from now on, whenever there is a connection."""
         self._connection.add(self)
-        self._puller = asyncio.create_task(self._pull(), name=f"pull {self._queue}")
+        self._background.keep(f"pulling from {self._queue}", self._pull)
 
     async def stop(self, timeout: float) -> None:
         """Finish the batch in hand within `timeout` seconds; the rest goes back when the channel closes."""
         self._connection.remove(self)
         self._stopping.set()
-        if self._puller is None:
-            return
-        await asyncio.wait([self._puller], timeout=timeout)
-        self._puller.cancel()
-        await asyncio.wait([self._puller])
+        await self._background.stop(patience=timeout)
         if self._channel is None or not self._channel.is_open:
             return
         if self._ready:

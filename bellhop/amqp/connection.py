@@ -15,6 +15,7 @@ from pika.channel import Channel
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 
 from bellhop.amqp.urls import split_urls
+from bellhop.background import Background
 from bellhop.observe.logs import get_logger
 
 HEARTBEAT_SECONDS = 10
@@ -52,7 +53,8 @@ class Connection:
         self._blocked: str | None = None
         self._lost = ""
         self._stopping = False
-        self._supervisor: asyncio.Task[None] | None = None
+        self._started = False
+        self._background = Background()
         self._back_offs: set[asyncio.TimerHandle] = set()
 
     @property
@@ -63,7 +65,7 @@ class Connection:
     @property
     def status(self) -> str:
         """Return 'closed', 'connecting', 'blocked' or 'open'."""
-        if self._supervisor is None:
+        if not self._started:
             return "closed"
         if not self._open.is_set():
             return "connecting"
@@ -74,6 +76,8 @@ class Connection:
         """Return the state as a sentence for people who ask why nothing goes out."""
         if self.status == "blocked":
             return f"RabbitMQ blocks publishers: {self._blocked}"
+        if (trouble := self._background.trouble) is not None:
+            return trouble
         if self.status == "open":
             return "ok"
         where = " or ".join(f"{node.host}:{node.port}" for node in self._nodes)
@@ -87,22 +91,21 @@ class Connection:
 
     async def start(self) -> None:
         """Begin to connect; returns at once and never gives up."""
-        if self._supervisor is None:
-            self._supervisor = asyncio.create_task(self._supervise(), name=f"amqp {self._name}")
+        if not self._started:
+            self._started = True
+            self._background.keep(f"connection {self._name}", self._supervise)
 
     async def close(self) -> None:
         """Close the connection; broker-side, unacked deliveries go back to their queues."""
         self._stopping = True
         for timer in self._back_offs:
             timer.cancel()
-        if self._supervisor is None:
-            return
+        patience = 0.0
         if self._pika is not None and self._pika.is_open:
             self._pika.close()
-            await asyncio.wait([self._supervisor], timeout=3)
-        self._supervisor.cancel()
-        await asyncio.wait([self._supervisor])
-        self._supervisor = None
+            patience = 3.0
+        await self._background.stop(patience)
+        self._started = False
 
     async def wait_open(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the connection; say whether it is there."""

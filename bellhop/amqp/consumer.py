@@ -13,6 +13,7 @@ from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
 from bellhop.amqp.settling import decode, move_on, settle, undecodable
+from bellhop.background import spawn
 from bellhop.observe.logs import get_logger
 
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -103,9 +104,7 @@ class Consumer:
         if self._stopping.is_set():
             settle(channel, method.delivery_tag, ack=False)
             return
-        task = asyncio.create_task(self._handle(channel, method, properties, body))
-        self._in_hand.add(task)
-        task.add_done_callback(self._in_hand.discard)
+        spawn(self._handle(channel, method, properties, body), self._in_hand, "handling a delivery")
 
     async def _handle(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         """Run the handler; every way out settles the delivery."""

@@ -16,8 +16,10 @@ HandlerSignal           what a handler raises to say what should become of its d
 from collections.abc import Mapping
 from typing import Any
 
+from bellhop.errors import Unavailable
 
-class PublishError(Exception):
+
+class PublishError(Unavailable):
     """The message was not confirmed."""
 
 

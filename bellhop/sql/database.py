@@ -12,6 +12,8 @@ from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from bellhop.errors import Unavailable
+
 BUSY_TIMEOUT_MS = 10_000
 
 # WAL with synchronous=FULL syncs the log at each commit; NORMAL may roll commits back after a power loss
@@ -30,7 +32,7 @@ SQLITE_PRAGMAS = (
 AWAY_STATES = ("08", "28", "3D", "53", "57P")
 
 
-class DatabaseAway(Exception):
+class DatabaseAway(Unavailable):
     """The database cannot be used at the moment."""
 
 

@@ -1,35 +1,13 @@
 """Bring a database to the schema of one service: Alembic, without a configuration file for each service."""
 
-import asyncio
 from importlib import resources
 
 from sqlalchemy import Connection, inspect, text
 
-from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database
 
 # Two replicas that start together must not migrate together. Any number would do; it names this lock for ever.
 _ADVISORY_LOCK = 0x62656C6C
-
-
-WAIT_SECONDS = 1.0
-
-log = get_logger(__name__)
-
-
-async def migrate_when_up(database_url: str, package: str) -> None:
-    """Do what `migrate` does, as soon as the database answers."""
-    waiting = False
-    while True:
-        try:
-            await migrate(database_url, package)
-        except DatabaseAway as error:
-            if not waiting:
-                log.warning("waiting for the database", reason=str(error))
-            waiting = True
-            await asyncio.sleep(WAIT_SECONDS)
-        else:
-            return
 
 
 async def migrate(database_url: str, package: str) -> None:

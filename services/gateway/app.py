@@ -14,12 +14,13 @@ from starlette.responses import Response
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.publisher import Publisher
+from bellhop.background import Background
 from bellhop.contracts.identity import ADMIN, is_reserved_name
 from bellhop.contracts.mail import MAX_ATTACHMENT
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
-from bellhop.sql.migrations import migrate_when_up
+from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller
 from bellhop.web.limits import Limits
 from bellhop.web.problems import problem_response
@@ -73,7 +74,9 @@ ROUTERS = (
 KEY_CACHE_SECONDS = 5.0
 """How long a revoked key may still work."""
 
-PURGE_SECONDS = 600
+PURGE_SECONDS = 600.0
+PREPARE_SECONDS = 3600.0
+"""A migration of a large database may take so long."""
 
 log = get_logger(__name__)
 
@@ -122,23 +125,24 @@ def build(settings: Settings) -> FastAPI:
             table = consumers(consuming, publisher, gateway)
             app.state.ready = partial(_ready, gateway, publisher, table)
 
-            async def run() -> None:
-                await _prepare(gateway)
+            async def prepare() -> None:
+                await migrate(settings.database_url.get_secret_value(), "services.gateway")
+                await gateway.keys.ensure_admin(settings.admin_key.get_secret_value())
+                await _warn_of_reserved_names(gateway.keys)
                 for consumer in table:
                     consumer.start()
-                relay.start()
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(gateway.newsletter.feeder.run())
-                    group.create_task(_purge(gateway))
+                relay.start(background)
+                gateway.newsletter.feeder.start(background)
+                background.every("retention", PURGE_SECONDS, partial(_purge, gateway), limit=PURGE_SECONDS)
 
+            background: Background = app.state.background
             await publishing.start()
             await consuming.start()
-            running = asyncio.create_task(run())
+            background.once("preparation", prepare, limit=PREPARE_SECONDS)
             try:
                 yield
             finally:
-                running.cancel()
-                await asyncio.wait([running])
+                await background.stop()
                 await asyncio.gather(*(consumer.stop(settings.shutdown_seconds) for consumer in table))
                 await relay.stop(settings.shutdown_seconds)
                 await commits.close()
@@ -155,18 +159,10 @@ def build(settings: Settings) -> FastAPI:
     return app
 
 
-async def _prepare(gateway: Gateway) -> None:
-    """Bring the database to our schema, and let the administrator in."""
-    while True:
-        await migrate_when_up(gateway.settings.database_url.get_secret_value(), "services.gateway")
-        try:
-            await gateway.keys.ensure_admin(gateway.settings.admin_key.get_secret_value())
-            for name in await gateway.keys.names() - {ADMIN}:
-                if is_reserved_name(name):
-                    log.warning("revoke the keys of this name: Bellhop uses the name itself", name=name)
-        except DatabaseAway:
-            continue  # it went away in between; the wait is above
-        return
+async def _warn_of_reserved_names(keys: Keys) -> None:
+    for name in await keys.names() - {ADMIN}:
+        if is_reserved_name(name):
+            log.warning("revoke the keys of this name: Bellhop uses the name itself", name=name)
 
 
 async def _database_away(_request: Request, error: Exception) -> Response:
@@ -187,28 +183,22 @@ async def _ready(gateway: Gateway, publisher: Publisher, table: list[Consumer]) 
     return checks
 
 
-async def _purge(gateway: Gateway) -> None:
-    """Enforce the retention, a bite at a time, for as long as the gateway runs."""
+async def _purge(gateway: Gateway) -> float | None:
+    """Enforce the retention, a bite; return how many seconds until the next where there is more to do."""
     settings = gateway.settings
-    while True:
-        try:
-            current = now_ms()
-            gone = await gateway.ledger.purge(
-                finished_before=current - round(settings.tasks_days * 86_400_000),
-                keys_before=current - round(settings.idempotency_hours * 3_600_000),
-            )
-            await gateway.attachments.purge()
-            await gateway.newsletter.suppressions.purge()
-            if gone:
-                log.info("deleted tasks past their retention", count=gone)
-            expired = await gateway.newsletter.audience.purge(current - round(settings.confirm_days * 86_400_000))
-            if expired:
-                log.info("forgot people who never confirmed their subscription", count=expired)
-            gone += expired
-        except DatabaseAway as error:
-            log.warning("the retention waits for the database", reason=str(error))
-            gone = 0
-        await asyncio.sleep(1 if gone else PURGE_SECONDS)
+    current = now_ms()
+    gone = await gateway.ledger.purge(
+        finished_before=current - round(settings.tasks_days * 86_400_000),
+        keys_before=current - round(settings.idempotency_hours * 3_600_000),
+    )
+    await gateway.attachments.purge()
+    await gateway.newsletter.suppressions.purge()
+    if gone:
+        log.info("deleted tasks past their retention", count=gone)
+    expired = await gateway.newsletter.audience.purge(current - round(settings.confirm_days * 86_400_000))
+    if expired:
+        log.info("forgot people who never confirmed their subscription", count=expired)
+    return 1.0 if gone or expired else None
 
 
 class _Authenticator:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from bellhop import faults
+from bellhop.background import Background
 from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
@@ -23,6 +24,8 @@ from services.gateway.store.suppressions import Suppressions
 IDLE_SECONDS = 0.5
 BUSY_SECONDS = 0.05
 REFRESH_SECONDS = 1.0
+ROUND_SECONDS = 120.0
+"""One step of each broadcast takes so long at most."""
 AHEAD_SECONDS = 4.0
 """So long, in seconds, what is under way should last."""
 MIN_AHEAD = 20
@@ -79,6 +82,7 @@ class Feeder:
         self._window = window
         self._meters: dict[str, Meter] = {}
         self._wake = asyncio.Event()
+        self._refreshed = float("-inf")
 
     def wake(self) -> None:
         """Look at once: something was asked for."""
@@ -89,24 +93,16 @@ class Feeder:
         meter = self._meters.get(broadcast_id)
         return 0.0 if meter is None else meter.rate
 
-    async def run(self) -> None:
-        """Move everything on until cancelled."""
-        refreshed = 0.0
-        while True:
-            self._wake.clear()
-            busy = False
-            try:
-                if monotonic() - refreshed > REFRESH_SECONDS:
-                    await self._suppressions.refresh()
-                    refreshed = monotonic()
-                busy = await self._round()
-            except DatabaseAway as error:
-                log.warning("broadcasts wait for the database", reason=str(error))
-            try:
-                async with asyncio.timeout(BUSY_SECONDS if busy else IDLE_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+    def start(self, background: Background) -> None:
+        """Move everything on from now on."""
+        background.every("broadcasts", IDLE_SECONDS, self._look, wake=self._wake, limit=ROUND_SECONDS)
+
+    async def _look(self) -> float:
+        """Do one round; return how many seconds until the next."""
+        if monotonic() - self._refreshed > REFRESH_SECONDS:
+            await self._suppressions.refresh()
+            self._refreshed = monotonic()
+        return BUSY_SECONDS if await self._round() else IDLE_SECONDS
 
     async def _round(self) -> bool:
         active = await self._store.active()

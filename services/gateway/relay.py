@@ -7,10 +7,12 @@ sweep. A message may go out twice; the inbox of its consumer knows it.
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 from bellhop import faults
 from bellhop.amqp.errors import PublishError
 from bellhop.amqp.publisher import Publisher
+from bellhop.background import Background, spawn
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
@@ -18,6 +20,7 @@ from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry
 
 SWEEP_SECONDS = 0.5
+IDLE_SECONDS = 60.0
 CHUNK = 500
 MAX_IN_MEMORY = 20_000
 
@@ -33,8 +36,6 @@ class Relay:
         self._publisher = publisher
         self._handed_over: deque[Entry] = deque()
         self._wake = asyncio.Event()
-        self._stopping = False
-        self._tasks: list[asyncio.Task[None]] = []
         self._publishing: set[asyncio.Task[None]] = set()
         self._trouble: str | None = None
         self.waiting = 0
@@ -50,54 +51,48 @@ class Relay:
         self._handed_over.extend(entry for entry in entries if not entry.due_at)
         self._wake.set()
 
-    def start(self) -> None:
+    def start(self, background: Background) -> None:
         """Relay from now on."""
-        self._tasks = [asyncio.create_task(self._run(), name="relay"), asyncio.create_task(self._sweep(), name="sweep")]
+        background.every("publishing", IDLE_SECONDS, self._publish_handed_over, wake=self._wake)
+        background.every("sweeping the outbox", SWEEP_SECONDS, self._sweep)
 
     async def stop(self, timeout: float) -> None:
-        """Publish what was handed over, within `timeout` seconds; the rest stays in the outbox."""
-        self._stopping = True
-        self._wake.set()
-        if not self._tasks:
-            return
-        await asyncio.wait(self._tasks[:1], timeout=timeout)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        """Publish what was handed over, within `timeout` seconds; the rest stays in the outbox.
 
-    async def _run(self) -> None:
-        while self._handed_over or not self._stopping:
-            if not self._handed_over:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            chunk = [self._handed_over.popleft() for _ in range(min(CHUNK, len(self._handed_over)))]
-            # Not awaited here: the next chunk may already fill the publisher's window while this one is confirmed.
-            task = asyncio.create_task(self._publish(chunk))
-            self._publishing.add(task)
-            task.add_done_callback(self._publishing.discard)
-            if len(self._publishing) >= 4:
-                await asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
+        The background must have been stopped.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while await self._publish_handed_over() is not None:
+                    pass
+                if self._publishing:
+                    await asyncio.wait(self._publishing)
+        for task in self._publishing:
+            task.cancel()
         if self._publishing:
             await asyncio.wait(self._publishing)
 
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            try:
-                await self._sweep_once()
-            except DatabaseAway as error:
-                log.warning("the relay waits for the database", reason=str(error))
+    async def _publish_handed_over(self) -> float | None:
+        """Publish a chunk of what was handed over; say whether there is more."""
+        if not self._handed_over:
+            return None
+        chunk = [self._handed_over.popleft() for _ in range(min(CHUNK, len(self._handed_over)))]
+        # Not awaited here: the next chunk may already fill the publisher's window while this one is confirmed.
+        spawn(self._publish(chunk), self._publishing, "publishing a chunk")
+        if len(self._publishing) >= 4:
+            await asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
+        return 0.0
 
-    async def _sweep_once(self) -> None:
+    async def _sweep(self) -> float | None:
+        """Publish what the usual way lost; say whether there is more."""
         async with self._database.read() as connection:
             self.waiting, _ = await outbox.depth(connection)
-        while self.waiting and self._publisher.trouble is None:
-            async with self._database.write() as connection:
-                claimed = await outbox.claim(connection, CHUNK)
-            await self._publish(claimed)
-            if len(claimed) < CHUNK:
-                return
+        if not self.waiting or self._publisher.trouble is not None:
+            return None
+        async with self._database.write() as connection:
+            claimed = await outbox.claim(connection, CHUNK)
+        await self._publish(claimed)
+        return 0.0 if len(claimed) == CHUNK else None
 
     async def _publish(self, entries: list[Entry]) -> None:
         faults.point("relay.claimed")

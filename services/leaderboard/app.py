@@ -13,10 +13,11 @@ from fastapi import FastAPI
 from bellhop.amqp.batches import BatchPuller
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.publisher import Publisher
+from bellhop.background import Background
 from bellhop.contracts.base import now
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
-from bellhop.sql.migrations import migrate_when_up
+from bellhop.sql.database import Database
+from bellhop.sql.migrations import migrate
 from bellhop.web import tokens
 from bellhop.web.auth import Caller
 from bellhop.web.limits import Limits
@@ -36,7 +37,8 @@ from services.leaderboard.store import Store
 TABLE = {"leaderboard.scores": apply_scores}
 
 PRUNE_SECONDS = 3600.0
-RETRY_SECONDS = 1.0
+PREPARE_SECONDS = 3600.0
+"""A migration of a large database may take so long."""
 
 log = get_logger(__name__)
 
@@ -72,35 +74,32 @@ def build(settings: LeaderboardSettings) -> FastAPI:
             return {
                 "rankings": "ok" if standings.loaded else "being read from the database",
                 "database": standings.trouble or "ok",
+                "pulling": "; ".join(puller.trouble for puller in pullers if puller.trouble) or "ok",
                 "broker": publishing.explanation if publishing.explanation != "ok" else consuming.explanation,
             }
 
-        async def run() -> None:
-            await migrate_when_up(settings.database_url.get_secret_value(), "services.leaderboard")
+        async def prepare() -> None:
+            await migrate(settings.database_url.get_secret_value(), "services.leaderboard")
             await _load(standings)
             # Only now: a batch for a ranking that is half read would have to wait anyway.
             for puller in pullers:
                 puller.start()
-            await asyncio.gather(
-                _every(settings.refresh_seconds, standings.refresh, "the rankings could not be refreshed"),
-                _every(PRUNE_SECONDS, partial(_prune, store, settings), "the inbox could not be pruned"),
-                _watch(progress),
-            )
+            background.every("refreshing the rankings", settings.refresh_seconds, standings.refresh)
+            background.every("pruning the inbox", PRUNE_SECONDS, partial(_prune, store, settings), limit=PRUNE_SECONDS)
+            background.every("watching the progress", LOOK_SECONDS, partial(_watch, progress))
 
+        background: Background = app.state.background
         app.state.authenticate = authenticator(settings.token_key.get_secret_value())
         app.state.ready = ready
         app.state.leaderboard = routes.Leaderboard(standings, progress)
         await publishing.start()
         await consuming.start()
-        running = asyncio.create_task(run())
-        running.add_done_callback(_ended)
+        background.once("preparation", prepare, limit=PREPARE_SECONDS)
         try:
             yield
         finally:
-            running.cancel()
-            await asyncio.wait([running])
-            if standings.loaded:
-                await asyncio.gather(*(puller.stop(settings.shutdown_seconds) for puller in pullers))
+            await background.stop()
+            await asyncio.gather(*(puller.stop(settings.shutdown_seconds) for puller in pullers))
             await consuming.close()
             await publishing.close()
             await database.close()
@@ -134,34 +133,9 @@ def authenticator(key: str) -> Callable[[str], Awaitable[Caller | None]]:
 
 async def _load(standings: Standings) -> None:
     began = time.monotonic()
-    waiting = False
-    while True:
-        try:
-            await standings.refresh()
-        except DatabaseAway as error:
-            if not waiting:
-                log.warning("waiting for the database", reason=str(error))
-            waiting = True
-            await asyncio.sleep(RETRY_SECONDS)
-        else:
-            give_memory_back()
-            log.info("read the rankings", boards=len(standings.boards), seconds=round(time.monotonic() - began, 2))
-            return
-
-
-async def _every(seconds: float, action: Callable[[], Awaitable[None]], trouble: str) -> None:
-    """Do `action` again and again; a database that is away is logged once, and waited for."""
-    away = False
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await action()
-        except DatabaseAway as error:
-            if not away:
-                log.warning(trouble, reason=str(error))
-            away = True
-        else:
-            away = False
+    await standings.refresh()
+    give_memory_back()
+    log.info("read the rankings", boards=len(standings.boards), seconds=round(time.monotonic() - began, 2))
 
 
 async def _prune(store: Store, settings: LeaderboardSettings) -> None:
@@ -171,20 +145,13 @@ async def _prune(store: Store, settings: LeaderboardSettings) -> None:
 
 
 async def _watch(progress: Progress) -> None:
-    while True:
-        progress.look()
-        freshness = progress.freshness()
-        metrics.PENDING.set(freshness.pending or 0)
-        metrics.LAG.set(freshness.lag_seconds if freshness.lag_seconds is not None else float("nan"))
-        await asyncio.sleep(LOOK_SECONDS)
+    progress.look()
+    freshness = progress.freshness()
+    metrics.PENDING.set(freshness.pending or 0)
+    metrics.LAG.set(freshness.lag_seconds if freshness.lag_seconds is not None else float("nan"))
 
 
 def _waiting(pullers: list[BatchPuller]) -> int | None:
     if not all(puller.consuming for puller in pullers):
         return None
     return sum(puller.pending for puller in pullers)
-
-
-def _ended(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("the leaderboard cannot go on; restart it", exc_info=error)

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import httpx
@@ -15,10 +16,11 @@ from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
+from bellhop.background import Background
 from bellhop.contracts.mail import Lane
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
-from bellhop.sql.migrations import migrate_when_up
+from bellhop.sql.migrations import migrate
 from bellhop.web.server import create_app
 from services.mailer import handlers, metrics, reactions
 from services.mailer.attachments import Attachments
@@ -34,6 +36,8 @@ from services.mailer.work import Mailer, guarded
 
 BEAT_SECONDS = 3.0
 FORGET_SECONDS = 3600.0
+PREPARE_SECONDS = 3600.0
+"""A migration of a large database may take so long."""
 ATTACHMENT_SECONDS = 30.0
 
 log = get_logger(__name__)
@@ -100,18 +104,21 @@ def build(settings: MailerSettings) -> FastAPI:
         ]
         consuming.add(Bindings("events", bindings))
         metrics.CONNECTIONS.set_function(lambda: relays.busy)
-        prepared = asyncio.Event()
+        background: Background = app.state.background
 
-        async def run() -> None:
-            await _prepare(settings, inbox, limits)
-            prepared.set()
+        async def prepare() -> None:
+            # Be known as alive before anything is claimed.
+            await migrate(settings.database_url.get_secret_value(), "services.mailer")
+            await inbox.beat()
+            await limits.refresh()
             for consumer in consumers:
                 consumer.start()
-            await _keep_house(settings, inbox, limits, relays)
-
-        def ended(task: "asyncio.Task[None]") -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("the mailer cannot go on; restart it", exc_info=error)
+            background.every("heartbeat", BEAT_SECONDS, inbox.beat)
+            background.every("refreshing the limits", BEAT_SECONDS, limits.refresh)
+            background.every("closing idle connections", BEAT_SECONDS, relays.sweep)
+            background.every(
+                "retention", FORGET_SECONDS, partial(_forget, settings, inbox, limits), limit=FORGET_SECONDS
+            )
 
         async def ready() -> dict[str, str]:
             return {
@@ -128,18 +135,15 @@ def build(settings: MailerSettings) -> FastAPI:
         app.state.limits = limits
         await publishing.start()
         await consuming.start()
-        running = asyncio.create_task(run())
-        running.add_done_callback(ended)
+        background.once("preparation", prepare, limit=PREPARE_SECONDS)
         try:
             yield
         finally:
             mailer.stopping.set()
             relays.give_up()
-            if prepared.is_set():
-                await asyncio.gather(*(consumer.stop(settings.shutdown_seconds) for consumer in consumers))
+            await asyncio.gather(*(consumer.stop(settings.shutdown_seconds) for consumer in consumers))
             # Only now: while mails are in hand, our heartbeat must go on.
-            running.cancel()
-            await asyncio.wait([running])
+            await background.stop()
             await relays.close()
             await http.aclose()
             await limits.close()
@@ -151,35 +155,11 @@ def build(settings: MailerSettings) -> FastAPI:
     return create_app("Bellhop mailer", version("bellhop"), lifespan, [router])
 
 
-async def _prepare(settings: MailerSettings, inbox: Inbox, limits: Limits) -> None:
-    """Bring the database to our schema, and be known as alive before anything is claimed."""
-    while True:
-        await migrate_when_up(settings.database_url.get_secret_value(), "services.mailer")
-        try:
-            await inbox.beat()
-            await limits.refresh()
-        except DatabaseAway:
-            continue  # it went away in between; the wait is above
-        return
-
-
-async def _keep_house(settings: MailerSettings, inbox: Inbox, limits: Limits, relays: Relays) -> None:
-    """Send heartbeats, close idle connections, forget old tasks; until cancelled."""
-    loop = asyncio.get_running_loop()
-    forgotten_at = loop.time()
-    while True:
-        await asyncio.sleep(BEAT_SECONDS)
-        relays.sweep()
-        try:
-            await inbox.beat()
-            await limits.refresh()
-            if loop.time() - forgotten_at > FORGET_SECONDS:
-                forgotten_at = loop.time()
-                gone = await inbox.forget(settings.inbox_days)
-                await limits.forget()
-                log.info("forgot old tasks", tasks=gone)
-        except DatabaseAway as error:
-            log.warning("no heartbeat could be written", reason=str(error))
+async def _forget(settings: MailerSettings, inbox: Inbox, limits: Limits) -> None:
+    gone = await inbox.forget(settings.inbox_days)
+    await limits.forget()
+    if gone:
+        log.info("forgot old tasks", tasks=gone)
 
 
 async def _close(inbox: Inbox) -> None:

@@ -12,7 +12,9 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
+from bellhop.background import Background
 from bellhop.contracts.mail import Lane
 from bellhop.observe.logs import get_logger
 from services.mailer import metrics
@@ -105,7 +107,7 @@ class Relays:
         self._closing = asyncio.Event()
         self._back = asyncio.Event()  # set whenever a relay comes back
         self._relays = [Relay(settings, _transport(settings, hello), self._back.set) for settings in relays]
-        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._probing = Background()
         for relay in self._relays:
             metrics.RELAY_UP.labels(relay.settings.name).set(1)
 
@@ -173,12 +175,10 @@ class Relays:
         return verdict
 
     def _probe_if_open(self, relay: Relay) -> None:
-        name = relay.settings.name
-        if relay.breaker.closed or name in self._probes or self._closing.is_set():
+        name = f"probing the relay {relay.settings.name}"
+        if relay.breaker.closed or self._probing.running(name) or self._closing.is_set():
             return
-        task = asyncio.create_task(self._probe(relay))
-        self._probes[name] = task
-        task.add_done_callback(lambda _: self._probes.pop(name, None))
+        self._probing.keep(name, partial(self._probe, relay))
 
     async def _probe(self, relay: Relay) -> None:
         """Try until the relay is back, less and less often. Only a mail that it takes makes the pauses short again."""
@@ -189,7 +189,7 @@ class Relays:
                 await relay.transport.probe()
                 relay.breaker.half_open()
 
-    def sweep(self) -> None:
+    async def sweep(self) -> None:
         """Close connections that were not used for a while."""
         for relay in self._relays:
             relay.transport.sweep()
@@ -202,11 +202,7 @@ class Relays:
     async def close(self) -> None:
         """Close all connections that carry no mail."""
         self.give_up()
-        probes = list(self._probes.values())
-        for task in probes:
-            task.cancel()
-        if probes:
-            await asyncio.wait(probes)
+        await self._probing.stop()
         for relay in self._relays:
             await relay.transport.close()
 

@@ -5,9 +5,9 @@ notifier.log (stream) -> Reader -> Hub (over Log) -> Stream   GET /v1/stream
                                                   -> Poll     GET /v1/poll
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bellhop.background import Background
 from bellhop.web.problems import Problem, problem_response
 from bellhop.web.server import create_app
 from services.notifier import routes, streams
@@ -59,13 +60,11 @@ def build(settings: NotifierSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.ready = ready
-        tasks = [asyncio.create_task(work) for work in (reader.run(), hub.tick(), _drain(app, hub))]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        background: Background = app.state.background
+        background.keep("reading the stream", reader.run)
+        background.every("pinging", 1.0, hub.tick)
+        background.keep("ending the streams", partial(_drain, app, hub))
+        yield
 
     app = create_app("notifier", version("bellhop"), lifespan, [routes.router, routes.pages])
     app.state.live = live

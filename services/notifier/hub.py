@@ -62,6 +62,7 @@ class Hub:
         self._waiting: list[Event] = []
         self._expected: int | None = None
         self._serial = 0
+        self._second = 0
 
     def admit(self, subscriber: Subscriber) -> None:
         """Count `subscriber` in; `leave` must follow.
@@ -140,21 +141,18 @@ class Hub:
             subscriber.finish("closing", detail)
 
     async def tick(self) -> None:
-        """Every second: end what has expired and ping every `ping_seconds`-th part. Runs until it is cancelled."""
-        second = 0
-        while True:
-            await asyncio.sleep(1)
-            second += 1
-            now = time.time()
-            for subscriber in [subscriber for subscriber in self._subscribers if subscriber.expires <= now]:
-                subscriber.finish("expired", "The token is over. Get a new one and resume from the last id.")
-            if not self.ready.is_set():
-                continue
-            ping = Ping(self.log.end_id)
-            for subscriber, serial in list(self._subscribers.items()):
-                # Only those who joined know everything up to that id.
-                if (serial + second) % self._ping_seconds == 0 and self._joined(subscriber):
-                    subscriber.ping(ping)
+        """End what has expired and ping every `ping_seconds`-th part. Call it every second."""
+        self._second += 1
+        now = time.time()
+        for subscriber in [subscriber for subscriber in self._subscribers if subscriber.expires <= now]:
+            subscriber.finish("expired", "The token is over. Get a new one and resume from the last id.")
+        if not self.ready.is_set():
+            return
+        ping = Ping(self.log.end_id)
+        for subscriber, serial in list(self._subscribers.items()):
+            # Only those who joined know everything up to that id.
+            if (serial + self._second) % self._ping_seconds == 0 and self._joined(subscriber):
+                subscriber.ping(ping)
 
     def _joined(self, subscriber: Subscriber) -> bool:
         return subscriber in self._channels.get(subscriber.channels[0], ())

@@ -14,6 +14,7 @@ import httpx
 import uvicorn
 
 from bellhop.amqp.message import Delivery
+from bellhop.background import Background
 from bellhop.cli.ports import free_ports
 from bellhop.contracts.envelope import Envelope
 from bellhop.web import tokens
@@ -76,7 +77,9 @@ async def served(**settings: Any) -> AsyncIterator[Served]:
         log_config=None,
     )
     server = uvicorn.Server(config)
-    tasks = [asyncio.create_task(server.serve()), asyncio.create_task(hub.tick())]
+    background = Background()
+    background.every("pinging", 1.0, hub.tick)
+    serving = asyncio.create_task(server.serve())
     try:
         await wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
@@ -84,9 +87,8 @@ async def served(**settings: Any) -> AsyncIterator[Served]:
     finally:
         hub.drain("the test is over")
         server.should_exit = True
-        await tasks[0]
-        tasks[1].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await serving
+        await background.stop()
 
 
 @dataclass
