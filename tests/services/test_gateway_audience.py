@@ -277,6 +277,21 @@ async def test_people_are_listed_page_by_page(gateway: RunningGateway) -> None:
     assert [each["email"] for each in only] == ["reader-3@example.com"]
 
 
+async def test_a_page_begins_where_the_last_one_ended_though_its_last_person_is_gone(gateway: RunningGateway) -> None:
+    """An export that walks through the pages loses nobody."""
+    rows = "\n".join(f"reader-{number}@example.com" for number in range(9))
+    await import_(gateway, f"email\n{rows}\n", confirmed="true")
+    first = (await gateway.admin.get("/v1/subscribers", params={"limit": 3})).json()
+    await gateway.admin.delete(f"/v1/subscribers/{first['subscribers'][-1]['email']}")
+
+    second = (await gateway.admin.get("/v1/subscribers", params={"cursor": first["next"]})).json()
+
+    assert [each["email"] for each in second["subscribers"]] == [
+        f"reader-{number}@example.com" for number in range(3, 9)
+    ]
+    assert second["next"] is None
+
+
 async def test_a_person_can_be_forgotten(gateway: RunningGateway) -> None:
     """DELETE erases the person; asking again is 404."""
     await add(gateway, "ada@example.com", confirmed=True)

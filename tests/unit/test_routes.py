@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.dependencies.utils import get_flat_params
 from starlette.responses import StreamingResponse
 
 from bellhop.web.auth import Caller, Scope
@@ -99,6 +100,23 @@ async def test_an_unknown_query_parameter_is_refused(app: FastAPI, method: str, 
 
     assert answer.status_code == 422, answer.text
     assert "query:to" in [error["pointer"] for error in answer.json()["errors"]]
+
+
+def _takes_cursor(route: Any) -> bool:
+    return any(field.alias == "cursor" for field in get_flat_params(route.dependant))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [route.path for route in APPS["gateway"].router.routes if isinstance(route, StrictRoute) and _takes_cursor(route)],
+)
+async def test_a_cursor_that_no_list_gave_is_refused(path: str) -> None:
+    """The first page in its place would look like the following one."""
+    async with client_of(APPS["gateway"]) as client:
+        answer = await client.get(path, params={"cursor": "zzz"})
+
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "query:cursor"
 
 
 async def test_a_parameter_that_is_given_twice_is_refused() -> None:

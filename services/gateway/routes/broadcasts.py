@@ -17,6 +17,7 @@ from bellhop.contracts.mail import MailContent, mail_document
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import DatabaseAway
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.audience.addresses import check_domains
@@ -38,6 +39,9 @@ from services.gateway.store.ledger import IdempotencyKey
 from services.gateway.store.outbox import now_ms, to_ms
 
 router = APIRouter(route_class=StrictRoute, tags=["broadcasts"])
+
+_PAGES = Cursor("broadcasts", str)
+_TASK_PAGES = Cursor("broadcast-tasks", str)
 
 Reader = Annotated[Caller, Depends(require(Scope.BROADCASTS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.BROADCASTS_WRITE))]
@@ -96,12 +100,16 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
 async def show_all(
     request: Request,
     caller: Reader,
-    cursor: Annotated[str | None, Query(max_length=36)] = None,
+    cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """Return broadcasts, newest first, without their counts; `next` is the cursor of the following page."""
-    rows = await gateway(request).newsletter.broadcasts.page(owner=owner_of(caller), before=cursor, limit=limit)
-    return {"broadcasts": [_summary(row) for row in rows], "next": rows[-1]["id"] if len(rows) == limit else None}
+    before = None if cursor is None else _PAGES.read(cursor)[0]
+    rows = await gateway(request).newsletter.broadcasts.page(owner=owner_of(caller), before=before, limit=limit)
+    return {
+        "broadcasts": [_summary(row) for row in rows],
+        "next": _PAGES.write(rows[-1]["id"]) if len(rows) == limit else None,
+    }
 
 
 @router.get("/v1/broadcasts/{broadcast_id}", summary="How far a broadcast is")
@@ -181,16 +189,17 @@ async def show_tasks(
     broadcast_id: str,
     caller: Reader,
     state: State | None = None,
-    cursor: Annotated[str | None, Query(max_length=36)] = None,
+    cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
     """Return the tasks in the order of recipients; those whose turn has not come yet have none."""
+    after = None if cursor is None else _TASK_PAGES.read(cursor)[0]
     parts = gateway(request).newsletter
     await _find(parts, broadcast_id, caller)
-    tasks = await parts.broadcasts.tasks(broadcast_id, state=state, after=cursor, limit=limit)
+    tasks = await parts.broadcasts.tasks(broadcast_id, state=state, after=after, limit=limit)
     return {
         "tasks": [task_document(task) for task in tasks],
-        "next": tasks[-1]["id"] if len(tasks) == limit else None,
+        "next": _TASK_PAGES.write(tasks[-1]["recipient"]) if len(tasks) == limit else None,
     }
 
 

@@ -10,12 +10,15 @@ from starlette.responses import Response
 
 from bellhop.contracts.base import AnyJson, Contract, Name
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
 from services.gateway.routes.tasks import time_of
 
 router = APIRouter(route_class=StrictRoute, tags=["dead letters"])
+
+_PAGES = Cursor("dead-letters", str)
 
 Reader = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_WRITE))]
@@ -49,17 +52,18 @@ async def show_all(
     caller: Reader,
     queue: Annotated[str | None, Query(max_length=255)] = None,
     waiting: bool = True,
-    cursor: Annotated[str | None, Query(max_length=36)] = None,
+    cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """Return the newest dead letters, and how many wait in each group (queue, type, reason)."""
+    before = None if cursor is None else _PAGES.read(cursor)[0]
     store = gateway(request).dead_letters
-    letters = await store.page(queue=queue, before=cursor, waiting=waiting, limit=limit)
+    letters = await store.page(queue=queue, before=before, waiting=waiting, limit=limit)
     groups = [{**group, "oldest": time_of(group["oldest"])} for group in await store.groups()]
     return {
         "dead_letters": [_document(letter) for letter in letters],
         "groups": groups,
-        "next": letters[-1]["id"] if len(letters) == limit else None,
+        "next": _PAGES.write(letters[-1]["id"]) if len(letters) == limit else None,
     }
 
 

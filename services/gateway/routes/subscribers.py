@@ -13,6 +13,7 @@ from starlette.responses import Response
 from bellhop.contracts.base import Contract, Data, Line, Time
 from bellhop.contracts.mail import Lane, PersonName
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.audience.addresses import Email, canonical
@@ -27,6 +28,9 @@ from services.gateway.store.outbox import now_ms, to_ms
 from services.gateway.store.suppressions import Suppression
 
 router = APIRouter(route_class=StrictRoute, tags=["subscribers"])
+
+_PAGES = Cursor("subscribers", str)
+_SUPPRESSION_PAGES = Cursor("suppressions", str)
 
 Reader = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_WRITE))]
@@ -190,14 +194,15 @@ async def show_all(
     caller: Reader,
     list: Annotated[ListName | None, Query()] = None,
     state: Status | None = None,
-    cursor: Annotated[str | None, Query(max_length=36)] = None,
+    cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """Return people in the order of addresses; `next` is the cursor of the following page."""
-    people = await gateway(request).newsletter.audience.page(list_=list, state=state, after=cursor, limit=limit)
+    after = None if cursor is None else _PAGES.read(cursor)[0]
+    people = await gateway(request).newsletter.audience.page(list_=list, state=state, after=after, limit=limit)
     return {
         "subscribers": [_document(person) for person in people],
-        "next": people[-1]["id"] if len(people) == limit else None,
+        "next": _PAGES.write(people[-1]["email"]) if len(people) == limit else None,
     }
 
 
@@ -232,14 +237,15 @@ async def show_suppressions(
     request: Request,
     caller: Reader,
     source: Annotated[str | None, Query(max_length=64)] = None,
-    cursor: Annotated[str | None, Query(max_length=320)] = None,
+    cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """Return suppressed addresses in their order; `next` is the cursor of the following page."""
-    rows = await gateway(request).newsletter.suppressions.page(after=cursor, source=source, limit=limit)
+    after = None if cursor is None else _SUPPRESSION_PAGES.read(cursor)[0]
+    rows = await gateway(request).newsletter.suppressions.page(after=after, source=source, limit=limit)
     return {
         "suppressions": [_suppression(row) for row in rows],
-        "next": rows[-1]["address"] if len(rows) == limit else None,
+        "next": _SUPPRESSION_PAGES.write(rows[-1]["address"]) if len(rows) == limit else None,
     }
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from bellhop.contracts.base import LATEST
 from bellhop.contracts.outcomes import State
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
@@ -26,7 +27,7 @@ MAX_WAIT_SECONDS = 55
 # Outcomes that another replica applied wake nobody here, so a waiter looks again by itself this often.
 LOOK_AGAIN_SECONDS = 1.0
 
-_CURSOR = r"^\d{1,15}\.[0-9a-f-]{36}$"
+_PAGES = Cursor("tasks", int, str)
 _WAIT = re.compile(r"\bwait=(\d{1,4})\b")
 
 
@@ -139,20 +140,17 @@ async def show_all(
     caller: Annotated[Caller, Depends(require(Scope.MAIL_READ))],
     state: State | None = None,
     kind: Annotated[str | None, Query(pattern="^mail$")] = None,
-    cursor: Annotated[str | None, Query(pattern=_CURSOR)] = None,
+    cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """Return tasks, newest first; `next` is the cursor of the following page."""
-    before = None
-    if cursor is not None:
-        created_at, _, task_id = cursor.partition(".")
-        before = (int(created_at), task_id)
+    created_at_and_id = None if cursor is None else _PAGES.read(cursor)
     tasks = await gateway(request).ledger.page(
-        owner=owner_of(caller), state=state, kind=kind, before=before, limit=limit
+        owner=owner_of(caller), state=state, kind=kind, before=created_at_and_id, limit=limit
     )
     return {
         "tasks": [task_document(task) for task in tasks],
-        "next": f"{tasks[-1]['created_at']}.{tasks[-1]['id']}" if len(tasks) == limit else None,
+        "next": _PAGES.write(tasks[-1]["created_at"], tasks[-1]["id"]) if len(tasks) == limit else None,
     }
 
 

@@ -249,7 +249,7 @@ class Audience:
     async def page(
         self, *, list_: str | None, state: Status | None, after: str | None, limit: int
     ) -> list[dict[str, Any]]:
-        """Return people in the order of addresses; `after` is the id of the last one of the page before.
+        """Return people in the order of addresses; `after` is the last one of the page before.
 
         `state` is that of a subscription to `list_`, or to any list; or `suppressed`.
         """
@@ -264,8 +264,7 @@ class Audience:
         if state is Status.SUPPRESSED:
             query = query.where(subscribers.c.email.in_(_suppressed_now()))
         if after is not None:
-            last = sa.select(subscribers.c.email).where(subscribers.c.id == after).scalar_subquery()
-            query = query.where(subscribers.c.email > last)
+            query = query.where(subscribers.c.email > after)
         return await self._people(query)
 
     async def _people(self, query: sa.Select[Any]) -> list[dict[str, Any]]:

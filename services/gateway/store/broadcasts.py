@@ -184,13 +184,12 @@ class Broadcasts:
     async def tasks(
         self, broadcast_id: str, *, state: State | None, after: str | None, limit: int
     ) -> list[dict[str, Any]]:
-        """Return the tasks of a broadcast in the order of recipients; `after` is the last id of the page before."""
+        """Return the tasks of a broadcast in the order of recipients; `after` is the last of the page before."""
         query = sa.select(tasks).where(tasks.c.broadcast_id == broadcast_id).order_by(tasks.c.recipient).limit(limit)
         if state is not None:
             query = query.where(tasks.c.state == state)
         if after is not None:
-            last = sa.select(tasks.c.recipient).where(tasks.c.id == after).scalar_subquery()
-            query = query.where(tasks.c.recipient > last)
+            query = query.where(tasks.c.recipient > after)
         async with self._database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
