@@ -4,8 +4,8 @@
 
 VENV := .venv/.made
 BIN := .venv/bin
-# Two workers share one broker and one PostgreSQL; `make test PYTEST='-x tests/unit'` for less.
-PYTEST ?= -n 2 --dist loadscope
+# The tests wait more than they compute: twice as many workers as two cores. `make test PYTEST='-x tests/unit'` for less.
+PYTEST ?= -n 4 --dist worksteal
 COMPOSE ?= tests/compose
 
 help: ## this list

@@ -1,32 +1,41 @@
 """The fixtures all tests share.
 
     broker          a real RabbitMQ, one for the whole session and all its workers
-    vhost           a fresh virtual host with the topology applied, deleted afterwards
-    bare_vhost      the same without any topology
-    database_url    a fresh database: once SQLite, once a real PostgreSQL
-    smtp_server     a real SMTP server whose replies can be set
+    vhost               a fresh virtual host with the topology applied, deleted afterwards
+    bare_vhost          the same without any topology
+    database_url        a fresh database with the tables of all services: once SQLite, once a real PostgreSQL
+    empty_database_url  the same without any table, for tests of migrations
+    smtp_server         a real SMTP server whose replies can be set
 
 `wait_until` is imported: `from tests.support import wait_until`.
 """
 
+import functools
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-import asyncpg
 import pytest
+from httpx._transports import default as _default_transport
 
 from tests.support import keeper
 from tests.support.broker import Broker, Vhost
+from tests.support.databases import postgresql_database, sqlite_database
 from tests.support.postgresql import find_binaries
 from tests.support.smtp import SmtpServer
+from tests.support.vhosts import Pool
 
 # The process that runs pytest tells its workers through the environment where the session's servers are.
 SESSION = "BELLHOP_TEST_SESSION"
 OWNER = "BELLHOP_TEST_OWNER"
+
+
+# Every HTTP client reads the system's CAs, which takes 20 ms; the tests make thousands of clients.
+_default_transport.create_ssl_context = functools.cache(_default_transport.create_ssl_context)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,20 +65,29 @@ def broker(session_folder: Path) -> Broker:
     return Broker(**keeper.shared("rabbitmq", session_folder, int(os.environ[OWNER])))
 
 
+@pytest.fixture(scope="session")
+def vhosts(broker: Broker, session_folder: Path) -> Pool:
+    """The virtual hosts that are made ahead."""
+    return Pool(session_folder / "vhosts")
+
+
 @pytest.fixture
-async def bare_vhost(broker: Broker) -> AsyncIterator[Vhost]:
+async def bare_vhost(broker: Broker, vhosts: Pool) -> AsyncIterator[Vhost]:
     """A fresh virtual host with nothing in it."""
     vhost = Vhost(broker, f"test-{secrets.token_hex(6)}")
     await vhost.create()
     yield vhost
-    await vhost.close()
+    await vhost.disconnect()
+    vhosts.give_back(vhost.name)
 
 
 @pytest.fixture
-async def vhost(bare_vhost: Vhost) -> Vhost:
+async def vhost(broker: Broker, vhosts: Pool) -> AsyncIterator[Vhost]:
     """A fresh virtual host with Bellhop's topology."""
-    await bare_vhost.apply_topology()
-    return bare_vhost
+    vhost = Vhost(broker, await vhosts.take())
+    yield vhost
+    await vhost.disconnect()
+    vhosts.give_back(vhost.name)
 
 
 @pytest.fixture(scope="session")
@@ -86,20 +104,30 @@ def postgresql(session_folder: Path) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """A fresh, empty database."""
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path, session_folder: Path) -> AsyncIterator[str]:
+    """A fresh database with the tables of all services."""
+    async with _database(request, tmp_path, session_folder, empty=False) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def empty_database_url(
+    request: pytest.FixtureRequest, tmp_path: Path, session_folder: Path
+) -> AsyncIterator[str]:
+    """A fresh database without any table."""
+    async with _database(request, tmp_path, session_folder, empty=True) as url:
+        yield url
+
+
+@asynccontextmanager
+async def _database(
+    request: pytest.FixtureRequest, tmp_path: Path, session_folder: Path, *, empty: bool
+) -> AsyncIterator[str]:
     if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path}/test.db"
+        yield await sqlite_database(tmp_path / "test.db", session_folder, empty=empty)
         return
-    server: str = request.getfixturevalue("postgresql")
-    name = f"test_{secrets.token_hex(6)}"
-    administrator = await asyncpg.connect(server.replace("+asyncpg", "") + "/postgres")
-    try:
-        await administrator.execute(f"CREATE DATABASE {name}")
-        yield f"{server}/{name}"
-        await administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await administrator.close()
+    async with postgresql_database(request.getfixturevalue("postgresql"), empty=empty) as url:
+        yield url
 
 
 @pytest.fixture

@@ -85,9 +85,13 @@ class Vhost:
 
     async def close(self) -> None:
         """Delete the virtual host and everything in it."""
+        await self.management.delete(f"/api/vhosts/{self.name}")
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Close our own connections; the virtual host stays."""
         if self._witness is not None:
             await self._witness.close()
-        await self.management.delete(f"/api/vhosts/{self.name}")
         await self.management.aclose()
 
     async def _put(self, path: str, document: dict[str, Any]) -> None:

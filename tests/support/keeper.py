@@ -6,6 +6,7 @@ starts the server, writes what a test needs to know to FOLDER/KIND.json, and sto
 process PID (the one that runs pytest) is gone, even if it was killed.
 """
 
+import asyncio
 import fcntl
 import json
 import os
@@ -88,9 +89,11 @@ def _write(file: Path, text: str) -> None:
 def rabbitmq(folder: Path) -> Iterator[dict[str, Any]]:
     """A broker: a container where a Docker Engine answers, else a private node."""
     from tests.support import containers
-    from tests.support.broker import private_node
+    from tests.support.broker import Broker, private_node
+    from tests.support.vhosts import start_pool
 
     with containers.rabbitmq_container() if containers.wanted() else private_node(folder / "node") as broker:
+        start_pool(folder / "vhosts", Broker(**broker))
         yield broker
 
 
@@ -98,9 +101,11 @@ def rabbitmq(folder: Path) -> Iterator[dict[str, Any]]:
 def postgresql(folder: Path) -> Iterator[dict[str, Any]]:
     """A PostgreSQL server: a container where a Docker Engine answers, else one that is ours alone."""
     from tests.support import containers
+    from tests.support.databases import make_template
     from tests.support.postgresql import private_server
 
     with containers.postgresql_container() if containers.wanted() else private_server() as server:
+        asyncio.run(make_template(server["url"]))
         yield server
 
 

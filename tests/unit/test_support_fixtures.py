@@ -4,10 +4,13 @@ import asyncio
 import smtplib
 
 import aio_pika
-import aiosqlite
 import asyncpg
+import pytest
+import sqlalchemy as sa
 
+from bellhop.sql.database import Database
 from tests.support import Broker, SmtpServer, Vhost, wait_until
+from tests.support.databases import postgresql_database
 
 
 async def test_a_bare_vhost_is_a_working_broker(bare_vhost: Vhost) -> None:
@@ -29,15 +32,42 @@ async def test_the_broker_has_no_guest(broker: Broker) -> None:
     assert "guest" not in [user["name"] for user in users]
 
 
-async def test_a_database_is_fresh_and_writable(database_url: str) -> None:
-    """Both kinds take a table of the same name, since each test has its own database."""
-    if database_url.startswith("sqlite"):
-        async with aiosqlite.connect(database_url.removeprefix("sqlite+aiosqlite:///")) as connection:
-            await connection.execute("CREATE TABLE t (x INTEGER)")
-        return
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    await connection.execute("CREATE TABLE t (x INTEGER)")
-    await connection.close()
+async def test_an_empty_database_has_no_table(empty_database_url: str) -> None:
+    """A test of migrations begins with nothing."""
+    assert await tables(empty_database_url) == set()
+
+
+async def test_a_database_has_the_tables_of_all_services(database_url: str) -> None:
+    """No test waits for migrations."""
+    assert {"tasks", "mailer_inbox", "boards"} <= await tables(database_url)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_database_is_fresh_and_writable(database_url: str, number: int) -> None:
+    """A table of one name can be made twice, since each test has its own database."""
+    database = Database(database_url)
+    async with database.write() as connection:
+        await connection.execute(sa.text("CREATE TABLE t (x INTEGER)"))
+    await database.close()
+
+
+@pytest.mark.parametrize("empty", [True, False])
+async def test_texts_are_ordered_as_in_production(postgresql: str, empty: bool) -> None:
+    """Not by their bytes, which would put every capital first."""
+    async with postgresql_database(postgresql, empty=empty) as url:
+        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        ordered = await connection.fetch("SELECT * FROM (VALUES ('a'), ('B'), ('c')) AS t (x) ORDER BY x")
+        await connection.close()
+    assert [row["x"] for row in ordered] == ["a", "B", "c"]
+
+
+async def tables(url: str) -> set[str]:
+    database = Database(url)
+    try:
+        async with database.read() as connection:
+            return set(await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()))
+    finally:
+        await database.close()
 
 
 async def test_the_smtp_server_takes_mail_and_answers_as_told(smtp_server: SmtpServer) -> None:
