@@ -236,12 +236,11 @@ async def _find(parts: Newsletter, broadcast_id: str, caller: Caller) -> dict[st
 
 
 def _summary(row: dict[str, Any]) -> dict[str, Any]:
-    content = orjson.loads(row["content"])
     document = {
         "id": row["id"],
         "list": row["list"],
-        "subject": content.get("subject"),
-        "template": content.get("template"),
+        "subject": row["subject"],
+        "template": row["template"],
         "state": row["state"],
         "recipients": row["total"],
         "created_at": time_of(row["created_at"]),

@@ -28,9 +28,13 @@ from services.gateway.store import ledger
 from services.gateway.store.ledger import Acceptance, Accepted, IdempotencyKey
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.tables import audit, broadcasts, outbox, subscriptions, tasks
+from services.gateway.store.task_lists import LISTED as TASKS_LISTED
 
 HELD = 2**53
 """`due_at` of messages that a pause keeps back."""
+
+LISTED = [column for column in broadcasts.c if column.name != "content"]
+"""What is read to show broadcasts and to move them on: a content may have a megabyte."""
 
 # What is with the broker or the mailer, or about to be.
 OPEN = (State.QUEUED, State.SENDING, State.RETRYING)
@@ -134,8 +138,8 @@ class Broadcasts:
         return accepted
 
     async def get(self, broadcast_id: str, owner: str | None = None) -> dict[str, Any] | None:
-        """Return a broadcast; None where there is none, or it belongs to somebody else."""
-        query = sa.select(broadcasts).where(broadcasts.c.id == broadcast_id)
+        """Return a broadcast without its content; None where there is none, or it belongs to somebody else."""
+        query = sa.select(*LISTED).where(broadcasts.c.id == broadcast_id)
         if owner is not None:
             query = query.where(broadcasts.c.owner == owner)
         async with self._database.read() as connection:
@@ -143,8 +147,8 @@ class Broadcasts:
             return None if row is None else dict(row)
 
     async def page(self, *, owner: str | None, before: str | None, limit: int) -> list[dict[str, Any]]:
-        """Return broadcasts, newest first."""
-        query = sa.select(broadcasts).order_by(broadcasts.c.id.desc()).limit(limit)
+        """Return broadcasts, newest first, without their content."""
+        query = sa.select(*LISTED).order_by(broadcasts.c.id.desc()).limit(limit)
         if owner is not None:
             query = query.where(broadcasts.c.owner == owner)
         if before is not None:
@@ -153,9 +157,9 @@ class Broadcasts:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
     async def active(self) -> list[dict[str, Any]]:
-        """Return the broadcasts that need somebody to move them on."""
-        moving = [phase.value for phase in Phase if not phase.final]
-        query = sa.select(broadcasts).where(broadcasts.c.state.in_(moving)).order_by(broadcasts.c.id)
+        """Return the broadcasts that need somebody to move them on, without their content."""
+        # And not by phase: among many that ended no index of phases finds the few that did not.
+        query = sa.select(*LISTED).where(broadcasts.c.finished_at.is_(None)).order_by(broadcasts.c.id)
         async with self._database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
@@ -185,7 +189,12 @@ class Broadcasts:
         self, broadcast_id: str, *, state: State | None, after: str | None, limit: int
     ) -> list[dict[str, Any]]:
         """Return the tasks of a broadcast in the order of recipients; `after` is the last of the page before."""
-        query = sa.select(tasks).where(tasks.c.broadcast_id == broadcast_id).order_by(tasks.c.recipient).limit(limit)
+        query = (
+            sa.select(*TASKS_LISTED)
+            .where(tasks.c.broadcast_id == broadcast_id)
+            .order_by(tasks.c.recipient)
+            .limit(limit)
+        )
         if state is not None:
             query = query.where(tasks.c.state == state)
         if after is not None:
@@ -250,6 +259,8 @@ def _row(item: NewBroadcast) -> dict[str, Any]:
         "owner": item.owner,
         "list": item.list,
         "state": Phase.SCHEDULED.value,
+        "subject": item.content.get("subject"),
+        "template": item.content.get("template"),
         "content": orjson.dumps(item.content),
         "total": 0,
         "fed": 0,

@@ -21,6 +21,7 @@ from bellhop.sql.database import Database
 from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry, now_ms, to_ms
 from services.gateway.store.tables import attempts, idempotency_keys, tasks
+from services.gateway.store.task_lists import page_query
 
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
 _FINAL = [state.value for state in FINAL]
@@ -234,16 +235,11 @@ class Ledger:
         before: tuple[int, str] | None = None,
         limit: int,
     ) -> list[dict[str, Any]]:
-        """Return tasks, newest first, without attempts; `before`: when the last one before was made, and its id."""
-        # By time and not by id: the ids of mails that events set off tell no time.
-        place = sa.tuple_(tasks.c.created_at, tasks.c.id)
-        query = sa.select(tasks).order_by(tasks.c.created_at.desc(), tasks.c.id.desc()).limit(limit)
-        for column, value in ((tasks.c.owner, owner), (tasks.c.state, state), (tasks.c.kind, kind),
-                              (tasks.c.event_id, event_id)):  # fmt: skip
-            if value is not None:
-                query = query.where(column == value)
-        if before is not None:
-            query = query.where(place < before)
+        """Return tasks, newest first, without attempts and documents.
+
+        `before`: when the last one of the page before was made, and its id.
+        """
+        query = page_query(owner=owner, state=state, kind=kind, event_id=event_id, before=before, limit=limit)
         async with self._database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 

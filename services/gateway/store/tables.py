@@ -24,13 +24,21 @@ tasks = sa.Table(
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Column("send_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
-    sa.Index("tasks_by_time", "created_at", "id"),
+    # Both begin with the state, also for lists without one: `task_lists.py` says why.
     sa.Index("tasks_by_state", "state", "created_at", "id"),
+    sa.Index("tasks_by_owner", "owner", "state", "created_at", "id"),
 )
 
 # These are partial, so that a mail that is just accepted does not pay for them.
 _OF_EVENT = tasks.c.event_id.is_not(None)
-sa.Index("tasks_by_event", tasks.c.event_id, sqlite_where=_OF_EVENT, postgresql_where=_OF_EVENT)
+sa.Index(
+    "tasks_by_event",
+    tasks.c.event_id,
+    tasks.c.created_at,
+    tasks.c.id,
+    sqlite_where=_OF_EVENT,
+    postgresql_where=_OF_EVENT,
+)
 _FINISHED = tasks.c.finished_at.is_not(None)
 sa.Index("tasks_by_finish", tasks.c.finished_at, sqlite_where=_FINISHED, postgresql_where=_FINISHED)
 # The first one makes sure that nobody is mailed twice, even if the feeder were wrong.
@@ -123,6 +131,15 @@ dead_letters = sa.Table(
     sa.Column("deleted_at", sa.BigInteger),
     sa.Index("dead_letters_by_queue", "queue", "id"),
 )
+_WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)
+sa.Index("dead_letters_waiting", dead_letters.c.id, sqlite_where=_WAITING, postgresql_where=_WAITING)
+sa.Index(
+    "dead_letters_waiting_by_queue",
+    dead_letters.c.queue,
+    dead_letters.c.id,
+    sqlite_where=_WAITING,
+    postgresql_where=_WAITING,
+)
 
 audit = sa.Table(
     "audit",
@@ -159,6 +176,7 @@ subscriptions = sa.Table(
     sa.Column("unsubscribed_at", sa.BigInteger),
     sa.Index("subscriptions_by_state", "list", "state", "email"),
     sa.Index("subscriptions_by_email", "email"),
+    sa.Index("subscriptions_by_any_state", "state", "email"),
 )
 
 suppressions = sa.Table(
@@ -169,6 +187,7 @@ suppressions = sa.Table(
     sa.Column("source", sa.String(64), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
+    sa.Index("suppressions_by_source", "source", "address"),
 )
 
 broadcasts = sa.Table(
@@ -178,6 +197,8 @@ broadcasts = sa.Table(
     sa.Column("owner", sa.String(255), nullable=False),
     sa.Column("list", sa.String(64), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("subject", sa.Text),
+    sa.Column("template", sa.String(128)),
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("total", sa.BigInteger, nullable=False),
     sa.Column("fed", sa.BigInteger, nullable=False),
@@ -190,5 +211,7 @@ broadcasts = sa.Table(
     sa.Column("send_at", sa.BigInteger),
     sa.Column("started_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
-    sa.Index("broadcasts_by_state", "state"),
+    sa.Index("broadcasts_by_owner", "owner", "id"),
 )
+_UNFINISHED = broadcasts.c.finished_at.is_(None)
+sa.Index("broadcasts_unfinished", broadcasts.c.id, sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED)
