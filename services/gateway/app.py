@@ -177,7 +177,7 @@ async def _ready(gateway: Gateway, publisher: Publisher, table: list[Consumer]) 
         "consuming": f"not yet from {', '.join(idle)}" if idle else "ok",
     }
     try:
-        await gateway.ledger.counts()
+        await gateway.ledger.check()
     except DatabaseAway as error:
         checks["database"] = str(error)
     return checks

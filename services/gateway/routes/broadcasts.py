@@ -37,6 +37,7 @@ from services.gateway.routes.tasks import (
 from services.gateway.store.broadcasts import Action, NewBroadcast, Phase
 from services.gateway.store.ledger import IdempotencyKey
 from services.gateway.store.outbox import now_ms, to_ms
+from services.gateway.store.tally import REST_FACTOR
 
 router = APIRouter(route_class=StrictRoute, tags=["broadcasts"])
 
@@ -252,11 +253,13 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _progress(parts: Newsletter, row: dict[str, Any]) -> dict[str, Any]:
-    """Return the broadcast with its counts, which are at most a second old."""
+    """Return the broadcast with its counts, which are at most a second old, or older where counting takes long."""
     cached = parts.progress.get(row["id"])
     if cached is not None and cached[0] > monotonic() and cached[1]["state"] == row["state"]:
         return cached[1]
+    began = monotonic()
     counts = await parts.broadcasts.counts(row["id"])
+    took = monotonic() - began
     document = _summary(row) | {"state": counts.phase, "recipients": counts.total, "counts": counts.by_state}
     if counts.phase is Phase.RUNNING:
         rate = parts.feeder.rate(row["id"])
@@ -269,7 +272,9 @@ async def _progress(parts: Newsletter, row: dict[str, Any]) -> dict[str, Any]:
         document["rate_per_second"] = round(counts.total / seconds, 1)
     if len(parts.progress) > 1000:
         parts.progress.clear()
-    parts.progress[row["id"]] = (monotonic() + LOOK_AGAIN_SECONDS * 0.9, document)
+    # Many failed ones take long to count.
+    keep = max(LOOK_AGAIN_SECONDS * 0.9, REST_FACTOR * took)
+    parts.progress[row["id"]] = (monotonic() + keep, document)
     return document
 
 

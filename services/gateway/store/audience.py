@@ -21,6 +21,7 @@ from services.gateway.store.ledger import Acceptance
 from services.gateway.store.outbox import Entry, now_ms
 from services.gateway.store.suppressions import Suppressions
 from services.gateway.store.tables import subscribers, subscriptions, suppressions
+from services.gateway.store.tally import Tally
 
 ASK_AGAIN_MS = 10 * 60_000
 """So long nobody is asked twice: a public form must not be a way to fill somebody's mailbox."""
@@ -101,6 +102,7 @@ class Audience:
         self._database = database
         self._suppressed = suppressed
         self._ask = ask
+        self._lists = Tally(self._count)
 
     async def sign_up(self, connection: AsyncConnection, items: list[SignUp]) -> list[SignedUp]:
         """Subscribe people, and ask for confirmation where it is needed, in one commit."""
@@ -276,7 +278,10 @@ class Audience:
         return list(people.values())
 
     async def lists(self) -> dict[str, dict[str, int]]:
-        """Return the names of all lists with their numbers of subscriptions by state."""
+        """Return the names of all lists with their numbers of subscriptions by state, as of the last count."""
+        return await self._lists.get()
+
+    async def _count(self) -> dict[str, dict[str, int]]:
         names = (subscriptions.c.list, subscriptions.c.state)
         query = sa.select(*names, sa.func.count()).group_by(*names).order_by(*names)
         counts: dict[str, dict[str, int]] = {}

@@ -14,6 +14,7 @@ from bellhop.sql.database import Database
 from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry, now_ms, pack, to_ms, unpack
 from services.gateway.store.tables import audit, dead_letters
+from services.gateway.store.tally import Tally
 
 
 class DeadLetters:
@@ -21,6 +22,7 @@ class DeadLetters:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._groups = Tally(self._count)
 
     async def add(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[None]:
         """Store dead letters; one that comes twice is stored once."""
@@ -49,7 +51,10 @@ class DeadLetters:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
     async def groups(self) -> list[dict[str, Any]]:
-        """Return the waiting ones counted by queue, type and reason."""
+        """Return the waiting ones counted by queue, type and reason, as of the last count (`tally.py`)."""
+        return await self._groups.get()
+
+    async def _count(self) -> list[dict[str, Any]]:
         names = (dead_letters.c.queue, dead_letters.c.type, dead_letters.c.reason)
         query = (
             sa.select(*names, sa.func.count().label("count"), sa.func.min(dead_letters.c.died_at).label("oldest"))
@@ -102,9 +107,8 @@ class DeadLetters:
             return bool(done.rowcount)
 
     async def waiting(self) -> int:
-        """Return how many wait for somebody."""
-        async with self._database.read() as connection:
-            return (await connection.execute(sa.select(sa.func.count()).where(_WAITING))).scalar_one()
+        """Return how many wait for a decision, as of the last count."""
+        return sum(group["count"] for group in await self.groups())
 
 
 _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)

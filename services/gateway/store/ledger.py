@@ -21,6 +21,7 @@ from bellhop.sql.database import Database
 from services.gateway.store import outbox
 from services.gateway.store.outbox import Entry, now_ms, to_ms
 from services.gateway.store.tables import attempts, idempotency_keys, tasks
+from services.gateway.store.tally import Tally
 from services.gateway.store.task_lists import page_query
 
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
@@ -151,6 +152,8 @@ class Ledger:
         """`applied` is called with every list of outcomes, in the transaction that applies them."""
         self._database = database
         self._applied = applied
+        self._counts = Tally(self._count)
+        self._oldest = Tally(self._look_for_oldest)
 
     async def apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[str]:
         """Apply outcomes, in any order and as often as they come; return the ids of their tasks."""
@@ -298,14 +301,28 @@ class Ledger:
             await connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < keys_before))
             return len(ids)
 
+    async def check(self) -> None:
+        """Raise DatabaseAway unless tasks can be read."""
+        async with self._database.read() as connection:
+            await connection.execute(sa.select(tasks.c.id).limit(1))
+
     async def counts(self) -> dict[str, int]:
-        """Return how many tasks are in each state."""
+        """Return how many tasks are in each state, as of the last count (`tally.py`)."""
+        return await self._counts.get()
+
+    async def _count(self) -> dict[str, int]:
         async with self._database.read() as connection:
             found = await connection.execute(sa.select(tasks.c.state, sa.func.count()).group_by(tasks.c.state))
             return dict(found.all())
 
     async def oldest_waiting(self) -> dict[str, int]:
-        """Return for each lane since when its oldest queued task waits (milliseconds since 1970)."""
+        """Return for each lane since when its oldest queued task waits (milliseconds since 1970), as of the last look.
+
+        A queued task is as old as its last change.
+        """
+        return await self._oldest.get()
+
+    async def _look_for_oldest(self) -> dict[str, int]:
         async with self._database.read() as connection:
             found = await connection.execute(
                 sa.select(tasks.c.lane, sa.func.min(tasks.c.updated_at))

@@ -1,0 +1,68 @@
+"""Numbers that are counted: never in a request that would have to wait for it, nor more often than they are worth.
+
+Counters that every change keeps right would make all gateways wait for one row. So what is shown (tasks by state, dead
+letters by group, people by list) is counted when somebody asks, and where that takes long, the answer is the number of
+some seconds ago while the next count is under way. Nothing but what people look at may rest on such a number.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Generic, TypeVar
+
+QUICK_SECONDS = 0.01
+"""A count that takes no longer is made for every request."""
+PATIENCE_SECONDS = 0.005
+"""So long a request that has an older number waits for a newer one."""
+REST_FACTOR = 20
+"""A count that takes longer is made again after so many times of what it took: it keeps 5 % of a core busy at most."""
+
+T = TypeVar("T")
+
+
+class Tally(Generic[T]):
+    """One number, or several that are counted together; one count at a time."""
+
+    def __init__(self, count: Callable[[], Awaitable[T]]) -> None:
+        self._count = count
+        self._counting: asyncio.Task[T] | None = None
+        self._last: T | None = None
+        self._known = False
+        self._good_until = 0.0
+
+    async def get(self) -> T:
+        """Return the number.
+
+        Raises:
+            Whatever counting raises, if it fails while this call waits for it.
+        """
+        if self._known and monotonic() < self._good_until:
+            return self._last  # type: ignore[return-value] # None may be what was counted
+        if self._counting is None:
+            self._counting = asyncio.create_task(self._run(), name="tally")
+            self._counting.add_done_callback(_retrieve)
+        counting = self._counting
+        if self._known:
+            await asyncio.wait([counting], timeout=PATIENCE_SECONDS)
+            if not counting.done():
+                return self._last  # type: ignore[return-value]
+        # Shielded: others may wait for the same count.
+        return await asyncio.shield(counting)
+
+    async def _run(self) -> T:
+        began = monotonic()
+        try:
+            self._last = await self._count()
+            self._known = True
+            took = monotonic() - began
+            if took > QUICK_SECONDS:
+                self._good_until = monotonic() + REST_FACTOR * took
+            return self._last
+        finally:
+            self._counting = None
+
+
+def _retrieve(counting: "asyncio.Task[T]") -> None:
+    """Take note of a failure: where nobody waits for the count, the next one tells it."""
+    if not counting.cancelled():
+        counting.exception()
