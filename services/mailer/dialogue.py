@@ -8,13 +8,15 @@ PIPELINING (RFC 2920) takes MAIL, RCPT and DATA in one packet, which halves the 
 
 import asyncio
 import re
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple, cast
 
 from bellhop import faults
 
-MAX_REPLY = 64 * 1024
-_LINE = re.compile(rb"(\d{3})([ -]?)([^\r\n]*)\r?\n")
+MAX_REPLY_BYTES = 64 * 1024
+# A bare CR within a line is passed over: to refuse the reply to the final dot for it would make a duplicate.
+_LINE = re.compile(rb"(\d{3})(?:([ -])([^\n]*))?\r?\n")
 
 
 class Step(StrEnum):
@@ -45,24 +47,29 @@ class Broken(Exception):
     """The connection is gone, or unusable, before the server decided over the mail."""
 
     after_dot = False
-    """The final dot was on its way: the server may have taken the mail."""
+    """The final dot was handed to the network: the server may have taken the mail."""
 
 
 class Dialogue(asyncio.Protocol):
     """The protocol of a connection that is ready for mail."""
 
-    def __init__(self, transport: asyncio.Transport, extensions: frozenset[str]) -> None:
-        """`extensions`: what EHLO announced, in lower case."""
+    def __init__(self, transport: asyncio.Transport, extensions: Mapping[str, str]) -> None:
+        """`extensions`: what EHLO announced, names in lower case, each with its parameters."""
         self._transport = transport
+        # The protocol is told when the last byte was handed to the network, which is when the final dot is out.
+        # (1, because at 0 a TLS transport reports a pause for an empty buffer.)
+        transport.set_write_buffer_limits(high=1, low=0)
         self._extensions = extensions
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
+        self._received_bytes = 0
         self._lines: list[bytes] = []
         self._replies: list[Reply] = []
         self._wanted = 0
         self._waiter: asyncio.Future[None] | None = None
         self._dirty = False
         self._dead: str | None = None
+        self._written = True
 
     @property
     def usable(self) -> bool:
@@ -72,6 +79,12 @@ class Dialogue(asyncio.Protocol):
     def offers(self, extension: str) -> bool:
         """Say whether the server announced `extension` (lower case)."""
         return extension in self._extensions
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Return the size of the largest mail the server takes (RFC 1870), None where it does not say."""
+        limit = self._extensions.get("size", "").strip()
+        return int(limit) if limit.isdecimal() and int(limit) > 0 else None
 
     def close(self) -> None:
         """Say QUIT, without waiting for the answer, and close."""
@@ -85,7 +98,8 @@ class Dialogue(asyncio.Protocol):
         """Send one mail and return the reply that decided over it.
 
         `mail` is the argument of MAIL FROM with its parameters, `recipient` that of RCPT TO, `message` is dot-stuffed
-        and ends with the final dot. `timeout` is for each reply, `data_timeout` for the one after the final dot.
+        and ends with the final dot. `timeout` (seconds) is for each reply, and for the server to read some of the
+        message; `data_timeout` is for the reply after the final dot, from the moment when the dot is out.
 
         Raises:
             Broken: no decision. Its `after_dot` says whether the server may have the mail nevertheless.
@@ -97,22 +111,42 @@ class Dialogue(asyncio.Protocol):
         faults.point("mail.before_data")
         replies = await self._envelope(commands, timeout)
         for (step, _), reply in zip(commands, replies, strict=False):
-            if reply.code < 400 and not _accepted(step, reply):
+            # A server that refuses RSET keeps the state of the mail before: only another connection is clean.
+            if not _accepted(step, reply) and (reply.code < 400 or step is Step.RSET):
                 self._kill(f"the server answered {reply.code} {reply.text} to {step}")
                 raise Broken(self._dead)
             if not _accepted(step, reply):
                 await self._leave(replies, len(commands), timeout)
                 return Answer(step, reply)
-        self._transport.write(message)
-        faults.point_when_written("mail.after_dot")
-        try:
-            (reply,) = await self._read(1, data_timeout)
-        except Broken as broken:
-            broken.after_dot = True
-            raise
+        reply = await self._deliver(message, timeout, data_timeout)
         self._dirty = reply.code != 250
         self._end_if_closing(reply)
         return Answer(Step.DOT, reply)
+
+    async def _deliver(self, message: bytes, timeout: float, data_timeout: float) -> Reply:
+        """Send the message and return the reply to its final dot."""
+        self._wanted = 1  # a server may refuse a message before it has read all of it
+        self._transport.write(message)
+        faults.point_when_written("mail.after_dot")
+        try:
+            await self._write_all(timeout)
+            (reply,) = await self._read(1, data_timeout)
+            if not self._written:
+                self._kill(f"the server answered {reply.code} {reply.text} before it had read the mail")
+                if reply.code < 400:
+                    raise Broken(self._dead)
+        except Broken as broken:
+            broken.after_dot = self._written
+            raise
+        return reply
+
+    async def _write_all(self, timeout: float) -> None:
+        """Return when the network has all of the message, the server has answered, or the connection is lost."""
+        while not (self._written or self._replies or self._dead is not None):
+            before = self._transport.get_write_buffer_size()
+            await self._wait_for(lambda: self._written or bool(self._replies), timeout)
+            if not self._written and self._transport.get_write_buffer_size() >= before:
+                self._kill(f"the server read nothing of the mail for {timeout:g} s")
 
     async def _envelope(self, commands: list[tuple[Step, bytes]], timeout: float) -> list[Reply]:
         if "pipelining" in self._extensions:
@@ -151,9 +185,21 @@ class Dialogue(asyncio.Protocol):
     async def _read(self, count: int, timeout: float) -> list[Reply]:
         """Return the next `count` replies, or those before a server that said 421 and left."""
         self._wanted = count
-        if len(self._replies) < count and self._dead is None:
+        if not await self._wait_for(lambda: len(self._replies) >= count, timeout):
+            self._kill(f"the server was silent for {timeout:g} s")
+        replies, self._replies, self._wanted, self._received_bytes = self._replies, [], 0, 0
+        if len(replies) < count and not any(reply.code >= 400 for reply in replies):
+            raise Broken(self._dead or "the connection is gone")
+        return replies
+
+    async def _wait_for(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Wait until `done` or the connection is lost; say whether that was within `timeout` seconds."""
+        deadline = self._loop.time() + timeout
+        while not done() and self._dead is None:
+            if self._loop.time() >= deadline:
+                return False
             self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(timeout, self._kill, f"the server was silent for {timeout:g} s")
+            timer = self._loop.call_at(deadline, self._wake)
             try:
                 await self._waiter
             except asyncio.CancelledError:
@@ -162,22 +208,20 @@ class Dialogue(asyncio.Protocol):
             finally:
                 timer.cancel()
                 self._waiter = None
-        replies, self._replies, self._wanted = self._replies, [], 0
-        if len(replies) < count and not any(reply.code >= 400 for reply in replies):
-            raise Broken(self._dead or "the connection is gone")
-        return replies
+        return True
 
     # Called by the event loop.
 
     def data_received(self, data: bytes) -> None:
-        """Collect replies. What nobody asked for ends the connection: pairing would be off from then on."""
+        """Collect replies. An unexpected one ends the connection: replies would no longer belong to their commands."""
         if self._dead is not None:
             return
+        self._received_bytes += len(data)
         buffer = self._buffer + data
         end = 0
         while match := _LINE.match(buffer, end):
             end = match.end()
-            self._lines.append(match[3])
+            self._lines.append((match[3] or b"").replace(b"\r", b""))
             if match[2] != b"-":
                 text = b"\n".join(self._lines).decode("utf-8", "replace")
                 self._replies.append(Reply(int(match[1]), text))
@@ -187,7 +231,7 @@ class Dialogue(asyncio.Protocol):
             self._kill(
                 f"the server answered {self._buffer[:80].decode('ascii', 'replace').strip()!r}, which is no SMTP"
             )
-        elif len(self._buffer) + sum(map(len, self._lines)) > MAX_REPLY:
+        elif self._received_bytes > MAX_REPLY_BYTES:
             self._kill("the server's reply has no end")
         elif len(self._replies) > self._wanted:
             reply = self._replies[-1]
@@ -196,6 +240,15 @@ class Dialogue(asyncio.Protocol):
         elif len(self._replies) == self._wanted:
             self._wake()
 
+    def pause_writing(self) -> None:
+        """Note that bytes wait to be handed to the network."""
+        self._written = False
+
+    def resume_writing(self) -> None:
+        """Note that every byte was handed to the network."""
+        self._written = True
+        self._wake()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the connection is gone."""
         self._kill(f"the server closed the connection ({exc})" if exc else "the server closed the connection")
@@ -203,7 +256,11 @@ class Dialogue(asyncio.Protocol):
     def _kill(self, reason: str) -> None:
         if self._dead is None:
             self._dead = reason
-            self._transport.close()
+            if self._written:
+                self._transport.close()
+            else:
+                # `close` would go on writing: the server could get a mail that was reported as not sent.
+                self._transport.abort()
         self._wake()
 
     def _wake(self) -> None:
@@ -217,7 +274,7 @@ def _accepted(step: Step, reply: Reply) -> bool:
     return reply.code == 250 or (step is Step.RCPT and reply.code == 251)
 
 
-def adopt(transport: asyncio.BaseTransport, extensions: frozenset[str]) -> Dialogue:
+def adopt(transport: asyncio.BaseTransport, extensions: Mapping[str, str]) -> Dialogue:
     """Take over an open connection from the protocol that opened it."""
     stream = cast(asyncio.Transport, transport)
     dialogue = Dialogue(stream, extensions)

@@ -8,11 +8,13 @@ Reject                                  it can never be understood: dead letter
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from bellhop import faults
 from bellhop.amqp.errors import Defer, NotNow, Retry
 from bellhop.amqp.message import Delivery
+from bellhop.contracts.base import now
 from bellhop.contracts.mail import CancelTask, MailTask
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.database import DatabaseAway
@@ -21,7 +23,6 @@ from services.mailer.attachments import AttachmentsAway
 from services.mailer.breaker import THRESHOLD
 from services.mailer.compose import message_id, to_bytes
 from services.mailer.limits import TURN
-from services.mailer.message import Mail
 from services.mailer.relays import Relay
 from services.mailer.rendering import RenderingError
 from services.mailer.replies import Cause, Kind, Verdict
@@ -61,6 +62,8 @@ class _Attempt:
     verdict: Verdict | None = None
     relay: Relay | None = None
     """Which one was tried last."""
+    domain: str = ""
+    """The recipient's, as it goes over the wire."""
 
 
 async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key) -> _Attempt:
@@ -78,7 +81,7 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
         raise Defer(str(error), after=ATTACHMENT_SECONDS) from error
     # Claim nothing while nothing can go out: what is claimed when we crash counts as sent, perhaps.
     relays = await mailer.relays.usable()
-    await _wait_for_turn(mailer, delivery, task, mail, relays[0])
+    await _wait_for_turn(mailer, delivery, task, outgoing.domain, relays[0])
     # Before the turn on a connection, not within it: a commit takes longer than a mail on a near relay.
     claim = await _claim(mailer, key, delivery.attempt)
     if claim.verb is not Verb.SEND:
@@ -93,17 +96,17 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
         await patiently(mailer, lambda: mailer.inbox.record(result))
         raise
     metrics.SECONDS.observe(time.perf_counter() - began)
-    return _Attempt(claim, verdict, relay)
+    return _Attempt(claim, verdict, relay, outgoing.domain)
 
 
 ATTACHMENT_SECONDS = 30.0
 """How long a mail waits whose attachment cannot be fetched."""
 
 
-async def _wait_for_turn(mailer: Mailer, delivery: Delivery, task: MailTask, mail: Mail, relay: Relay) -> None:
+async def _wait_for_turn(mailer: Mailer, delivery: Delivery, task: MailTask, domain: str, relay: Relay) -> None:
     """Return when no limit stands against sending; what would take long waits on the ladder instead."""
     limits = mailer.limits
-    names = limits.apply_to(_domain(mail.to), task.owner, relay.settings.limit)
+    names = limits.apply_to(domain, task.owner, relay.settings.limit)
     if not names:
         return
     turn = await patiently(mailer, lambda: limits.turn(names, task.lane, delivery.attempt, delivery.headers.get(TURN)))
@@ -152,10 +155,6 @@ async def _claim(mailer: Mailer, key: Key, attempt: int) -> Claim:
     return await patiently(mailer, claim)
 
 
-def _domain(address: str) -> str:
-    return address.rpartition("@")[2].lower()
-
-
 async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
     """Record an attempt, report it, and let it be tried again where that makes sense."""
     faults.point("mail.after_reply")
@@ -168,24 +167,27 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     more: dict[str, object] = {"uncertain": verdict.uncertain or claim.uncertain}
     if made.relay is not None:
         more["relay"] = made.relay.where
-    rung = None
+    wait: float | None = None
+    deferral = _deferral(delivery, verdict)
     if verdict.kind is Kind.SENT:
-        state = State.SENT
         more["message_id"] = message_id(task.task_id, mailer.settings.domain)
-    else:
-        state = State.FAILED
-        if verdict.kind is Kind.TRANSIENT and (verdict.attempts is None or attempt < verdict.attempts):
-            rung = mailer.policy.rung(attempt, verdict.after)
-    if rung is not None:
-        state = State.RETRYING
-        more |= outcomes.due_in(rung.seconds)
+    elif deferral is not None:
+        wait = deferral.after
+    elif verdict.kind is Kind.TRANSIENT and (verdict.attempts is None or attempt < verdict.attempts):
+        rung = mailer.policy.rung(attempt, verdict.after)
+        wait = None if rung is None else rung.seconds
+    again = wait is not None
+    state = State.SENT if verdict.kind is Kind.SENT else State.RETRYING if again else State.FAILED
+    if wait is not None:
+        more |= outcomes.due_in(wait)
     outcome = outcomes.of_attempt(task, attempt, state, verdict, **more)
     body = outcome.model_dump_json(exclude_none=True)
-    kept = Kept.WAITING if rung is not None else Kept.DONE
-    result = Result((task.task_id, task.round), kept, attempt, outcome.uncertain, body)
+    result = Result((task.task_id, task.round), Kept.WAITING if again else Kept.DONE, attempt, outcome.uncertain, body)
+    if deferral is not None:  # the attempt before is the last one that counts
+        result = replace(result, attempt=attempt - 1, outcome=claim.outcome)
     stored = await patiently(mailer, lambda: mailer.inbox.record(result))
-    if rung is not None and stored is Kept.CANCELLED:  # the cancel arrived during the attempt
-        rung = None
+    if again and stored is Kept.CANCELLED:  # the cancel arrived during the attempt
+        again = False
         outcome = outcome.model_copy(update={"state": State.CANCELLED, "retry_at": None})
         body = outcome.model_dump_json(exclude_none=True)
     faults.point("mail.recorded")
@@ -193,9 +195,31 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     faults.point("mail.reported")
     if made.relay is not None:
         with suppress(DatabaseAway):  # what was not learnt from this mail will be from another
-            await mailer.limits.heard(verdict, _domain(task.to), made.relay.settings.limit)
-    if rung is not None:
-        raise Retry(verdict.sentence, after=verdict.after)
+            await mailer.limits.heard(verdict, made.domain, made.relay.settings.limit)
+    if again:
+        raise deferral or Retry(verdict.sentence, after=verdict.after)
+
+
+UNCHARGED_TIME = timedelta(days=4)
+"""So long a mail waits for a relay that works, or for its turn, before that counts as attempts. RFC 5321, 4.5.4.1 wants
+four to five days."""
+DEFERRALS = "bellhop-deferrals"
+"""AMQP header: how often a mail was deferred without being charged."""
+DEFERRAL_SECONDS = (30.0, 120.0, 600.0)
+
+
+def _deferral(delivery: Delivery, verdict: Verdict) -> Defer | None:
+    """Return what puts a mail off without counting the attempt, after a reply about us, our rate or the relay."""
+    if verdict.charged or now() - delivery.envelope.time > UNCHARGED_TIME:
+        return None
+    count = _deferrals(delivery)
+    after = max(verdict.after or 0.0, DEFERRAL_SECONDS[min(count, len(DEFERRAL_SECONDS) - 1)])
+    return Defer(verdict.sentence, after=after, headers={DEFERRALS: count + 1})
+
+
+def _deferrals(delivery: Delivery) -> int:
+    count = delivery.headers.get(DEFERRALS, 0)
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 async def _report_again(mailer: Mailer, delivery: Delivery, task: MailTask, claim: Claim) -> None:

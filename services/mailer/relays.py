@@ -34,6 +34,10 @@ under RabbitMQ's consumer timeout of 30 minutes; and going back often would coun
 before 4.0, where the delivery limit of a quorum queue includes it."""
 REFUSING_DOMAINS = 3
 """A policy refusal is about the recipient's domain, until the mails to so many domains in a row met one."""
+UNKNOWN_ADDRESSES = 20
+UNKNOWN_DOMAINS = 5
+"""So many unknown addresses in a row, in so many domains, mean that the relay is wrong, not the addresses: a relay that
+answers "no such user" to everything must not suppress a whole list."""
 
 log = get_logger(__name__)
 
@@ -51,6 +55,8 @@ class Relay:
         self.pause = FIRST_PAUSE
         self.refusing: set[str] = set()
         """The domains to which it refused mail, for reasons of policy, since it last took any."""
+        self.unknown: list[str] = []
+        """The domains of the addresses that it did not know since it last took a mail."""
 
     @property
     def where(self) -> str:
@@ -89,6 +95,7 @@ class Relay:
         if verdict.kind is Kind.SENT:
             self.pause = FIRST_PAUSE
             self.refusing.clear()
+            self.unknown.clear()
             self.breaker.succeeded()
         elif verdict.cause is Cause.RELAY:
             self.breaker.failed(verdict.sentence)
@@ -97,6 +104,11 @@ class Relay:
             if len(self.refusing) >= REFUSING_DOMAINS:
                 self.refusing.clear()
                 self.breaker.open(f"the relay {self.where} refuses mail to every domain: {verdict.sentence}")
+        elif verdict.cause is Cause.BAD_ADDRESS:
+            self.unknown.append(domain)
+            if len(self.unknown) >= UNKNOWN_ADDRESSES and len(set(self.unknown)) >= UNKNOWN_DOMAINS:
+                self.unknown.clear()
+                self.breaker.open(f"the relay {self.where} knows no recipient: {verdict.sentence}")
 
 
 class Relays:
@@ -169,7 +181,7 @@ class Relays:
             relay.breaker.failed(str(error))
             self._probe_if_open(relay)
             raise
-        relay.heard(verdict, mail.recipient.rpartition("@")[2])
+        relay.heard(verdict, mail.domain)
         if verdict.kind is not Kind.SENT:
             self._probe_if_open(relay)
         return verdict

@@ -125,6 +125,8 @@ def _verdict(answer: httpx.Response) -> Verdict:
         uncertain = status in _UNCERTAIN
         return Verdict(Kind.TRANSIENT, sentence, status, cause=Cause.RELAY, after=_wait(answer), uncertain=uncertain)
     if 400 <= status < 500:
+        if _refuses_sender(answer):
+            return Verdict(Kind.TRANSIENT, sentence, status, cause=Cause.RELAY, about_relay=True)
         return Verdict(Kind.PERMANENT, sentence, status, cause=_cause(answer))
     return Verdict(Kind.TRANSIENT, f"answered {status}, which makes no sense here: {sentence}", status)
 
@@ -142,11 +144,19 @@ def _reason(answer: httpx.Response) -> str:
     return " ".join((said or answer.text or answer.reason_phrase).split())[:1000]
 
 
+def _fields(answer: httpx.Response) -> list[str]:
+    return [str(one.get("field") or "") for one in _errors(answer)]
+
+
+def _refuses_sender(answer: httpx.Response) -> bool:
+    return any(field.startswith("from") for field in _fields(answer))
+
+
 def _cause(answer: httpx.Response) -> Cause:
-    fields = [str(one.get("field") or "") for one in _errors(answer)]
+    fields = _fields(answer)
     if any(field.startswith("personalizations") and ".to" in field for field in fields):
         return Cause.BAD_ADDRESS
-    return Cause.POLICY if any(field.startswith("from") for field in fields) else Cause.CONTENT
+    return Cause.CONTENT
 
 
 def _wait(answer: httpx.Response) -> float | None:

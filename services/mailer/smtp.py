@@ -9,14 +9,14 @@ import re
 import ssl
 from dataclasses import dataclass
 
-from aiosmtplib import SMTP, SMTPException
+from aiosmtplib import SMTP, SMTPException, SMTPHeloError
 from opentelemetry.util.types import AttributeValue
 
 from bellhop.observe import traces
-from services.mailer.dialogue import Broken, Dialogue, Step, adopt
+from services.mailer.dialogue import Broken, Dialogue, adopt
 from services.mailer.message import dot_stuffed
 from services.mailer.relay_settings import SmtpRelay, Tls
-from services.mailer.replies import Kind, Verdict, classify, lost
+from services.mailer.replies import Cause, Kind, Verdict, classify, lost
 from services.mailer.transport import Outgoing, RelayAway
 
 _UNSAFE = re.compile(r"[\x00-\x20<>\x7f]")
@@ -63,23 +63,27 @@ class Smtp:
             return verdict
 
     async def _send(self, mail: Outgoing) -> Verdict:
-        session = self._reuse() or await self._connect()
+        if (session := self._reuse()) is not None:
+            verdict = await self._attempt(session, mail)
+            # The relay may have closed a connection that lay idle, or be out of step after the mail before. Neither is
+            # the fault of this mail: another connection may do.
+            if not verdict.elsewhere:
+                return verdict
+        return await self._attempt(await self._connect(), mail)
+
+    async def _attempt(self, session: _Session, mail: Outgoing) -> Verdict:
+        verdict: Verdict | None = None
         try:
             mail.check()
-            try:
-                return await self._transact(session, mail)
-            except Broken as broken:
-                if broken.after_dot or session.mails == 0:
-                    return self._lost(broken)
-            # A connection that lay idle may have been closed by the relay at any moment. That is no failed attempt.
-            session.dialogue.close()
-            session = await self._connect()
-            try:
-                mail.check()
-                return await self._transact(session, mail)
-            except Broken as broken:
-                return self._lost(broken)
+            verdict = await self._transact(session, mail)
+        except Broken as broken:
+            when = "after the final dot" if broken.after_dot else "before the mail was out"
+            return lost(f"{broken} ({self.where}, {when})", after_dot=broken.after_dot)
+        else:
+            return verdict
         finally:
+            if verdict is not None and verdict.elsewhere:
+                session.dialogue.close()
             self._give_back(session)
 
     async def probe(self) -> None:
@@ -136,12 +140,12 @@ class Smtp:
         try:
             await smtp.connect()
             if smtp.is_ehlo_or_helo_needed:
-                await smtp.ehlo()
+                await _hello(smtp)
         except (SMTPException, OSError, ValueError) as error:
             smtp.close()
             raise RelayAway(f"cannot use the relay {self.where}: {_sentence(error)}") from error
         assert smtp.transport is not None
-        return _Session(adopt(smtp.transport, frozenset(smtp.esmtp_extensions)))
+        return _Session(adopt(smtp.transport, smtp.esmtp_extensions))
 
     async def _tls_context(self) -> ssl.SSLContext | None:
         if self._settings.tls is Tls.NONE:
@@ -160,6 +164,9 @@ class Smtp:
                 return Verdict(Kind.PERMANENT, sentence, enhanced="5.6.7")
             parameters += b" BODY=8BITMIME SMTPUTF8" if dialogue.offers("8bitmime") else b" SMTPUTF8"
         if dialogue.offers("size"):
+            if dialogue.max_bytes is not None and len(mail.message) > dialogue.max_bytes:
+                sentence = f"the mail has {len(mail.message)} bytes; the relay {self.where} takes {dialogue.max_bytes}"
+                return Verdict(Kind.PERMANENT, sentence, enhanced="5.3.4", cause=Cause.CONTENT)
             parameters += b" SIZE=%d" % len(mail.message)
         answer = await dialogue.transact(
             _path(mail.sender) + parameters,
@@ -169,15 +176,15 @@ class Smtp:
             data_timeout=settings.data_timeout,
         )
         session.mails += 1
-        code, text = answer.reply
-        step = answer.step
-        return classify(
-            code, text, recipient_refused=step is Step.RCPT, sender_refused=step is Step.MAIL or step is Step.RSET
-        )
+        return classify(answer.step, *answer.reply)
 
-    def _lost(self, broken: Broken) -> Verdict:
-        when = "after the final dot" if broken.after_dot else "before the mail was out"
-        return lost(f"{broken} ({self.where}, {when})", after_dot=broken.after_dot)
+
+async def _hello(smtp: SMTP) -> None:
+    """Say EHLO, or HELO to a server that refuses it (RFC 5321, 3.2)."""
+    try:
+        await smtp.ehlo()
+    except SMTPHeloError:
+        await smtp.helo()
 
 
 def _path(address: str) -> bytes:

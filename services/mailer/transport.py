@@ -30,6 +30,11 @@ class Outgoing:
     check: Callable[[], None]
     """Called at the last moment before anything is sent; it may raise, and then nothing is."""
 
+    @property
+    def domain(self) -> str:
+        """Return the recipient's domain, as limits and breakers know it."""
+        return self.recipient.rpartition("@")[2].lower()
+
 
 class Transport(Protocol):
     """One way out. How many mails may be on it at once is its caller's business."""

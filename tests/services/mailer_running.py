@@ -30,9 +30,10 @@ class Running:
         await self.vhost.publish("work", queue, body, headers=to_headers(message))
 
     async def mail(self, task_id: str = "t-1", *, round: int = 1, attempt: int = 1, **fields: Any) -> None:
+        envelope = fields.pop("envelope", {})
         fields = {"to": "ada@example.com", "subject": "Hi", "text": "Hello", "lane": "normal"} | fields
         task = MailTask.model_validate({"task_id": task_id, "round": round, "owner": "key-1"} | fields)
-        await self.put(task.lane.queue, json.dumps(mail_document(task)).encode(), attempt=attempt)
+        await self.put(task.lane.queue, json.dumps(mail_document(task)).encode(), attempt=attempt, envelope=envelope)
 
     async def cancel(self, task_id: str) -> None:
         body = CancelTask(task_id=task_id, round=1).model_dump_json().encode()

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import subprocess
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ from services.mailer.settings import MailerSettings
 
 DROP = "drop"
 SILENCE = "silence"
+Answer = str | Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
 class ScriptedRelay:
-    """Speaks SMTP over a socket, line by line. `replies` maps a verb (or `.`) to answers, first in first out."""
+    """Speaks SMTP over a socket, line by line. `replies` maps a verb (or `.`) to answers, first in first out.
+
+    An answer is a text, `DROP`, `SILENCE`, or a function that writes whatever it likes and then leaves.
+    """
 
     extensions: tuple[str, ...] = ("PIPELINING", "SIZE 10000000", "8BITMIME")
     greeting: str = "220 test.invalid ESMTP"
-    replies: dict[str, list[str]] = field(default_factory=dict)
+    replies: dict[str, list[Answer]] = field(default_factory=dict)
     tls: ssl.SSLContext | None = None
     implicit: bool = False
     """TLS from the first byte on, not after STARTTLS."""
@@ -71,11 +76,9 @@ class ScriptedRelay:
     async def _answer(self, command: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         self.commands.append(command)
         verb = command.split(" ")[0].split(":")[0].upper()
-        reply = self._reply(verb)
-        if reply == DROP:
+        reply = await self._reply(verb, reader, writer)
+        if reply is None:
             return False
-        if reply == SILENCE:
-            await asyncio.Event().wait()
         writer.write(reply.encode() + b"\r\n")
         if verb == "STARTTLS" and reply.startswith("220"):
             assert self.tls is not None
@@ -91,17 +94,23 @@ class ScriptedRelay:
                 return False
             mail += line
         self.mails.append(mail)
-        reply = self._reply(".")
-        if reply == DROP:
+        reply = await self._reply(".", reader, writer)
+        if reply is None:
             return False
-        if reply == SILENCE:
-            await asyncio.Event().wait()
         writer.write(reply.encode() + b"\r\n")
         return not reply.startswith("421")
 
-    def _reply(self, verb: str) -> str:
-        if scripted := self.replies.get(verb):
-            return scripted.pop(0)
+    async def _reply(self, verb: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str | None:
+        """Return the text to answer with; None ends the connection."""
+        answer = scripted.pop(0) if (scripted := self.replies.get(verb)) else self._usual(verb)
+        if callable(answer):
+            await answer(reader, writer)
+            return None
+        if answer == SILENCE:
+            await asyncio.Event().wait()
+        return None if answer == DROP else answer
+
+    def _usual(self, verb: str) -> str:
         if verb == "EHLO":
             lines = ["test.invalid", *self.extensions]
             return "\r\n".join([*(f"250-{line}" for line in lines[:-1]), f"250 {lines[-1]}"])

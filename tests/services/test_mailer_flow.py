@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,10 @@ import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
 from bellhop.amqp.message import Message, to_headers
+from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
+from services.mailer import handlers
 from services.mailer.store import Inbox, Kept, Result, inbox
 from tests.services.mailer_running import Running, running_mailer
 from tests.services.mailer_support import DROP, ScriptedRelay
@@ -93,7 +96,7 @@ async def test_urgent_mail_overtakes_a_newsletter(start: Start, smtp_server: Smt
         await wait_until(lambda: smtp_server.mails)
         await mailer.mail("urgent", lane="urgent", to="urgent@example.com")
         await wait_until(lambda: smtp_server.to("urgent@example.com"))
-        assert len(smtp_server.mails) < 30
+        assert len(smtp_server.mails) < 40
         await mailer.outcome(41)
 
 
@@ -116,6 +119,36 @@ async def test_a_transient_refusal_is_retried(mailer: Running, smtp_server: Smtp
     assert (await mailer.outcome(2, timeout=15))["state"] == "sent"
     assert (await mailer.outcome(2))["attempt"] == 2
     assert len(smtp_server.mails) == 1
+
+
+async def test_a_refused_sender_fails_and_charges_no_mail(
+    start: Start, smtp_server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the relay refuses us: the outcome says why the mail waits, and the mail goes out as attempt 1."""
+    monkeypatch.setattr(handlers, "DEFERRAL_SECONDS", (0.1,))
+    smtp_server.mail_replies = ["550 5.1.0 sender denied"] * 12
+    async with start(smtp_server.port) as mailer:
+        await mailer.mail()
+        waiting = await mailer.outcome()
+        assert (waiting["state"], waiting["cause"], waiting["attempt"]) == ("retrying", "relay", 1)
+        assert "sender denied" in waiting["reply"]
+        await wait_until(lambda: smtp_server.mails, timeout=30)
+        await wait_until(lambda: last_state(mailer, "sent"))
+    assert mailer.outcomes[-1]["attempt"] == 1
+    assert not smtp_server.mail_replies
+
+
+async def test_after_four_days_a_refused_sender_counts(mailer: Running, smtp_server: SmtpServer) -> None:
+    """So that a mail that can never go out comes to an end."""
+    smtp_server.mail_replies = ["550 5.1.0 sender denied"] * 12
+    await mailer.mail(attempt=8, envelope={"time": now() - timedelta(days=5)})
+    outcome = await mailer.outcome()
+    assert (outcome["state"], outcome["cause"]) == ("failed", "relay")
+
+
+async def last_state(mailer: Running, state: str) -> bool:
+    await mailer.outcome(len(mailer.outcomes))
+    return bool(mailer.outcomes) and mailer.outcomes[-1]["state"] == state
 
 
 async def test_a_greylisted_mail_waits_five_minutes_at_least(mailer: Running, smtp_server: SmtpServer) -> None:

@@ -12,13 +12,14 @@ from bellhop.contracts.mail import Lane
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from services.mailer import limits as module
+from services.mailer.dialogue import Step
 from services.mailer.limits import REFUSALS, Limits
 from services.mailer.replies import Verdict, classify
 
 RELAY = "relay:main"
-SLOW = classify(421, "4.7.28 too fast", recipient_refused=True)
-POLICY = classify(550, "5.7.1 blocked", recipient_refused=True)
-SENT = classify(250, "2.0.0 OK")
+SLOW = classify(Step.RCPT, 421, "4.7.28 too fast")
+POLICY = classify(Step.RCPT, 550, "5.7.1 blocked")
+SENT = classify(Step.DOT, 250, "2.0.0 OK")
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ async def test_a_lowered_rate_voids_the_appointments_before_it(database: Databas
 async def test_the_server_says_how_long_to_pause(database: Database) -> None:
     """ "Try again in 90 seconds" holds the domain for so long."""
     limits = Limits(database, {"*": "10/s"}, {})
-    await hear(limits, classify(421, "4.7.0 too fast, try again in 90 seconds", recipient_refused=True))
+    await hear(limits, classify(Step.RCPT, 421, "4.7.0 too fast, try again in 90 seconds"))
     assert (await waits(limits, 1))[0] == pytest.approx(90, abs=1)
     assert (await waits(limits, 1, lane=Lane.URGENT))[0] == pytest.approx(90, abs=1)
 

@@ -70,7 +70,7 @@ OTHER = {"message": "The content value must be a string.", "field": "content.0.v
     ("status", "error", "kind", "cause", "uncertain"),
     [
         (400, BAD_TO, Kind.PERMANENT, Cause.BAD_ADDRESS, False),
-        (400, BAD_FROM, Kind.PERMANENT, Cause.POLICY, False),
+        (400, BAD_FROM, Kind.TRANSIENT, Cause.RELAY, False),
         (400, OTHER, Kind.PERMANENT, Cause.CONTENT, False),
         (413, OTHER, Kind.PERMANENT, Cause.CONTENT, False),
         (401, OTHER, Kind.TRANSIENT, Cause.RELAY, False),

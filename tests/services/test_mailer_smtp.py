@@ -87,7 +87,7 @@ async def test_an_idle_connection_is_closed(scripted: ScriptedRelay) -> None:
         await wait_until(lambda: scripted.commands[-1] == "QUIT")
 
 
-@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "."])
+@pytest.mark.parametrize("verb", ["RCPT", "DATA", "."])
 async def test_a_refusal_leaves_the_connection_fit_for_the_next_mail(scripted: ScriptedRelay, verb: str) -> None:
     """Whatever was refused, the next mail goes over the same connection and is the only one to arrive."""
     scripted.replies[verb] = ["554 5.6.0 no"]

@@ -29,24 +29,24 @@ class Suppression:
     expires_at: int | None = None
 
 
-def is_hard_bounce(outcome: Outcome) -> bool:
-    """Say whether an outcome means that there is no such mailbox, and never will be.
+# No such mailbox, domain or system; bad syntax; moved without a forward; a null MX; a disabled mailbox (RFC 3463,
+# RFC 7505, registry of RFC 5248). The rest of 5.1.x is about senders or unclear.
+_NO_SUCH_ADDRESS = frozenset({"5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"})
 
-    A refusal for any other reason, policy above all (5.7.x), is about this mail or its sender, not about the person:
-    to suppress for it would strike whole lists off for one bad IP address. 5.1.7 and 5.1.8 are about the sender's
-    address (RFC 3463, 3.2); 5.2.1 is a mailbox that is disabled. Without an enhanced code only 551 and 553 are clear:
-    550 is what servers say to everything. What was only ever put off (4.1.x, until attempts were spent) is no verdict.
+
+def is_hard_bounce(outcome: Outcome) -> bool:
+    """Say whether an outcome means that there is no such mailbox.
+
+    The mailer knows which command was refused, and says `bad-address` only of a recipient that the relay had heard of.
+    Any other refusal is about this mail, its sender or the relay: to suppress for it would take whole lists off for one
+    bad setting. What was only put off (4.1.x, until attempts were spent) is no verdict.
     """
-    if outcome.state is not State.FAILED:
+    if outcome.state is not State.FAILED or outcome.cause not in (None, "bad-address"):
         return False
-    if outcome.cause is not None:
-        # The mailer knows more than the code.
-        return outcome.cause == "bad-address" and not (outcome.enhanced or "").startswith("4")
     if outcome.enhanced is None:
-        return outcome.code in (551, 553)
-    return outcome.enhanced == "5.2.1" or (
-        outcome.enhanced.startswith("5.1.") and outcome.enhanced not in ("5.1.7", "5.1.8")
-    )
+        # A relay that is no SMTP server names the field. (A mailer before 0.2 said it of any 551 and 553, too.)
+        return outcome.cause is not None and outcome.code not in (551, 553)
+    return outcome.enhanced in _NO_SUCH_ADDRESS
 
 
 class Suppressions:
