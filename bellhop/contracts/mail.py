@@ -1,12 +1,12 @@
 """Mail: what a client asks for, and the task that travels to the mailer."""
 
 import base64
-import re
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from bellhop.contracts.addresses import Address
 from bellhop.contracts.base import INT32_MAX, Contract, Data, DueTime, Id, Line, Name, TaskId, Text, one_line
 
 MAX_BODY = 512 * 1024
@@ -26,35 +26,6 @@ class Lane(StrEnum):
         return f"mail.{self.value}"
 
 
-_SPECIAL = re.compile(r'[ <>,;:"()\[\]\\]')
-# RFC 1123, 2.1, and the underscore that is in use all the same.
-_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
-_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
-
-
-def address(text: str) -> str:
-    """Check one bare `local@domain` (RFC 5321 addr-spec, no display name, no address literal).
-
-    This is what the wire needs to be safe. Whether an international domain is one is the gateway's business (IDNA).
-    """
-    one_line(text)
-    local, at, domain = text.rpartition("@")
-    if not at or not local or not domain:
-        raise ValueError("must be one address like ada@example.com")
-    if _SPECIAL.search(text) or "@" in local:
-        raise ValueError("must be a bare address like ada@example.com, without name, quotes or brackets")
-    if "." not in domain and domain != "localhost":
-        raise ValueError(f"must have a domain with a dot, not {domain!r}")
-    if domain.isascii() and "." in domain and not _DOMAIN.fullmatch(domain):
-        raise ValueError(f"must have a domain of letters, digits and hyphens between its dots, not {domain!r}")
-    if not text.isprintable():
-        raise ValueError("must not contain blanks or invisible characters")
-    if len(local.encode()) > 64 or len(domain.encode()) > 253:
-        raise ValueError("must have at most 64 bytes before the @ and 253 after it")
-    return text
-
-
-Address = Annotated[str, AfterValidator(address), StringConstraints(max_length=320)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 
 

@@ -3,8 +3,7 @@
 import asyncio
 from email.utils import formatdate
 
-import idna
-
+from bellhop.contracts.addresses import wire
 from bellhop.contracts.base import derived_id
 from bellhop.contracts.mail import MailTask
 from services.mailer.attachments import Attachments
@@ -37,12 +36,12 @@ class Composer:
         if task.attachments:
             attachments = await self._attachments.get(task.attachments)
         return Mail(
-            to=wire_address(task.to),
+            to=wire(task.to),
             subject=subject or "",
             message_id=message_id(task.task_id, self._settings.domain),
             text=text,
             html=html,
-            reply_to=task.reply_to and wire_address(task.reply_to),
+            reply_to=task.reply_to and wire(task.reply_to),
             headers=_headers(task),
             to_name=task.to_name or "",
             from_name=self._settings.mail_from_name,
@@ -72,18 +71,3 @@ def message_id(task_id: str, domain: str) -> str:
     """Return the one Message-ID that all copies of a task's mail have."""
     plain = task_id.replace("-", "").isalnum() and task_id.isascii() and len(task_id) <= 64
     return f"<{task_id if plain else derived_id(task_id)}@{domain}>"
-
-
-def wire_address(address: str) -> str:
-    """Return `address` with its domain as DNS has it (A-labels, RFC 5891): every relay understands that.
-
-    Raises:
-        ValueError: the domain is no internationalised domain name.
-    """
-    if address.isascii():
-        return address
-    local, _, domain = address.rpartition("@")
-    try:
-        return f"{local}@{idna.encode(domain, uts46=True).decode('ascii')}"
-    except idna.IDNAError as error:
-        raise ValueError(f"the domain {domain!r} of the address is no internationalised domain name: {error}") from None

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
+from bellhop.contracts.addresses import Address
 from bellhop.contracts.base import one_line
-from bellhop.contracts.mail import Address
 from bellhop.settings import ServiceSettings
 from services.mailer.rates import Rate
 from services.mailer.relay_settings import AnyRelay, SmtpRelay, Tls, read_relays

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -290,6 +291,21 @@ async def test_a_page_begins_where_the_last_one_ended_though_its_last_person_is_
         f"reader-{number}@example.com" for number in range(3, 9)
     ]
     assert second["next"] is None
+
+
+async def test_an_address_of_any_characters_can_be_found_and_undone(gateway: RunningGateway) -> None:
+    """`Location` is percent-encoded (RFC 3986), and a slash in an address stays part of it."""
+    for email in ("a/b@example.com", "用户@example.com", "100%?#@example.com"):
+        added = await gateway.admin.post("/v1/subscribers", json={"email": email, "lists": ["news"], "confirmed": True})
+        await gateway.admin.post("/v1/suppressions", json={"address": email, "reason": "asked"})
+        suppression = f"/v1/suppressions/{quote(email, safe='@')}"
+
+        assert added.status_code == 202, added.text
+        assert (await gateway.admin.get(added.headers["location"])).json()["email"] == email
+        assert (await gateway.admin.get(suppression)).json()["reason"] == "asked"
+        assert (await gateway.admin.delete(suppression)).status_code == 204
+        assert (await gateway.admin.delete(added.headers["location"])).status_code == 204
+        assert (await gateway.admin.get(added.headers["location"])).status_code == 404
 
 
 async def test_a_person_can_be_forgotten(gateway: RunningGateway) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bellhop.contracts.base import now
 from bellhop.contracts.outcomes import Outcome, State
-from services.gateway.audience.addresses import canonical, checked, subscriber_id
+from services.gateway.audience.addresses import subscriber_id
 from services.gateway.audience.links import Kind, Links
 from services.gateway.audience.people_csv import BadCsv, records
 from services.gateway.audience.personal import CannotFill, Words
@@ -148,18 +148,6 @@ async def test_a_file_that_cannot_be_read_says_why(data: bytes, sentence: str) -
     """One sentence with the line."""
     with pytest.raises(BadCsv, match=sentence):
         [record async for record in records(chunked(data, 4096))]
-
-
-def test_one_person_has_one_address() -> None:
-    """Case and the spelling of an international domain make no difference."""
-    assert canonical("Ada@BÜCHER.example") == canonical("ada@xn--bcher-kva.example") == "ada@xn--bcher-kva.example"
-
-
-@pytest.mark.parametrize("address", ["ada", "ada@localhost", "a..b@example.com", "ada@-x-.com", "ada@example", "@a.b"])
-def test_where_no_mail_can_go_is_no_address(address: str) -> None:
-    """Refused before a mail bounces."""
-    with pytest.raises(ValueError):
-        checked(address)
 
 
 BOUNCES: list[tuple[dict[str, object], bool]] = [

@@ -20,7 +20,6 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
-from services.gateway.audience.addresses import check_domains
 from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.deps import gateway
 from services.gateway.intake import answer_202, conflict, fingerprint, idempotency_key
@@ -65,7 +64,6 @@ class BroadcastRequest(MailContent):
 @router.post("/v1/broadcasts", status_code=202, summary="Send a mail to a list")
 async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Response:
     """Answer at once with the id of the broadcast; `Location` tells how far it is."""
-    check_domains(reply_to=wish.reply_to)
     parts = gateway(request).newsletter
     content = mail_document(wish)
     list_ = content.pop("list")

@@ -16,11 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.addresses import CanonicalAddress
 from bellhop.contracts.mail import PersonName
 from bellhop.sql.database import DatabaseAway
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import AnyQueryRoute
-from services.gateway.audience.addresses import Email
 from services.gateway.audience.links import Claim, Kind
 from services.gateway.deps import gateway
 from services.gateway.newsletter import Newsletter
@@ -45,7 +45,7 @@ _HEADERS = {
     # The address of a page holds its token.
     "Referrer-Policy": "no-referrer",
 }
-_EMAIL: TypeAdapter[str] = TypeAdapter(Email)
+_EMAIL: TypeAdapter[str] = TypeAdapter(CanonicalAddress)
 _NAME: TypeAdapter[str] = TypeAdapter(PersonName)
 
 

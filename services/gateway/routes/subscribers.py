@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter, Depends, Query
@@ -10,13 +11,13 @@ from pydantic import Field, StringConstraints, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.addresses import CanonicalAddress, canonical
 from bellhop.contracts.base import Contract, Data, Line, Time
 from bellhop.contracts.mail import Lane, PersonName
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
-from services.gateway.audience.addresses import Email, canonical
 from services.gateway.audience.people_csv import BadCsv, records
 from services.gateway.deps import check_mailer, gateway
 from services.gateway.intake import invalid_body
@@ -46,7 +47,7 @@ MAX_ERRORS = 100
 class SubscriberRequest(Contract):
     """`POST /v1/subscribers`, and one record of an import."""
 
-    email: Email
+    email: CanonicalAddress
     lists: Lists
     name: PersonName | None = None
     attributes: Data | None = None
@@ -57,7 +58,7 @@ class SubscriberRequest(Contract):
 class SuppressionRequest(Contract):
     """`POST /v1/suppressions`."""
 
-    address: Email
+    address: CanonicalAddress
     reason: Annotated[Line, StringConstraints(max_length=1000)]
     expires_at: Time | None = None
 
@@ -72,7 +73,7 @@ async def add(request: Request, wish: SubscriberRequest, caller: Writer) -> Resp
     person = await parts.audience.get(wish.email)
     if person is None:
         raise Problem(409, "Conflict", "This person was deleted just now by somebody else. Try again.")
-    location = {"Location": f"/v1/subscribers/{wish.email}"}
+    location = {"Location": f"/v1/subscribers/{quote(wish.email, safe='@')}"}
     return Response(orjson.dumps(_document(person)), 202, location, "application/json")
 
 
@@ -206,7 +207,7 @@ async def show_all(
     }
 
 
-@router.get("/v1/subscribers/{email}", summary="One person")
+@router.get("/v1/subscribers/{email:path}", summary="One person")
 async def show(request: Request, email: str, caller: Reader) -> dict[str, Any]:
     """Return a person with all subscriptions."""
     person = await gateway(request).newsletter.audience.get(canonical(email))
@@ -215,7 +216,7 @@ async def show(request: Request, email: str, caller: Reader) -> dict[str, Any]:
     return _document(person)
 
 
-@router.delete("/v1/subscribers/{email}", status_code=204, summary="Forget a person")
+@router.delete("/v1/subscribers/{email:path}", status_code=204, summary="Forget a person")
 async def forget(request: Request, email: str, caller: Writer) -> Response:
     """Erase a person and all subscriptions. Tasks keep the address until their retention is over.
 
@@ -279,7 +280,7 @@ async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -
     return {"address": wish.address, "reason": wish.reason, "source": caller.name[:64], "expires_at": wish.expires_at}
 
 
-@router.get("/v1/suppressions/{address}", summary="Why an address gets no mail")
+@router.get("/v1/suppressions/{address:path}", summary="Why an address gets no mail")
 async def show_suppression(request: Request, address: str, caller: Reader) -> dict[str, Any]:
     """Return reason, source and times."""
     row = await gateway(request).newsletter.suppressions.get(canonical(address))
@@ -288,7 +289,7 @@ async def show_suppression(request: Request, address: str, caller: Reader) -> di
     return _suppression(row)
 
 
-@router.delete("/v1/suppressions/{address}", status_code=204, summary="Let an address have mail again")
+@router.delete("/v1/suppressions/{address:path}", status_code=204, summary="Let an address have mail again")
 async def release(request: Request, address: str, caller: Writer) -> Response:
     """Take an address off the list."""
     if not await gateway(request).newsletter.suppressions.remove(canonical(address)):

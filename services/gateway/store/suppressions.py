@@ -7,11 +7,11 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bellhop.contracts.addresses import canonical
 from bellhop.contracts.identity import BOUNCE
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
-from services.gateway.audience.addresses import canonical
 from services.gateway.store import ledger
 from services.gateway.store.ledger import Acceptance, Accepted
 from services.gateway.store.outbox import now_ms
