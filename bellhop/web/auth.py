@@ -4,6 +4,7 @@ A key looks like `bh_<8 characters of id>_<43 characters of secret>`. The id is 
 secret, 256 random bits, only the SHA-256 is kept, which needs no salt and no slow hash because it cannot be guessed.
 """
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -126,10 +127,19 @@ def bearer(request: Request) -> str:
     return credentials if kind.lower() == "bearer" else ""
 
 
-def new_key() -> str:
-    """Return a fresh API key. Keep its id and the hash of its secret (`split_key`, `hash_key`), and show it once."""
-    public = "".join(secrets.choice(_ALPHANUMERIC) for _ in range(8))
-    return f"bh_{public}_{secrets.token_urlsafe(32)}"
+def new_key(random: bytes | None = None) -> str:
+    """Return a fresh API key. Keep its id and the hash of its secret (`split_key`, `hash_key`), and show it once.
+
+    `random`: 64 secret bytes to make it of.
+    """
+    random = random or secrets.token_bytes(64)
+    secret = base64.urlsafe_b64encode(random[:32]).decode().rstrip("=")
+    number = int.from_bytes(random[32:])
+    public = ""
+    for _ in range(8):
+        number, digit = divmod(number, len(_ALPHANUMERIC))
+        public += _ALPHANUMERIC[digit]
+    return f"bh_{public}_{secret}"
 
 
 def split_key(key: str) -> tuple[str, str] | None:

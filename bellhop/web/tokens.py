@@ -36,10 +36,21 @@ def mint(
     *,
     channels: Sequence[str] = (),
     scopes: Sequence[str] = (),
+    id: str | None = None,
+    at: int | None = None,
 ) -> str:
-    """Return a token for `subject` that is valid for `expires_in` seconds at `audience` alone."""
-    now = int(time.time())
-    claims: dict[str, Any] = {"jti": new_id(), "sub": subject, "aud": audience, "iat": now, "exp": now + expires_in}
+    """Return a token for `subject` that is valid for `expires_in` seconds at `audience` alone.
+
+    `id` and `at` (seconds since 1970) are fresh ones unless given; with all arguments equal it is the same token.
+    """
+    now = int(time.time()) if at is None else at
+    claims: dict[str, Any] = {
+        "jti": id or new_id(),
+        "sub": subject,
+        "aud": audience,
+        "iat": now,
+        "exp": now + expires_in,
+    }
     if channels:
         claims["channels"] = list(channels)
     if scopes:

@@ -110,6 +110,7 @@ def build(settings: Settings) -> FastAPI:
         async with httpx.AsyncClient(timeout=10) as http:
             gateway = Gateway(
                 settings=settings,
+                database=database,
                 commits=commits,
                 intake=intake,
                 ledger=Ledger(database, suppressions.note_bounces),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import httpx
 from starlette.requests import Request
 
+from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
 from bellhop.web.auth import bearer
@@ -23,6 +24,7 @@ class Gateway:
     """The parts of the running gateway."""
 
     settings: Settings
+    database: Database
     commits: GroupCommit
     intake: Intake
     ledger: Ledger

@@ -1,7 +1,6 @@
 """Taking things in: after a 2xx they are durable, and the same request again takes nothing in twice."""
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from bellhop.observe import traces
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.auth import Caller
 from bellhop.web.problems import Problem, invalid
+from services.gateway.idempotency import conflict, key_of
 from services.gateway.relay import Relay
 from services.gateway.store import ledger
-from services.gateway.store.ledger import Acceptance, Accepted, IdempotencyKey
+from services.gateway.store.ledger import Acceptance, Accepted
 from services.gateway.store.outbox import Entry
 
-_KEY = re.compile(r'"?([\x21\x23-\x7e][\x20\x21\x23-\x7e]{0,254})"?')
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -61,10 +60,10 @@ class Intake:
 
     async def publish(self, request: Request, caller: Caller, entries: list[Entry], answer: bytes) -> Response:
         """Answer 202 once the broker confirmed every message, or else the outbox holds it."""
-        key = idempotency_key(request, caller)
+        key = await key_of(request, caller)
         if key is not None:
             # A key has to be remembered, so there is a commit to make anyway, and the messages ride on it.
-            acceptance = Acceptance(answer, entries=entries, key=IdempotencyKey(*key, await fingerprint(request)))
+            acceptance = Acceptance(answer, entries=entries, key=key)
             return answer_202(await self.commit(acceptance))
         results = await asyncio.gather(*map(self._confirmed, entries))
         kept = [entry for entry, confirmed in zip(entries, results, strict=True) if not confirmed]
@@ -89,15 +88,6 @@ def answer_202(accepted: Accepted, location: str | None = None) -> Response:
     return Response(accepted.answer, 202, headers, "application/json")
 
 
-def conflict() -> Problem:
-    """Return the 422 for an idempotency key that stands for another request."""
-    return Problem(
-        422,
-        "Idempotency key used before",
-        "This Idempotency-Key came with another request before. Use a fresh key for a new request.",
-    )
-
-
 def invalid_body(error: ValidationError, *, prefix: tuple[int | str, ...] = (), skip: int = 0) -> Problem:
     """Return the 422 for a body that a route reads by itself; `prefix` and `skip` mend the place of each field."""
     return invalid([{**each, "loc": ("body", *prefix, *each["loc"][skip:])} for each in error.errors()])
@@ -106,27 +96,6 @@ def invalid_body(error: ValidationError, *, prefix: tuple[int | str, ...] = (), 
 def unavailable(detail: str) -> Problem:
     """Return the 503 that asks to come back shortly."""
     return Problem(503, "Service Unavailable", f"{detail} Try again shortly.", headers={"Retry-After": "2"})
-
-
-def idempotency_key(request: Request, caller: Caller) -> tuple[str, str] | None:
-    """Return (owner, key) of a request that names itself; 400 where the name is no good.
-
-    The header is a structured-field string, `"…"`; a bare one is taken too (draft-ietf-httpapi-idempotency-key-header).
-    """
-    value = request.headers.get("idempotency-key")
-    if value is None:
-        return None
-    match = _KEY.fullmatch(value)
-    if match is None:
-        raise Problem(400, "Bad Request", "Idempotency-Key must be 1 to 255 printable ASCII characters.")
-    return caller.name, match[1]
-
-
-async def fingerprint(request: Request) -> str:
-    """Return what tells this request from another one under the same idempotency key."""
-    digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
-    digest.update(await request.body())
-    return digest.hexdigest()
 
 
 def traceparent(request: Request) -> str | None:

@@ -71,7 +71,7 @@ def envelope_headers(type_: str) -> dict[str, str | int]:
 async def running_gateway(vhost: Vhost, database_url: str, **settings: object) -> AsyncIterator[RunningGateway]:
     """Run a gateway until the block ends."""
     await migrate(database_url, "services.gateway")
-    key = new_key()
+    key = str(settings.get("admin_key") or new_key())
     values = {
         "amqp_url": vhost.amqp_url,
         "database_url": database_url,

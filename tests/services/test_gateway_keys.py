@@ -9,7 +9,7 @@ import pytest
 
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from bellhop.web.auth import Caller, Scope
+from bellhop.web.auth import Caller, Scope, new_key
 from services.gateway.store.keys import Keys, Revocation
 from tests.services.gateway_support import RunningGateway, running_gateway
 from tests.support.broker import Vhost
@@ -99,7 +99,7 @@ async def test_one_of_two_administrators_stays(database_url: str) -> None:
     await migrate(database_url, "services.gateway")
     databases = [Database(database_url), Database(database_url)]
     first, second = (Keys(database) for database in databases)
-    ids = [(await first.create(name, [Scope.ADMIN]))[0] for name in ("a", "b")]
+    ids = [(await first.create(name, [Scope.ADMIN], new_key()))[0] for name in ("a", "b")]
     by = Caller("x", "x", frozenset({Scope.ADMIN}))
 
     results = await asyncio.gather(first.revoke(ids[0], by), second.revoke(ids[1], by))

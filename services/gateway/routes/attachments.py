@@ -12,11 +12,11 @@ from starlette.responses import Response
 from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest, ContentType, Filename
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import check_mailer, gateway
+from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.routes.tasks import time_of
 
-router = APIRouter(route_class=StrictRoute, tags=["mail"])
+router = APIRouter(route_class=IdempotentRoute, tags=["mail"])
 
 UPLOAD = "/v1/attachments"
 AUDIENCE = "attachments"

@@ -19,10 +19,11 @@ from bellhop.sql.database import DatabaseAway
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.deps import gateway
-from services.gateway.intake import answer_202, conflict, fingerprint, idempotency_key
+from services.gateway.idempotency import commits_its_key, conflict, key_of
+from services.gateway.idempotent_route import IdempotentRoute, replay
+from services.gateway.intake import answer_202
 from services.gateway.newsletter import Newsletter
 from services.gateway.routes import attachments, templates
 from services.gateway.routes.tasks import (
@@ -34,11 +35,10 @@ from services.gateway.routes.tasks import (
     wait_seconds,
 )
 from services.gateway.store.broadcasts import Action, NewBroadcast, Phase
-from services.gateway.store.ledger import IdempotencyKey
 from services.gateway.store.outbox import now_ms, to_ms
 from services.gateway.store.tally import REST_FACTOR
 
-router = APIRouter(route_class=StrictRoute, tags=["broadcasts"])
+router = APIRouter(route_class=IdempotentRoute, tags=["broadcasts"])
 
 _PAGES = Cursor("broadcasts", str)
 _TASK_PAGES = Cursor("broadcast-tasks", str)
@@ -62,8 +62,13 @@ class BroadcastRequest(MailContent):
 
 
 @router.post("/v1/broadcasts", status_code=202, summary="Send a mail to a list")
+@commits_its_key
 async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Response:
     """Answer at once with the id of the broadcast; `Location` tells how far it is."""
+    key = await key_of(request, caller)
+    # A request that comes again is answered the same, whatever became of the list, template and attachments.
+    if (answer := await replay(request, key, "/v1/broadcasts/")) is not None:
+        return answer
     parts = gateway(request).newsletter
     content = mail_document(wish)
     list_ = content.pop("list")
@@ -74,7 +79,6 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
             raise Problem(422, "Unprocessable Content", f"{error}.") from None
     else:
         await templates.check(request, wish.template)
-    named = idempotency_key(request, caller)
     send_at = to_ms(wish.send_at) if wish.send_at is not None else None
     if wish.attachments:
         await attachments.check(request, wish.attachments, caller, max(send_at or 0, now_ms()))
@@ -86,7 +90,7 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
         content=content,
         send_at=send_at if send_at is not None and send_at > now_ms() else None,
         answer=orjson.dumps({"id": broadcast_id, "state": Phase.SCHEDULED}),
-        key=None if named is None else IdempotencyKey(*named, await fingerprint(request)),
+        key=key,
     )
     accepted = await parts.commits.write(parts.broadcasts.create, item)
     if accepted.conflict:

@@ -12,11 +12,11 @@ from bellhop.contracts.base import AnyJson, Contract, Name
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
+from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.routes.tasks import time_of
 
-router = APIRouter(route_class=StrictRoute, tags=["dead letters"])
+router = APIRouter(route_class=IdempotentRoute, tags=["dead letters"])
 
 _PAGES = Cursor("dead-letters", str)
 

@@ -12,36 +12,41 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.amqp.message import Message
-from bellhop.contracts.base import Contract, derived_id, now
+from bellhop.contracts.base import Contract, now
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import GATEWAY, OUR_CHANNELS, is_our_source
 from bellhop.contracts.notifications import Notification
 from bellhop.contracts.scores import MAX_AHEAD, Score, ScoreBatch
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
-from bellhop.web.strict_json import StrictRoute, check_content_type
+from bellhop.web.strict_json import check_content_type
 from services.gateway import cloudevents
 from services.gateway.deps import gateway
-from services.gateway.intake import idempotency_key, invalid_body, traceparent
+from services.gateway.idempotency import commits_its_key
+from services.gateway.idempotent_route import IdempotentRoute
+from services.gateway.intake import invalid_body, traceparent
 from services.gateway.routes.tasks import task_document
 from services.gateway.store.outbox import Entry
 
-router = APIRouter(route_class=StrictRoute, tags=["events"])
+router = APIRouter(route_class=IdempotentRoute, tags=["events"])
 
 MAX_SCORES = 1000
 
 _SCORES = TypeAdapter(list[Score])
 
 
-def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
-    """Make an event of ours; under an idempotency key it always gets the same id."""
+def _event(request: Request, type_: str, body: bytes) -> Entry:
+    """Make an event of ours.
+
+    Its id is always a fresh one. Under an idempotency key the first id is kept in the stored answer; once the key is
+    forgotten, a new request under it is a new event, although inboxes remember the first one for much longer.
+    """
     envelope = Envelope(type=type_, source=GATEWAY, traceparent=traceparent(request))
-    if (named := idempotency_key(request, caller)) is not None:
-        envelope = replace(envelope, id=derived_id(type_, *named))
     return Entry("events", type_, Message(body, envelope))
 
 
 @router.post("/v1/notifications", status_code=202, summary="Show something to whoever is looking")
+@commits_its_key
 async def notify(
     request: Request,
     notification: Notification,
@@ -49,7 +54,7 @@ async def notify(
 ) -> Response:
     """Push a notification to the browsers that follow any of its channels."""
     _check_channels(notification)
-    entry = _event(request, caller, "notification.raised", notification.model_dump_json(exclude_none=True).encode())
+    entry = _event(request, "notification.raised", notification.model_dump_json(exclude_none=True).encode())
     answer = orjson.dumps({"id": entry.message.envelope.id})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
 
@@ -79,6 +84,7 @@ async def notify(
         }
     },
 )
+@commits_its_key
 async def submit(request: Request, caller: Annotated[Caller, Depends(require(Scope.SCORES_WRITE))]) -> Response:
     """Take one score, or a list of up to 1,000, which travel and count together."""
     check_content_type(request)
@@ -94,7 +100,7 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
     at = now()
     _check_times(valid, at, ("body",) if not many else ("body", _EACH))
     body = orjson.dumps({"scores": [_score(score, at) for score in valid]})
-    entry = _event(request, caller, "score.submitted", body)
+    entry = _event(request, "score.submitted", body)
     answer = orjson.dumps({"id": entry.message.envelope.id, "accepted": len(valid)})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
 
@@ -155,6 +161,7 @@ KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
         }
     },
 )
+@commits_its_key
 async def publish(request: Request, caller: Annotated[Caller, Depends(require(Scope.EVENTS_WRITE))]) -> Response:
     """Take CloudEvents 1.0 in binary, structured or batch mode; `source` and `id` together count once."""
     check_content_type(request)

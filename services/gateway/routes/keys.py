@@ -9,14 +9,15 @@ from starlette.responses import Response
 
 from bellhop.contracts.base import Contract, Name
 from bellhop.contracts.identity import is_reserved_name
-from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.auth import Caller, Scope, new_key, require
 from bellhop.web.problems import Problem, invalid
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
+from services.gateway.idempotency import answers_with_a_secret, secret_bytes
+from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.routes.tasks import time_of
 from services.gateway.store.keys import Revocation
 
-router = APIRouter(route_class=StrictRoute, tags=["keys"])
+router = APIRouter(route_class=IdempotentRoute, tags=["keys"])
 
 
 class KeyRequest(Contract):
@@ -27,6 +28,7 @@ class KeyRequest(Contract):
 
 
 @router.post("/v1/keys", status_code=201, summary="Make a key")
+@answers_with_a_secret
 async def create(
     request: Request, wish: KeyRequest, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
 ) -> dict[str, str]:
@@ -44,7 +46,8 @@ async def create(
             f"There are keys of the name {wish.name} with scopes that this key lacks: {', '.join(beyond)}."
             " Choose another name, or use a key that has them.",
         )
-    key_id, key = await keys.create(wish.name, wish.scopes)
+    secret = secret_bytes(request, gateway(request).settings.token_key.get_secret_value(), "api-key")
+    key_id, key = await keys.create(wish.name, wish.scopes, new_key(secret))
     return {"id": key_id, "name": wish.name, "key": key}
 
 

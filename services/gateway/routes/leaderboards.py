@@ -11,11 +11,12 @@ from starlette.responses import Response
 
 from bellhop.contracts.scores import PathName
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.strict_json import AnyQueryRoute, check_content_type
+from bellhop.web.strict_json import check_content_type
 from services.gateway.deps import gateway
 from services.gateway.forwarding import forward
+from services.gateway.idempotent_route import AnyQueryIdempotentRoute
 
-router = APIRouter(route_class=AnyQueryRoute, tags=["leaderboards"])
+router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["leaderboards"])
 
 Reader = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_WRITE))]

@@ -10,23 +10,25 @@ from starlette.responses import Response
 from bellhop.contracts.base import new_id
 from bellhop.contracts.mail import MailRequest, mail_document
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
-from services.gateway.intake import answer_202, fingerprint, idempotency_key, traceparent
+from services.gateway.idempotency import commits_its_key, key_of
+from services.gateway.idempotent_route import IdempotentRoute, replay
+from services.gateway.intake import answer_202, traceparent
 from services.gateway.routes import attachments
-from services.gateway.store.ledger import Acceptance, IdempotencyKey, mail_entry, mail_task
+from services.gateway.store.ledger import Acceptance, mail_entry, mail_task
 from services.gateway.store.outbox import now_ms, to_ms
 
-router = APIRouter(route_class=StrictRoute, tags=["mail"])
+router = APIRouter(route_class=IdempotentRoute, tags=["mail"])
 
 
 @router.post("/v1/mail", status_code=202, summary="Send a mail")
+@commits_its_key
 async def send(
     request: Request, mail: MailRequest, caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
 ) -> Response:
     """Answer at once with the id of a task; `Location` tells what becomes of it."""
     intake = gateway(request).intake
-    named = idempotency_key(request, caller)
+    key = await key_of(request, caller)
     task_id = new_id()
     document = mail_document(mail) | {"task_id": task_id, "owner": caller.name}
     packed = orjson.dumps(document)
@@ -35,12 +37,15 @@ async def send(
     if due_at <= created_at:
         due_at = 0
     if mail.attachments:
+        # A request that comes again is answered the same, whatever became of its attachments.
+        if (answer := await replay(request, key, "/v1/tasks/")) is not None:
+            return answer
         await attachments.check(request, mail.attachments, caller, due_at or created_at)
     acceptance = Acceptance(
         answer=orjson.dumps({"id": task_id, "state": "scheduled" if due_at else "queued"}),
         tasks=[mail_task(document, packed, created_at=created_at, send_at=due_at or None)],
         entries=[mail_entry(document, packed, due_at=due_at, traceparent=traceparent(request))],
-        key=None if named is None else IdempotencyKey(*named, await fingerprint(request)),
+        key=key,
         claimed=intake.relay.takes_more,
     )
     accepted = await intake.commit(acceptance)

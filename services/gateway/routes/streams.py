@@ -11,14 +11,16 @@ from bellhop.contracts.notifications import StreamTokenRequest
 from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
+from services.gateway.idempotency import answers_with_a_secret, seed_of
+from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.routes.tasks import owner_of
 
-router = APIRouter(route_class=StrictRoute, tags=["streams"])
+router = APIRouter(route_class=IdempotentRoute, tags=["streams"])
 
 
 @router.post("/v1/stream-tokens", status_code=201, summary="Let a browser follow channels")
+@answers_with_a_secret
 async def grant(
     request: Request,
     wish: StreamTokenRequest,
@@ -32,8 +34,15 @@ async def grant(
         if channel.startswith(OUR_CHANNELS):
             await _check_channel(request, channel, number, caller)
     settings = gateway(request).settings
+    seed = seed_of(request)
     token = tokens.mint(
-        settings.token_key.get_secret_value(), wish.subject, wish.expires_in, "stream", channels=wish.channels
+        settings.token_key.get_secret_value(),
+        wish.subject,
+        wish.expires_in,
+        "stream",
+        channels=wish.channels,
+        id=None if seed is None else seed.id,
+        at=None if seed is None else seed.created_at // 1000,
     )
     return {"token": token, "url": f"{settings.notifier_url}/v1/stream"}
 

@@ -17,9 +17,9 @@ from bellhop.contracts.mail import Lane, PersonName
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.audience.people_csv import BadCsv, records
 from services.gateway.deps import check_mailer, gateway
+from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.intake import invalid_body
 from services.gateway.newsletter import Newsletter
 from services.gateway.routes.broadcasts import ListName
@@ -28,7 +28,7 @@ from services.gateway.store.audience import SignUp, Status
 from services.gateway.store.outbox import now_ms, to_ms
 from services.gateway.store.suppressions import Suppression
 
-router = APIRouter(route_class=StrictRoute, tags=["subscribers"])
+router = APIRouter(route_class=IdempotentRoute, tags=["subscribers"])
 
 _PAGES = Cursor("subscribers", str)
 _SUPPRESSION_PAGES = Cursor("suppressions", str)

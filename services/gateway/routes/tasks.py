@@ -15,11 +15,11 @@ from bellhop.contracts.outcomes import State
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import StrictRoute
 from services.gateway.deps import gateway
+from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.store.broadcasts import Phase
 
-router = APIRouter(route_class=StrictRoute, tags=["tasks"])
+router = APIRouter(route_class=IdempotentRoute, tags=["tasks"])
 
 MAX_WAIT_SECONDS = 55
 """A long poll ends before the usual idle timeout of proxies, 60 s."""

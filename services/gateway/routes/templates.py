@@ -9,11 +9,12 @@ from starlette.responses import Response
 
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import invalid
-from bellhop.web.strict_json import AnyQueryRoute, check_content_type
+from bellhop.web.strict_json import check_content_type
 from services.gateway.deps import gateway
 from services.gateway.forwarding import forward, token_for
+from services.gateway.idempotent_route import AnyQueryIdempotentRoute
 
-router = APIRouter(route_class=AnyQueryRoute, tags=["mail"])
+router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["mail"])
 
 CHECK_SECONDS = 2.0
 

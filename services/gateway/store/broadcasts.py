@@ -25,7 +25,8 @@ from bellhop.contracts.base import new_id
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
 from services.gateway.store import ledger
-from services.gateway.store.ledger import Acceptance, Accepted, IdempotencyKey
+from services.gateway.store.idempotency import IdempotencyKey
+from services.gateway.store.ledger import Acceptance, Accepted
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.tables import audit, broadcasts, outbox, subscriptions, tasks
 from services.gateway.store.task_lists import LISTED as TASKS_LISTED

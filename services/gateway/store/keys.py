@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from bellhop.contracts.identity import ADMIN
 from bellhop.sql.database import Database
-from bellhop.web.auth import Caller, Scope, hash_key, key_matches, new_key, split_key
+from bellhop.web.auth import Caller, Scope, hash_key, key_matches, split_key
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.tables import api_keys
 
@@ -42,12 +42,15 @@ class Keys:
             return None
         return Caller(row["id"], row["name"], frozenset(row["scopes"].split()))
 
-    async def create(self, name: str, scopes: list[Scope]) -> tuple[str, str]:
-        """Make a key; return its id and the key itself, which cannot be read again."""
-        key = new_key()
+    async def create(self, name: str, scopes: list[Scope], key: str) -> tuple[str, str]:
+        """Make `key` a key, unless it is one; return its id and itself, which cannot be read again."""
+        row = _row(key, name, scopes)
         async with self._database.write() as connection:
-            await connection.execute(sa.insert(api_keys).values(_row(key, name, scopes)))
-        return key[3:11], key
+            await connection.execute(self._database.insert(api_keys).values(row).on_conflict_do_nothing())
+            kept = await connection.scalar(sa.select(api_keys.c.hash).where(api_keys.c.id == row["id"]))
+        if kept != row["hash"]:
+            raise RuntimeError("two keys got the same id by chance; the next one will not")
+        return row["id"], key
 
     async def scopes_of(self, name: str) -> set[str]:
         """Return all scopes that the open keys of `name` have together."""

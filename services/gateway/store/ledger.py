@@ -18,7 +18,8 @@ from bellhop.contracts.mail import CancelTask, Lane
 from bellhop.contracts.outcomes import FINAL, Outcome, State
 from bellhop.sql.bulk import insert_many, update_many
 from bellhop.sql.database import Database
-from services.gateway.store import outbox
+from services.gateway.store import idempotency, outbox
+from services.gateway.store.idempotency import IdempotencyKey
 from services.gateway.store.outbox import Entry, now_ms, to_ms
 from services.gateway.store.tables import attempts, idempotency_keys, tasks
 from services.gateway.store.tally import Tally
@@ -26,16 +27,6 @@ from services.gateway.store.task_lists import page_query
 
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
 _FINAL = [state.value for state in FINAL]
-
-
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """A client's name for one request; `owner` keeps the names of different clients apart."""
-
-    owner: str
-    key: str
-    fingerprint: str
-    """SHA-256 of what was asked; another request under the same key is a mistake of the client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,51 +89,27 @@ def mail_entry(document: dict[str, Any], packed: bytes, *, due_at: int = 0, trac
 
 async def accept(connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
     """Write tasks, messages and idempotency keys, each request whole or not at all."""
-    known = await _known_keys(connection, [item.key for item in items if item.key is not None])
+    keyed = [(item.key, item.answer) for item in items if item.key is not None]
+    stored = {}
+    if keyed:
+        keys, answers = zip(*keyed, strict=True)
+        stored = await idempotency.store(connection, keys, answers, 202)
     results: list[Accepted] = []
     fresh: list[Acceptance] = []
     for item in items:
         if item.key is not None:
-            name = (item.key.owner, item.key.key)
-            if (earlier := known.get(name)) is not None:
-                fingerprint, answer = earlier
-                results.append(Accepted(answer, new=False, conflict=fingerprint != item.key.fingerprint))
+            first = stored[item.key.owner, item.key.key]
+            if first.id != item.key.id:
+                conflict = first.fingerprint != item.key.fingerprint
+                results.append(Accepted(first.answer, new=False, conflict=conflict))
                 continue
-            known[name] = (item.key.fingerprint, item.answer)
         fresh.append(item)
         results.append(Accepted(item.answer, new=True))
-    current = now_ms()
     await insert_many(connection, tasks, [row for item in fresh for row in item.tasks])
     for claimed in (True, False):
         entries = [entry for item in fresh if item.claimed is claimed for entry in item.entries]
         await outbox.add(connection, entries, claimed=claimed)
-    if rows := [
-        {
-            "owner": item.key.owner,
-            "key": item.key.key,
-            "fingerprint": item.key.fingerprint,
-            "answer": item.answer,
-            "created_at": current,
-        }
-        for item in fresh
-        if item.key is not None
-    ]:
-        await connection.execute(sa.insert(idempotency_keys), rows)
     return results
-
-
-async def _known_keys(
-    connection: AsyncConnection, keys: list[IdempotencyKey]
-) -> dict[tuple[str, str], tuple[str, bytes]]:
-    if not keys:
-        return {}
-    table = idempotency_keys.c
-    found = await connection.execute(
-        sa.select(table.owner, table.key, table.fingerprint, table.answer).where(
-            sa.tuple_(table.owner, table.key).in_([(key.owner, key.key) for key in keys])
-        )
-    )
-    return {(owner, key): (fingerprint, answer) for owner, key, fingerprint, answer in found}
 
 
 class Ledger:

@@ -99,6 +99,10 @@ idempotency_keys = sa.Table(
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("answer", sa.LargeBinary, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("id", sa.String(36), nullable=False, server_default=""),
+    sa.Column("status", sa.Integer, nullable=False, server_default="202"),
+    sa.Column("location", sa.Text),
+    sa.Column("leased_until", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index("idempotency_keys_by_age", "created_at"),
 )
 
