@@ -2,27 +2,35 @@
 
 Two ways in, one way out. Right after its commit a message is handed over in memory, so that the usual way costs no
 read. Whatever that way lost - the broker was away, the process died, the message was not due yet - is found by the
-sweep. A message may go out twice; the inbox of its consumer knows it.
+sweep, which gives every destination a chunk in turn. A message may go out twice; the inbox of its consumer knows it.
 """
 
 import asyncio
 from collections import deque
 from contextlib import suppress
+from time import monotonic
+from typing import NamedTuple
 
 from bellhop import faults
-from bellhop.amqp.errors import PublishError
+from bellhop.amqp.errors import BrokerAway, PublishError, Refused, Unroutable
 from bellhop.amqp.publisher import Publisher
 from bellhop.background import Background, spawn
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
+from services.gateway.destinations import CHUNK, Destinations
 from services.gateway.store import outbox
-from services.gateway.store.outbox import Entry
+from services.gateway.store.outbox import Destination, Entry, Fate, Released
 
 SWEEP_SECONDS = 0.5
 IDLE_SECONDS = 60.0
-CHUNK = 500
+MAX_DESTINATIONS = 50
+"""Destinations that one sweep looks at; the next one goes on with the following."""
 MAX_IN_MEMORY = 20_000
+LEASE_SHARE = 0.6
+"""The part of a lease within which a message may be published."""
+COUNT_SHARE = 20
+"""After a count the next one waits so many times as long as it took."""
 
 log = get_logger(__name__)
 
@@ -34,12 +42,14 @@ class Relay:
         self._database = database
         self._commits = commits
         self._publisher = publisher
-        self._handed_over: deque[Entry] = deque()
+        self._destinations = Destinations()
+        self._handed_over: deque[tuple[Lease, Entry]] = deque()
         self._wake = asyncio.Event()
         self._publishing: set[asyncio.Task[None]] = set()
-        self._trouble: str | None = None
+        self._swept: Destination | None = None
+        self._count_again_at = 0.0
         self.waiting = 0
-        """Messages that were due and not out at the last look."""
+        """Messages in the outbox at the last count, without those whose time has not come."""
 
     @property
     def takes_more(self) -> bool:
@@ -48,7 +58,8 @@ class Relay:
 
     def hand_over(self, entries: list[Entry]) -> None:
         """Publish messages whose rows this process committed as claimed."""
-        self._handed_over.extend(entry for entry in entries if not entry.due_at)
+        lease = Lease.now()
+        self._handed_over.extend((lease, entry) for entry in entries if not entry.due_at)
         self._wake.set()
 
     def start(self, background: Background) -> None:
@@ -78,40 +89,101 @@ class Relay:
             return None
         chunk = [self._handed_over.popleft() for _ in range(min(CHUNK, len(self._handed_over)))]
         # Not awaited here: the next chunk may already fill the publisher's window while this one is confirmed.
-        spawn(self._publish(chunk), self._publishing, "publishing a chunk")
+        spawn(self._publish_chunk(chunk), self._publishing, "publishing a chunk")
         if len(self._publishing) >= 4:
             await asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
         return 0.0
 
+    async def _publish_chunk(self, chunk: list[tuple["Lease", Entry]]) -> None:
+        await self._publish([entry for _, entry in chunk], chunk[0][0], chunk[-1][0].until_ms)
+
     async def _sweep(self) -> float | None:
-        """Publish what the usual way lost; say whether there is more."""
-        async with self._database.read() as connection:
-            self.waiting, _ = await outbox.depth(connection)
+        """Publish a chunk of what the usual way lost, of each destination in turn; say whether there is more."""
+        await self._count()
         if not self.waiting or self._publisher.trouble is not None:
             return None
-        async with self._database.write() as connection:
-            claimed = await outbox.claim(connection, CHUNK)
-        await self._publish(claimed)
-        return 0.0 if len(claimed) == CHUNK else None
+        return 0.0 if await self._sweep_destinations() else None
 
-    async def _publish(self, entries: list[Entry]) -> None:
+    async def _count(self) -> None:
+        """Count what waits; a count that takes long, because much waits, is repeated seldom."""
+        began = monotonic()
+        if began < self._count_again_at:
+            return
+        async with self._database.read() as connection:
+            self.waiting = await outbox.waiting(connection)
+        self._count_again_at = monotonic() + COUNT_SHARE * (monotonic() - began)
+
+    async def _sweep_destinations(self) -> bool:
+        """Publish one chunk of each of some destinations; say whether there is more that can go out now."""
+        more = False
+        for _ in range(MAX_DESTINATIONS):
+            async with self._database.read() as connection:
+                self._swept = await outbox.next_destination(connection, self._swept)
+            if self._swept is None:
+                return more
+            if self._destinations.closed(self._swept):
+                continue
+            size = self._destinations.size(self._swept)
+            lease = Lease.now()
+            async with self._database.write() as connection:
+                claimed = await outbox.claim(connection, self._swept, size)
+            sent = bool(claimed) and await self._publish(claimed, lease, lease.until_ms)
+            if self._publisher.trouble is not None:
+                return False
+            more = more or (sent and len(claimed) == size)
+        return True
+
+    async def _publish(self, entries: list[Entry], lease: "Lease", lease_until: int) -> bool:
+        """Publish messages and release what is not confirmed; say whether all were sent.
+
+        The first of our leases on them is `lease`, and the last one ends at `lease_until` (milliseconds since 1970).
+        """
         faults.point("relay.claimed")
-        confirms = [(entry, await self._begin(entry)) for entry in entries]
+        confirms = [(entry, await self._begin(entry, lease)) for entry in entries]
         published: list[Entry] = []
-        kept: list[Entry] = []
+        kept: dict[Fate, list[Entry]] = {}
+        refusals: dict[Destination, str] = {}
         for entry, confirm in confirms:
-            (published if await self._confirmed(confirm) else kept).append(entry)
+            error = await _error_of(confirm)
+            if error is None:
+                published.append(entry)
+                continue
+            fate = self._fate(error)
+            kept.setdefault(fate, []).append(entry)
+            if fate in (Fate.REFUSED, Fate.HANGING):
+                refusals[entry.destination] = str(error)
+        self._learn(published, refusals)
         faults.point("relay.confirmed")
         try:
             if published:
                 await self._commits.write(outbox.delete_published, published, patient=True)
-            if kept:
-                await self._commits.write(outbox.release, kept, patient=True)
+            for fate, some in kept.items():
+                await self._commits.write(outbox.release, Released(some, fate, lease_until), patient=True)
         except DatabaseAway as error:
             # The rows stay, their claims run out, and the messages go out once more.
             log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
+        return Fate.UNSENT not in kept
 
-    async def _begin(self, entry: Entry) -> "asyncio.Future[None] | PublishError":
+    def _fate(self, error: PublishError) -> Fate:
+        if isinstance(error, BrokerAway):
+            return Fate.UNSENT
+        if isinstance(error, Refused | Unroutable):
+            return Fate.REFUSED
+        # While nothing is confirmed at all, the destination is not to blame.
+        return Fate.HANGING if self._publisher.trouble is None else Fate.UNKNOWN
+
+    def _learn(self, published: list[Entry], refusals: dict[Destination, str]) -> None:
+        taken = {entry.destination for entry in published}
+        for destination in taken - refusals.keys():
+            self._destinations.took(destination)
+        for destination, reason in refusals.items():
+            self._destinations.refused(destination, reason, some_taken=destination in taken)
+
+    async def _begin(self, entry: Entry, lease: "Lease") -> "asyncio.Future[None] | PublishError":
+        if lease.over:
+            return BrokerAway("the lease ran out before the message could be published")
+        if self._destinations.closed(entry.destination):
+            return BrokerAway("the destination refused messages a moment ago")
         try:
             return await self._publisher.begin(entry.exchange, entry.routing_key, entry.message)
         except PublishError as error:
@@ -119,19 +191,33 @@ class Relay:
         except Exception as error:
             # One message that cannot be sent at all must not keep the others from going out.
             log.exception("a message cannot be published", exchange=entry.exchange, id=entry.message.envelope.id)
-            return PublishError(f"cannot be published: {error}")
+            return Unroutable(f"cannot be published: {error}")
 
-    async def _confirmed(self, confirm: "asyncio.Future[None] | PublishError") -> bool:
-        try:
-            if isinstance(confirm, PublishError):
-                raise confirm
-            await confirm
-        except PublishError as error:
-            if self._trouble is None:
-                log.warning("messages stay in the outbox until RabbitMQ takes them", reason=str(error))
-            self._trouble = str(error)
-            return False
-        if self._trouble is not None:
-            log.info("messages go out again")
-            self._trouble = None
-        return True
+
+class Lease(NamedTuple):
+    """A claim of this process."""
+
+    until_ms: int
+    """When it ends at the latest, by the wall clock, as other processes see it."""
+    safe_until: float
+    """Until when a message may be published, by our own clock: its confirm needs time, too."""
+
+    @classmethod
+    def now(cls) -> "Lease":
+        """Return the lease of rows that were claimed a moment ago, or will be in a moment."""
+        return cls(outbox.now_ms() + outbox.LEASE_MS, monotonic() + outbox.LEASE_MS / 1000 * LEASE_SHARE)
+
+    @property
+    def over(self) -> bool:
+        """Say whether nothing should be published by it any more."""
+        return monotonic() > self.safe_until
+
+
+async def _error_of(confirm: "asyncio.Future[None] | PublishError") -> PublishError | None:
+    if isinstance(confirm, PublishError):
+        return confirm
+    try:
+        await confirm
+    except PublishError as error:
+        return error
+    return None

@@ -280,4 +280,4 @@ def queued_in(broadcast_id: str) -> sa.Select[Any]:
 
 def _release(broadcast_id: str) -> sa.Update:
     held = (outbox.c.due_at == HELD) & outbox.c.task_id.in_(queued_in(broadcast_id))
-    return sa.update(outbox).where(held).values(due_at=now_ms())
+    return sa.update(outbox).where(held).values(due_at=0)

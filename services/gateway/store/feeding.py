@@ -13,11 +13,8 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.amqp.message import Message
 from bellhop.contracts.base import new_id
-from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.identity import GATEWAY
-from bellhop.contracts.mail import CancelTask, Lane
+from bellhop.contracts.mail import Lane
 from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from services.gateway.audience.links import Links
@@ -25,7 +22,7 @@ from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.store import outbox
 from services.gateway.store.audience import Status
 from services.gateway.store.broadcasts import HELD, OPEN, Phase, counting, counts_of, queued_in
-from services.gateway.store.ledger import mail_entry, mail_task
+from services.gateway.store.ledger import cancel_entry, mail_entry, mail_task
 from services.gateway.store.outbox import Entry, now_ms
 from services.gateway.store.suppressions import Suppressions, ended_attempt
 from services.gateway.store.tables import attempts, broadcasts, subscribers, subscriptions, tasks
@@ -258,32 +255,31 @@ class _Chunk:
 
 
 async def hold(connection: AsyncConnection, broadcast_id: str) -> None:
-    """Keep back what a paused broadcast has in the outbox, in nobody's hands."""
-    current = now_ms()
+    """Keep back the messages of a paused broadcast that certainly are still in the outbox."""
     if await _locked(connection, broadcast_id, Phase.PAUSED) is None:
         return
-    free = (outbox_table.c.due_at <= current) & (outbox_table.c.claimed_until <= current)
+    here = outbox.CERTAINLY_HERE & (outbox_table.c.due_at != HELD)
     await connection.execute(
-        sa.update(outbox_table).where(free, outbox_table.c.task_id.in_(queued_in(broadcast_id))).values(due_at=HELD)
+        sa.update(outbox_table).where(here, outbox_table.c.task_id.in_(queued_in(broadcast_id))).values(due_at=HELD)
     )
 
 
 async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
     """Cancel some of what a cancelled broadcast has under way.
 
-    What still is in the outbox, in nobody's hands, is cancelled for certain. For all else the mailer is asked, once,
-    and its outcome tells who was first.
+    What certainly still is in the outbox is cancelled. For all else the mailer is asked, once, and its outcome tells
+    who was first.
     """
     row = await _locked(connection, broadcast_id, Phase.CANCELLING)
     if row is None:
         return Step()
     current = now_ms()
-    free = outbox_table.c.claimed_until <= current
+    here = outbox.CERTAINLY_HERE
     ours = outbox_table.c.task_id.in_(queued_in(broadcast_id))
     taken = await connection.execute(
         sa.delete(outbox_table)
-        # `free` stands outside too: a relay may have claimed a row since it was chosen.
-        .where(outbox_table.c.id.in_(sa.select(outbox_table.c.id).where(ours, free).limit(CHUNK)), free)
+        # `here` stands outside too: a relay may have claimed a row since it was chosen.
+        .where(outbox_table.c.id.in_(sa.select(outbox_table.c.id).where(ours, here).limit(CHUNK)), here)
         .returning(outbox_table.c.task_id)
     )
     withdrawn = list(taken.scalars())
@@ -294,26 +290,26 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
     )
     if withdrawn:
         return Step(len(withdrawn))
-    found: list[Any] = []
-    for state in OPEN:  # one by one: together they would be looked for among all that are sent
-        mine = sa.and_(
-            tasks.c.broadcast_id == broadcast_id,
-            tasks.c.state == state.value,
-            tasks.c.recipient > row["cancel_after"],
-        )
-        columns = (tasks.c.id, tasks.c.round, tasks.c.recipient)
-        found += await connection.execute(sa.select(*columns).where(mine).order_by(tasks.c.recipient).limit(CHUNK))
-    asked = sorted(found, key=lambda task: str(task.recipient))[:CHUNK]
+    asked = (await connection.execute(_to_ask(broadcast_id, row["cancel_after"]))).all()
     if asked:
-        await outbox.add(connection, [_cancel(task_id, round_) for task_id, round_, _ in asked])
+        await outbox.add(connection, [cancel_entry(task_id, round_) for task_id, round_, _ in asked])
         await _note(connection, broadcast_id, cancel_after=asked[-1].recipient)
     return Step(len(asked))
 
 
-def _cancel(task_id: str, round_: int) -> Entry:
-    request = CancelTask(task_id=task_id, round=round_)
-    envelope = Envelope(type="mail.cancelled", source=GATEWAY, subject=task_id)
-    return Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
+def _to_ask(broadcast_id: str, after: str) -> sa.Select[Any]:
+    """Return the query for the next open tasks, in the order of recipients, which is the database's alone."""
+    parts = [
+        sa.select(tasks.c.id, tasks.c.round, tasks.c.recipient)
+        .where(tasks.c.broadcast_id == broadcast_id, tasks.c.state == state.value, tasks.c.recipient > after)
+        .order_by(tasks.c.recipient)
+        .limit(CHUNK)
+        .subquery()
+        # One by one: together they would be looked for among all that are sent.
+        for state in OPEN
+    ]
+    found = sa.union_all(*(sa.select(part) for part in parts)).subquery()
+    return sa.select(found).order_by(found.c.recipient).limit(CHUNK)
 
 
 async def conclude(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> bool:

@@ -3,7 +3,7 @@
 The functions that take a list are for `GroupCommit`: whatever arrived together is one call and one transaction.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,20 @@ def mail_entry(document: dict[str, Any], packed: bytes, *, due_at: int = 0, trac
     envelope = Envelope(type="mail.requested", source=GATEWAY, subject=task_id, traceparent=traceparent)
     lane = Lane(document.get("lane", Lane.NORMAL))
     return Entry("work", lane.queue, Message(packed, envelope), task_id, due_at, envelope.id)
+
+
+def cancel_entry(task_id: str, round_: int) -> Entry:
+    """Return the message that asks the mailer not to begin, or not to try again, a round of a task."""
+    request = CancelTask(task_id=task_id, round=round_)
+    envelope = Envelope(type="mail.cancelled", source=GATEWAY, subject=task_id)
+    return Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
+
+
+async def locked_tasks(connection: AsyncConnection, task_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return tasks by id, locked until the end of the transaction (SQLite has one writer anyway)."""
+    # In order, so that two replicas that lock the same tasks never wait for each other.
+    query = sa.select(tasks).where(tasks.c.id.in_(set(task_ids))).order_by(tasks.c.id).with_for_update()
+    return {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
 
 
 async def accept(connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
@@ -216,42 +230,41 @@ class Ledger:
     async def cancel(self, connection: AsyncConnection, items: list[str]) -> list[State]:
         """Cancel tasks; return the state of each: `cancelled`, or another one, which tells why it is not yet.
 
-        What still lies in the outbox is cancelled for certain. What the mailer may have already is asked for: the
-        outcome tells who was first.
+        What certainly still lies in the outbox is cancelled. What the mailer may have already is asked for: the outcome
+        tells who was first.
         """
-        return [await self._cancel_one(connection, task_id) for task_id in items]
+        locked = await locked_tasks(connection, items)
+        return [await self._cancel_one(connection, locked[task_id]) for task_id in items]
 
-    async def _cancel_one(self, connection: AsyncConnection, task_id: str) -> State:
-        task = (await connection.execute(sa.select(tasks).where(tasks.c.id == task_id))).mappings().one()
+    async def _cancel_one(self, connection: AsyncConnection, task: dict[str, Any]) -> State:
         if task["state"] in _FINAL:
             return State(task["state"])
         current = now_ms()
-        if await outbox.withdraw(connection, task_id):
+        if await outbox.withdraw(connection, task["id"]):
+            task |= {"state": State.CANCELLED.value}
             await connection.execute(
                 sa.update(tasks)
-                .where(tasks.c.id == task_id)
+                .where(tasks.c.id == task["id"])
                 .values(state=State.CANCELLED.value, updated_at=current, finished_at=current)
             )
             return State.CANCELLED
-        request = CancelTask(task_id=task_id, round=task["round"])
-        envelope = Envelope(type="mail.cancelled", source=GATEWAY, subject=task_id)
-        entry = Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
-        await outbox.add(connection, [entry])
+        await outbox.add(connection, [cancel_entry(task["id"], task["round"])])
         return State(task["state"])
 
     async def retry(self, connection: AsyncConnection, items: list[str]) -> list[State]:
         """Begin another round of tasks that ended without being sent; return the state of each."""
-        return [await self._retry_one(connection, task_id) for task_id in items]
+        locked = await locked_tasks(connection, items)
+        return [await self._retry_one(connection, locked[task_id]) for task_id in items]
 
-    async def _retry_one(self, connection: AsyncConnection, task_id: str) -> State:
-        task = (await connection.execute(sa.select(tasks).where(tasks.c.id == task_id))).mappings().one()
+    async def _retry_one(self, connection: AsyncConnection, task: dict[str, Any]) -> State:
         if task["state"] not in _FINAL or task["state"] == State.SENT or task["document"] is None:
             return State(task["state"])
         document = orjson.loads(task["document"]) | {"round": task["round"] + 1}
         packed = orjson.dumps(document)
+        task |= {"state": State.QUEUED.value}
         await connection.execute(
             sa.update(tasks)
-            .where(tasks.c.id == task_id)
+            .where(tasks.c.id == task["id"])
             .values(state=State.QUEUED.value, round=document["round"], attempt=0, updated_at=now_ms(),
                     finished_at=None, document=packed)
         )  # fmt: skip
@@ -261,7 +274,9 @@ class Ledger:
     async def purge(self, *, finished_before: int, keys_before: int) -> int:
         """Delete finished tasks and idempotency keys past their retention; return how many tasks went."""
         async with self._database.write() as connection:
+            # Locked, or another replica could begin another round of a task that we delete.
             old = sa.select(tasks.c.id).where(tasks.c.finished_at < finished_before).limit(5000)
+            old = old.with_for_update(skip_locked=True)
             ids = list((await connection.execute(old)).scalars())
             await connection.execute(sa.delete(attempts).where(attempts.c.task_id.in_(ids)))
             await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(ids)))

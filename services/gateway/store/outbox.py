@@ -1,8 +1,17 @@
-"""Messages that must go out: written in the same commit as what they follow from, deleted once confirmed."""
+"""Messages that must go out: written in the same commit as what they follow from, deleted once confirmed.
 
+A message without a time of its own goes out in the order of `sequence`: a clock that is wrong delays nothing. Leases
+and back-offs are times, because several processes share them, and are void where no right clock can have written them.
+
+A row is `CERTAINLY_HERE` until a process claims it, and again after a release that says it was not taken. A claim that
+is held or ran out, and a message that was published without a confirm (`maybe_delivered`), may have been delivered.
+"""
+
+import random
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -17,7 +26,23 @@ from bellhop.sql.bulk import insert_many
 from services.gateway.store.tables import outbox, tasks
 
 LEASE_MS = 15_000
-"""A row that its relay claimed and neither published nor released is free again after this long."""
+"""A row that its relay claimed and neither published nor released can be claimed again after so long."""
+MAX_BACK_OFF_MS = 30_000
+MAX_SKEW_MS = 60_000
+"""Clocks may differ, or be set back, by so much. A lease or a back-off that ends later than that is void."""
+
+
+class Fate(Enum):
+    """Why a claimed message is still in the outbox."""
+
+    UNSENT = "unsent"
+    """It was not published."""
+    REFUSED = "refused"
+    """RabbitMQ returned or refused it; it is published again after a back-off."""
+    UNKNOWN = "unknown"
+    """It was published and not confirmed, so it may have been delivered."""
+    HANGING = "hanging"
+    """The same, while other messages are confirmed; it is published again after a back-off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +54,30 @@ class Entry:
     message: Message
     task_id: str | None = None
     due_at: int = 0
-    """Milliseconds since 1970; 0 is at once."""
+    """Milliseconds since 1970; 0 is immediately."""
     id: str = field(default_factory=new_id)
     """Of the row: one event may go out more than once, to several queues."""
+    refusals: int = 0
+    """How many times RabbitMQ did not take it."""
+
+    @property
+    def destination(self) -> "Destination":
+        """Return where it goes."""
+        return self.exchange, self.routing_key
+
+
+Destination = tuple[str, str]
+"""Exchange and routing key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Claimed messages that were not confirmed."""
+
+    entries: list[Entry]
+    fate: Fate
+    lease_until: int
+    """When our lease ends at the latest, in milliseconds since 1970; a later lease is another process's."""
 
 
 def now_ms() -> int:
@@ -44,10 +90,22 @@ def to_ms(at: datetime) -> int:
     return round(at.timestamp() * 1000)
 
 
-async def add(connection: AsyncConnection, entries: list[Entry], *, claimed: bool = False) -> None:
-    """Keep messages; `claimed`: this process publishes them itself, and the sweep leaves them alone for a while."""
+async def add(
+    connection: AsyncConnection, entries: list[Entry], *, claimed: bool = False, maybe_delivered: bool = False
+) -> None:
+    """Store messages.
+
+    Args:
+        connection: the transaction.
+        entries: the messages.
+        claimed: this process publishes them itself, and the sweep leaves them alone for `LEASE_MS`.
+        maybe_delivered: earlier copies were published, so they cannot be withdrawn.
+    """
     claimed_until = now_ms() + LEASE_MS if claimed else 0
-    await insert_many(connection, outbox, [_row(entry, claimed_until) for entry in entries])
+    rows = [_row(entry, claimed_until) for entry in entries]
+    if maybe_delivered:
+        rows = [row | {"maybe_delivered": True} for row in rows]
+    await insert_many(connection, outbox, rows)
 
 
 def _row(entry: Entry, claimed_until: int) -> dict[str, Any]:
@@ -58,7 +116,7 @@ def _row(entry: Entry, claimed_until: int) -> dict[str, Any]:
         "routing_key": entry.routing_key,
         "envelope": pack(entry.message),
         "body": entry.message.body,
-        "due_at": entry.due_at or now_ms(),
+        "due_at": entry.due_at,
         "claimed_until": 0 if entry.due_at else claimed_until,
     }
 
@@ -90,64 +148,112 @@ def unpack(packed: bytes, body: bytes) -> Message:
     return Message(body, Envelope(**values), attempt=attempt, headers=headers)
 
 
-async def claim(connection: AsyncConnection, limit: int) -> list[Entry]:
-    """Take up to `limit` due messages for this process, oldest first."""
+async def next_destination(connection: AsyncConnection, after: Destination | None) -> Destination | None:
+    """Return the destination that follows `after` and has messages, in the order of the index; None at the end."""
+    place = sa.tuple_(outbox.c.exchange, outbox.c.routing_key)
+    query = sa.select(outbox.c.exchange, outbox.c.routing_key).order_by(outbox.c.exchange, outbox.c.routing_key)
+    if after is not None:
+        query = query.where(place > sa.tuple_(*after))
+    found = (await connection.execute(query.limit(1))).first()
+    return None if found is None else (found[0], found[1])
+
+
+async def claim(connection: AsyncConnection, destination: Destination, limit: int) -> list[Entry]:
+    """Claim up to `limit` due messages of one destination for `LEASE_MS`, oldest first.
+
+    Messages whose time has come get half of the places, so that neither kind waits for the end of the other.
+    """
     current = now_ms()
-    free = (outbox.c.due_at <= current) & (outbox.c.claimed_until <= current)
-    chosen = sa.select(outbox.c.id).where(free).order_by(outbox.c.due_at).limit(limit)
-    rows = await connection.execute(
-        # `free` stands outside too: of two relays that chose the same row, the second sees it claimed.
-        sa.update(outbox)
-        .where(outbox.c.id.in_(chosen.scalar_subquery()), free)
-        .values(claimed_until=current + LEASE_MS)
-        .returning(
-            outbox.c.exchange,
-            outbox.c.routing_key,
-            outbox.c.envelope,
-            outbox.c.body,
-            outbox.c.task_id,
-            outbox.c.due_at,
-            outbox.c.id,
-        )
-    )
+    rows = await _claim(connection, destination, current, outbox.c.due_at.between(1, current), limit // 2)
+    rows += await _claim(connection, destination, current, outbox.c.due_at == 0, limit - len(rows))
     return [
-        Entry(exchange, key, unpack(packed, body), task_id, due_at, row_id)
-        for exchange, key, packed, body, task_id, due_at, row_id in rows
+        Entry(
+            row.exchange, row.routing_key, unpack(row.envelope, row.body), row.task_id, row.due_at, row.id, row.refusals
+        )
+        for row in sorted(rows, key=lambda row: (row.due_at, row.sequence))
     ]
 
 
+async def _claim(
+    connection: AsyncConnection, destination: Destination, current: int, due: sa.ColumnElement[bool], limit: int
+) -> list[Any]:
+    free = sa.and_(
+        ~outbox.c.claimed_until.between(current + 1, current + LEASE_MS + MAX_SKEW_MS),
+        ~outbox.c.retry_at.between(current + 1, current + MAX_BACK_OFF_MS + MAX_SKEW_MS),
+    )
+    chosen = (
+        sa.select(outbox.c.sequence)
+        .where(outbox.c.exchange == destination[0], outbox.c.routing_key == destination[1], due, free)
+        .order_by(outbox.c.due_at, outbox.c.sequence)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    claimed = await connection.execute(
+        # `free` stands outside too: of two relays that chose the same row, the second sees it claimed.
+        sa.update(outbox)
+        .where(outbox.c.sequence.in_(chosen.scalar_subquery()), free)
+        .values(
+            claimed_until=current + LEASE_MS,
+            # A lease that ran out: its holder may have published the message.
+            maybe_delivered=outbox.c.maybe_delivered | (outbox.c.claimed_until > 0),
+        )
+        .returning(outbox)
+    )
+    return list(claimed)
+
+
+CERTAINLY_HERE = (outbox.c.claimed_until == 0) & ~outbox.c.maybe_delivered
+"""Rows whose messages no process has published or is about to: only these can be withdrawn or held."""
+
+
 async def withdraw(connection: AsyncConnection, task_id: str) -> bool:
-    """Take the message of a task back; say whether it was still there and in nobody's hands."""
-    unclaimed = (outbox.c.task_id == task_id) & (outbox.c.claimed_until <= now_ms())
-    gone = await connection.execute(sa.delete(outbox).where(unclaimed))
+    """Delete the message of a task if it certainly was not published; say whether it was deleted."""
+    gone = await connection.execute(sa.delete(outbox).where(outbox.c.task_id == task_id, CERTAINLY_HERE))
     return bool(gone.rowcount)
 
 
 async def delete_published(connection: AsyncConnection, chunks: list[list[Entry]]) -> list[None]:
-    """Forget messages that the broker confirmed; a scheduled task among them is queued from now on."""
+    """Delete messages that the broker confirmed; a scheduled task among them is queued from now on."""
     entries = [entry for chunk in chunks for entry in chunk]
-    await connection.execute(sa.delete(outbox).where(outbox.c.id.in_([entry.id for entry in entries])))
     scheduled = [entry.task_id for entry in entries if entry.task_id is not None and entry.due_at]
     if scheduled:
+        # Tasks before messages, in the order of a cancel, so that the two never wait for each other.
+        mine = sa.select(tasks.c.id).where(tasks.c.id.in_(scheduled)).order_by(tasks.c.id)
+        await connection.execute(mine.with_for_update())
         await connection.execute(
             sa.update(tasks)
             .where(tasks.c.id.in_(scheduled), tasks.c.state == State.SCHEDULED)
             .values(state=State.QUEUED, updated_at=now_ms())
         )
+    await connection.execute(sa.delete(outbox).where(outbox.c.id.in_([entry.id for entry in entries])))
     return [None] * len(chunks)
 
 
-async def release(connection: AsyncConnection, chunks: list[list[Entry]]) -> list[None]:
-    """Give claimed messages back at once."""
-    entries = [entry for chunk in chunks for entry in chunk]
-    await connection.execute(
-        sa.update(outbox).where(outbox.c.id.in_([entry.id for entry in entries])).values(claimed_until=0)
-    )
-    return [None] * len(chunks)
+async def release(connection: AsyncConnection, items: list[Released]) -> list[None]:
+    """Give up claims on messages that were not confirmed. A claim that is another process's by now stays."""
+    for item in items:
+        by_refusals: dict[int, list[str]] = {}
+        for entry in item.entries:
+            by_refusals.setdefault(entry.refusals, []).append(entry.id)
+        for refusals, ids in by_refusals.items():
+            values: dict[str, Any] = {"claimed_until": 0}
+            if item.fate in (Fate.UNKNOWN, Fate.HANGING):
+                values["maybe_delivered"] = True
+            if item.fate in (Fate.REFUSED, Fate.HANGING):
+                values |= {"refusals": refusals + 1, "retry_at": now_ms() + back_off_ms(refusals)}
+            await connection.execute(
+                sa.update(outbox).where(outbox.c.id.in_(ids), outbox.c.claimed_until <= item.lease_until).values(values)
+            )
+    return [None] * len(items)
 
 
-async def depth(connection: AsyncConnection) -> tuple[int, int | None]:
-    """Return how many messages are due, and since when the oldest is (milliseconds since 1970)."""
-    due = sa.select(sa.func.count(), sa.func.min(outbox.c.due_at)).where(outbox.c.due_at <= now_ms())
-    count, oldest = (await connection.execute(due)).one()
-    return count, oldest
+def back_off_ms(refusals: int) -> int:
+    """Return how long to wait before the next attempt after so many in vain: doubling, with jitter."""
+    return round(min(MAX_BACK_OFF_MS, 1000 << min(refusals, 10)) * random.uniform(0.5, 1))
+
+
+async def waiting(connection: AsyncConnection) -> int:
+    """Return how many messages are in the outbox, without those whose time has not come. O(messages)."""
+    due = sa.select(sa.func.count()).select_from(outbox).where(outbox.c.due_at <= now_ms())
+    count: int = (await connection.execute(due)).scalar_one()
+    return count

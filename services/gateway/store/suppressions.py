@@ -1,6 +1,7 @@
 """Addresses that get no mail, each with the reason and, where there is one, the end of it."""
 
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -16,6 +17,9 @@ from services.gateway.store import ledger
 from services.gateway.store.ledger import Acceptance, Accepted
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.tables import attempts, suppressions, tasks
+
+SETTLED_SECONDS = 30.0
+"""What was written so long ago is committed, or never will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,15 @@ class Suppressions:
         self._database = database
         self._bounce_ms = round(bounce_days * 86_400_000)
         self._empty = False
+        self._added_at = float("-inf")
 
     async def refresh(self) -> None:
         """Look whether there is anything on the list."""
+        began = monotonic()
         async with self._database.read() as connection:
-            self._empty = (await connection.execute(sa.select(suppressions.c.address).limit(1))).first() is None
+            found = (await connection.execute(sa.select(suppressions.c.address).limit(1))).first()
+        # What was added a moment ago may not have been committed when we looked.
+        self._empty = found is None and began - self._added_at > SETTLED_SECONDS
 
     async def among(self, connection: AsyncConnection, addresses: list[str]) -> dict[str, str]:
         """Return which of these canonical addresses get no mail now, and why."""
@@ -132,6 +140,7 @@ class Suppressions:
         where = suppressions.c.expires_at.is_not(None) if keep else None
         await connection.execute(insert.on_conflict_do_update(index_elements=["address"], set_=values, where=where))
         self._empty = False
+        self._added_at = monotonic()
 
     async def remove(self, address: str) -> bool:
         """Let an address have mail again; say whether it was suppressed."""

@@ -79,7 +79,9 @@ attempts = sa.Table(
 outbox = sa.Table(
     "outbox",
     metadata,
-    sa.Column("id", sa.String(36), primary_key=True),
+    # In SQLite this is the row's own number, which only grows while there are rows.
+    sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
+    sa.Column("id", sa.String(36), nullable=False),
     sa.Column("task_id", sa.String(36)),
     sa.Column("exchange", sa.String(255), nullable=False),
     sa.Column("routing_key", sa.String(255), nullable=False),
@@ -87,7 +89,11 @@ outbox = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("due_at", sa.BigInteger, nullable=False),
     sa.Column("claimed_until", sa.BigInteger, nullable=False),
-    sa.Index("outbox_by_due", "due_at"),
+    sa.Column("retry_at", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("refusals", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("maybe_delivered", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("outbox_by_id", "id", unique=True),
+    sa.Index("outbox_by_destination", "exchange", "routing_key", "due_at", "sequence"),
     sa.Index("outbox_by_task", "task_id"),
 )
 
