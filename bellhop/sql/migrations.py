@@ -10,8 +10,8 @@ from bellhop.sql.database import Database
 _ADVISORY_LOCK = 0x62656C6C
 
 
-async def migrate(database_url: str, package: str) -> None:
-    """Upgrade the database to the newest version in `<package>/migrations/versions`; nothing to do is fine.
+async def migrate(database_url: str, package: str, *, to: str = "head") -> None:
+    """Upgrade the database to a version in `<package>/migrations/versions`, the newest; nothing to do is fine.
 
     Raises:
         DatabaseAway: the database does not answer.
@@ -22,7 +22,7 @@ async def migrate(database_url: str, package: str) -> None:
             if database.dialect == "postgresql":
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
             if not await connection.run_sync(_newest, package):
-                await connection.run_sync(_upgrade, package)
+                await connection.run_sync(_upgrade, package, to)
     finally:
         await database.close()
 
@@ -42,7 +42,7 @@ def _version_table(package: str) -> str:
     return "version_" + package.rpartition(".")[2]
 
 
-def _upgrade(connection: Connection, package: str) -> None:
+def _upgrade(connection: Connection, package: str, to: str) -> None:
     # Only here: a service that starts as it was stopped, which is nearly every start, needs neither Alembic's 7 MB nor
     # the time to import it.
     from alembic.config import Config
@@ -54,7 +54,7 @@ def _upgrade(connection: Connection, package: str) -> None:
         script = ScriptDirectory(str(folder))
 
         def to_head(revision: tuple[str, ...], _context: MigrationContext) -> list[StampStep]:
-            return script._upgrade_revs("head", revision)  # type: ignore[return-value, arg-type]
+            return script._upgrade_revs(to, revision)  # type: ignore[return-value, arg-type]
 
         with EnvironmentContext(Config(), script, fn=to_head) as environment:
             environment.configure(connection=connection, version_table=_version_table(package))

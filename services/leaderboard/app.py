@@ -24,6 +24,7 @@ from bellhop.web.limits import Limits
 from bellhop.web.problems import Problem
 from bellhop.web.server import create_app
 from services.leaderboard import metrics, routes
+from services.leaderboard.announcer import IDLE_SECONDS, Announcer
 from services.leaderboard.boards import to_micros
 from services.leaderboard.process import give_memory_back, tune_process
 from services.leaderboard.progress import LOOK_SECONDS, Progress
@@ -57,8 +58,9 @@ def build(settings: LeaderboardSettings) -> FastAPI:
         standings = Standings(store, past_seasons=settings.past_seasons)
         pullers: list[BatchPuller] = []
         progress = Progress(lambda: _waiting(pullers))
+        announcer = Announcer(publisher)
         for queue, handler in TABLE.items():
-            handle = partial(handler, standings=standings, progress=progress, publisher=publisher)
+            handle = partial(handler, standings=standings, progress=progress, announcer=announcer)
             pullers.append(
                 BatchPuller(
                     consuming,
@@ -87,6 +89,7 @@ def build(settings: LeaderboardSettings) -> FastAPI:
             background.every("refreshing the rankings", settings.refresh_seconds, standings.refresh)
             background.every("pruning the inbox", PRUNE_SECONDS, partial(_prune, store, settings), limit=PRUNE_SECONDS)
             background.every("watching the progress", LOOK_SECONDS, partial(_watch, progress))
+            background.every("announcing changes", IDLE_SECONDS, announcer.announce, wake=announcer.some)
 
         background: Background = app.state.background
         app.state.authenticate = authenticator(settings.token_key.get_secret_value())

@@ -79,6 +79,23 @@ def split_by_season(at: Times, season: Season) -> dict[str, NDArray[np.intp]]:
     return {name: np.flatnonzero(season_number == number) for name, number in numbers.items()}
 
 
+Result = tuple[float, int]
+"""Key and time: what one player has."""
+
+
+def joined(operator: Operator, held: Result | None, new: Result) -> Result:
+    """Join one further score of a player with what is `held`: `collapse` and `join` for a single one."""
+    if held is None:
+        return new
+    match operator:
+        case Operator.BEST:
+            return min(held, new)
+        case Operator.LAST:
+            return new if new[1] >= held[1] else held
+        case Operator.SUM:
+            return held[0] + new[0], max(held[1], new[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Results:
     """At most one result for each player: who (`slots`), how good (`keys`), when (`at`)."""

@@ -15,6 +15,7 @@ from services.leaderboard.boards import Flags, Slots, Times
 
 _SMALLEST = 64
 _LENGTH = 16  # bytes that a name is expected to have
+_MAPPED = 65_536  # bytes from which a mapping of its own pays; the system allows some 65,000 mappings a process
 _HUGE = 4_000_000  # bytes from which huge pages pay
 _PART = 8192  # names looked up at once: few enough for the processor's cache
 
@@ -39,7 +40,7 @@ class Names:
 
     def raw(self, slot: int) -> bytes:
         """Return the name in UTF-8."""
-        return self._text[self._ends[slot] : self._ends[slot + 1]]
+        return bytes(self._text[self._ends[slot] : self._ends[slot + 1]])
 
     def find(self, name: str) -> int:
         """Return the slot of `name`, or -1."""
@@ -127,7 +128,9 @@ class Names:
         return table
 
 
-def _text(size: int) -> mmap.mmap:
+def _text(size: int) -> "mmap.mmap | bytearray":
+    if size < _MAPPED:
+        return bytearray(size)
     # A slice of it is bytes, which are made and compared faster than slices of a bytearray; the system can be asked for
     # huge pages; and what holds no name yet takes no memory.
     text = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

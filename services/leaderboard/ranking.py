@@ -84,7 +84,11 @@ class Ranking:
 
     def percentile(self, rank: int) -> float:
         """Return the share of players, in per cent, who stand no better than `rank`; the first have 100."""
-        return round(100 * (len(self) - rank + 1) / len(self), 4)
+        return percentile(len(self), rank)
+
+    def top(self, count: int) -> list[str]:
+        """Return the names of the first `count` players."""
+        return [self.names[slot] for slot in self.players[:count].tolist()]
 
     def known(self, slots: Slots) -> Flags:
         """Say for each slot whether it has a result."""
@@ -186,6 +190,11 @@ class Ranking:
             return not same or self.names.raw(other) > self.names.raw(slot)
 
         return bisect.bisect_left(range(len(staying)), True, low, key=behind)
+
+
+def percentile(players: int, rank: int) -> float:
+    """Return the share of `players`, in per cent, who stand no better than `rank`."""
+    return round(100 * (players - rank + 1) / players, 4)
 
 
 def _view(numbers: Slots) -> "memoryview[int]":

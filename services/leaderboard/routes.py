@@ -31,8 +31,8 @@ from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.leaderboard.boards import SEASON_FORMS, current_season, from_micros
 from services.leaderboard.progress import Freshness, Progress
-from services.leaderboard.ranking import Entry, Ranking
-from services.leaderboard.standings import BoardInUse, Standings, UnknownBoard
+from services.leaderboard.ranking import Entry
+from services.leaderboard.standings import AnyRanking, BoardInUse, Standings, UnknownBoard
 
 log = get_logger(__name__)
 
@@ -139,7 +139,7 @@ async def list_boards(
     """Return the boards in the order of their names."""
     service = _service(request)
     settings = service.standings.boards
-    names = sorted(name for name in settings if name > after)
+    names = service.standings.page(after, limit + 1)
     boards = [
         {
             "board": name,
@@ -271,7 +271,7 @@ def _service(request: Request) -> Leaderboard:
     return service
 
 
-async def _ranking(service: Leaderboard, board: str, season: str | None) -> tuple[Ranking, str]:
+async def _ranking(service: Leaderboard, board: str, season: str | None) -> tuple[AnyRanking, str]:
     """Return a ranking and the name of its season."""
     settings = service.standings.boards.get(board)
     if settings is None:
@@ -315,13 +315,13 @@ def _away(error: DatabaseAway) -> Problem:
 
 
 def _entries(
-    service: Leaderboard, board: str, season: str, ranking: Ranking, entries: Iterable[Entry], **more: Any
+    service: Leaderboard, board: str, season: str, ranking: AnyRanking, entries: Iterable[Entry], **more: Any
 ) -> Response:
     head = {"board": board, "season": season or None, "players": len(ranking)}
     return _json(head | {"entries": [_line(ranking, entry) for entry in entries]} | more | _age(service))
 
 
-def _line(ranking: Ranking, entry: Entry) -> dict[str, Any]:
+def _line(ranking: AnyRanking, entry: Entry) -> dict[str, Any]:
     return {
         "position": entry.position,
         "rank": entry.rank,

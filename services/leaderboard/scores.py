@@ -18,12 +18,17 @@ from pydantic import ValidationError
 from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.scores import EXACT, ScoreBatch
-from services.leaderboard.boards import Flags, Floats, Times, to_micros
+from services.leaderboard.boards import DAY, Flags, Floats, Times, to_micros
 
 # The patterns of `PathName` in bellhop/contracts/scores.py and `Id` in bellhop/contracts/base.py.
 _NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\n)+").fullmatch
 _ID = re.compile("[^\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]{1,255}").fullmatch
 _MAX_SCORES = 1000
+
+MAX_WORK = 200_000
+"""What one transaction applies at most, in scores on one board: some second of work."""
+WORK_PER_RANKING = 15
+"""What a ranking costs beside the scores themselves, in scores."""
 
 _fields = itemgetter("board", "player", "score", "at")
 _NUMBERS = {int, float}
@@ -86,7 +91,34 @@ def read(deliveries: list[Delivery]) -> Scores:
         Reject: one of them breaks its contract; the text says which rule.
     """
     micros = _Micros()
-    parts = [_read_one(delivery, micros) for delivery in deliveries]
+    return _together(deliveries, [_read_one(delivery, micros) for delivery in deliveries])
+
+
+def read_in_parts(deliveries: list[Delivery]) -> list[Scores]:
+    """Do the same in parts, in sequence, each of about `MAX_WORK`; a delivery is never split.
+
+    Raises:
+        Reject: as `read` does.
+    """
+    micros = _Micros()
+    columns = [_read_one(delivery, micros) for delivery in deliveries]
+    parts, begin, work = [], 0, 0
+    for index, one in enumerate(columns):
+        cost = _work(one)
+        if work and work + cost > MAX_WORK:
+            parts.append(_together(deliveries[begin:index], columns[begin:index]))
+            begin, work = index, 0
+        work += cost
+    return [*parts, _together(deliveries[begin:], columns[begin:])]
+
+
+def _work(columns: _Columns) -> int:
+    """Return what applying the scores of one message costs at most, in scores."""
+    boards, days = len(set(columns[0])), len({at // DAY for at in columns[3]})
+    return len(columns[0]) + WORK_PER_RANKING * min(len(columns[0]), boards * days)
+
+
+def _together(deliveries: list[Delivery], parts: list[_Columns]) -> Scores:
     return Scores(
         [(delivery.envelope.source, delivery.envelope.id) for delivery in deliveries],
         np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),

@@ -5,37 +5,52 @@
     configure, erase                                                  (any replica)
 
 Memory is a cache that is never ahead of the database: snapshots are swapped in after the commit. Each transaction
-first compares versions and catches up with what others wrote, so it does not matter which replica applies.
+first compares the database's version with the one in memory and catches up with what others wrote, so it does not
+matter which replica applies. All costs grow with what changed, not with how many boards there are.
 """
 
 import asyncio
 from array import array
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import now
-from bellhop.contracts.scores import BoardSettings
+from bellhop.contracts.scores import BoardSettings, Order, Season
 from bellhop.sql.database import DatabaseAway
 from services.leaderboard.boards import (
+    Result,
     Results,
     collapse,
     current_season,
     current_seasons,
     join,
+    joined,
     split_by_season,
     to_keys,
     to_micros,
 )
 from services.leaderboard.ranking import Ranking
 from services.leaderboard.scores import Scores
-from services.leaderboard.store import Head, Row, Store
+from services.leaderboard.small import SMALL, SmallRanking, shrunk
+from services.leaderboard.store import Head, Reached, ResultRow, Row, Store
 
 Key = tuple[str, str]
 """Board and season."""
+
+AnyRanking = Ranking | SmallRanking
+
+DEFAULTS = BoardSettings()
+"""Of a board that begins with a score."""
+
+PLAYERS_AT_ONCE = 20_000
+"""Small rankings are read from the database together, up to about so many players in one statement."""
 
 
 class UnknownBoard(Exception):
@@ -51,8 +66,7 @@ class Live:
     """A ranking in memory, and the state of the store that it shows."""
 
     head: Head
-    settings: BoardSettings
-    ranking: Ranking
+    ranking: AnyRanking
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +75,19 @@ class Change:
 
     board: str
     season: str
-    before: Ranking
-    after: Ranking
+    before: AnyRanking
+    after: AnyRanking
     changed: int
     """How many players have another result than before."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Update:
-    live: Live
-    results: Results
+    before: AnyRanking
     head: Head
     rows: list[Row]
+    make: Callable[[], AnyRanking]
+    """Returns the next snapshot."""
 
 
 class Standings:
@@ -83,7 +98,11 @@ class Standings:
         self._store = store
         self._past_seasons = past_seasons
         self._boards: dict[str, BoardSettings] = {}
-        self._live: OrderedDict[Key, Live] = OrderedDict()
+        self._names: list[str] = []  # of all boards, sorted
+        self._current: dict[str, Live] = {}  # by board
+        self._past: OrderedDict[Key, Live] = OrderedDict()
+        self._seen = Reached(-1, 0)  # what memory shows
+        self._seasons: set[str] = set()  # those that were current when `_seen` was reached
         self._turn = asyncio.Lock()  # one change at a time; readers never take it
         self._reading_past = asyncio.Lock()
         self.loaded = False
@@ -97,18 +116,23 @@ class Standings:
         """The settings of all boards."""
         return self._boards
 
-    def current(self, board: str) -> Ranking:
+    def page(self, after: str, limit: int) -> list[str]:
+        """Return the names of up to `limit` boards behind `after`, in order."""
+        begin = bisect_right(self._names, after)
+        return self._names[begin : begin + limit]
+
+    def current(self, board: str) -> AnyRanking:
         """Return the ranking of the season of now.
 
         Raises:
             UnknownBoard: there is no such board.
         """
         settings = self._settings(board)
-        live = self._live.get((board, current_season(settings)))
+        live = self._find(board, current_season(settings))
         # Everything current is in memory: what is not there has not begun.
-        return live.ranking if live is not None else Ranking.empty(settings.order)
+        return live.ranking if live is not None else SmallRanking.empty(settings.order)
 
-    async def past(self, board: str, season: str) -> Ranking:
+    async def past(self, board: str, season: str) -> AnyRanking:
         """Return the ranking of any season; the current one as `current` does, others from the database if need be.
 
         Raises:
@@ -119,17 +143,19 @@ class Standings:
         if season == current_season(settings):
             return self.current(board)
         async with self._reading_past:  # or a hundred curious readers would read the same ranking a hundred times
-            live = self._live.get((board, season))
+            live = self._find(board, season)
             if live is None:
-                async with self._store.reading() as connection:
-                    head = await self._store.head(connection, board, season)
-                    if head is None:
-                        return Ranking.empty(settings.order)
-                    live = await self._read(connection, head, settings)
-                # A late score may have brought it in meanwhile. If ours is the older, versions tell the next change.
-                live = self._live.setdefault((board, season), live)
-            self._live.move_to_end((board, season))
-            self._let_go()
+                async with self._turn:  # or the next change would not know of it
+                    async with self._store.reading() as connection:
+                        await self._catch_up(connection)
+                        heads = await self._store.heads(connection, [(board, season)])
+                        fresh = await self._read(connection, heads)
+                    self._swap_in(fresh)
+                if not fresh:
+                    return SmallRanking.empty(settings.order)
+                live = fresh[0]
+            if (board, season) in self._past:
+                self._past.move_to_end((board, season))
         return live.ranking
 
     def _settings(self, board: str) -> BoardSettings:
@@ -137,6 +163,12 @@ class Standings:
             return self._boards[board]
         except KeyError:
             raise UnknownBoard(board) from None
+
+    def _find(self, board: str, season: str) -> Live | None:
+        live = self._current.get(board)
+        if live is not None and live.head.season == season:
+            return live
+        return self._past.get((board, season))
 
     # Changing.
 
@@ -149,15 +181,11 @@ class Standings:
         async with self._turn:
             try:
                 async with self._store.reading() as connection:
-                    boards = await self._store.boards(connection)
-                    in_memory = [live.head.id for live in self._live.values()]
-                    heads = await self._store.heads_in(connection, current_seasons(), in_memory)
-                    fresh = [await self._caught_up(connection, head, boards[head.board]) for head in heads.values()]
+                    await self._catch_up(connection)
             except DatabaseAway as error:
                 self.trouble = str(error)
                 raise
             self.trouble = None
-            self._swap_in(boards, fresh)
             self.loaded = True
 
     async def apply(self, scores: Scores) -> list[Change]:
@@ -168,21 +196,22 @@ class Standings:
         """
         async with self._turn:
             async with self._store.writing() as connection:
+                await self._catch_up(connection)
                 scores = await self._unapplied(connection, scores)
-                names = dict.fromkeys(scores.boards)
-                boards = await self._store.boards(connection, names)
-                updates = await self._work_out(connection, scores, boards)
-                saving = asyncio.create_task(self._save(connection, updates))
+                new_boards = {board: DEFAULTS for board in dict.fromkeys(scores.boards) if board not in self._boards}
+                reached, updates = await self._work_out(connection, scores, new_boards)
+                saving = asyncio.create_task(self._save(connection, reached, new_boards, updates))
                 # The new order is made while the database writes: both work outside of the interpreter's lock.
                 try:
                     fresh = await asyncio.to_thread(lambda: [_next(update) for update in updates])
                 finally:
                     await saving
-            self._swap_in(boards, fresh)
+            self._know(new_boards)
+            self._swap_in(fresh)
+            self._seen = reached
         return [
-            Change(live.head.board, live.head.season, update.live.ranking, live.ranking, len(update.rows))
+            Change(live.head.board, live.head.season, update.before, live.ranking, len(update.rows))
             for update, live in zip(updates, fresh, strict=True)
-            if update.rows
         ]
 
     async def configure(self, board: str, settings: BoardSettings) -> bool:
@@ -193,13 +222,17 @@ class Standings:
         """
         async with self._turn:
             async with self._store.writing() as connection:
-                known = (await self._store.boards(connection, [board])).get(board)
-                if known != settings:
-                    heads = await self._store.heads_of(connection, [board])
-                    if any(head.players for head in heads.values()):
-                        raise BoardInUse(board)
-                    await self._store.save_board(connection, board, settings)
-            self._swap_in({board: settings}, [])
+                await self._catch_up(connection)
+                known = self._boards.get(board)
+                if known == settings:
+                    return False
+                if any(head.players for head in await self._store.heads_of(connection, board)):
+                    raise BoardInUse(board)
+                reached = replace(self._seen, version=self._seen.version + 1)
+                await self._store.save_boards(connection, {board: settings}, reached.version)
+                await self._store.save_progress(connection, reached)
+            self._know({board: settings})
+            self._seen = reached
         return known is None
 
     async def erase(self, board: str, player: str) -> int:
@@ -208,25 +241,22 @@ class Standings:
         Raises:
             UnknownBoard: there is no such board.
         """
-        self._settings(board)
         async with self._turn:
-            fresh = []
             async with self._store.writing() as connection:
-                boards = await self._store.boards(connection, [board])
-                erased = 0
-                for key, head in (await self._store.heads_of(connection, [board])).items():
-                    live = await self._caught_up(connection, head, boards[board]) if key in self._live else None
-                    if not await self._store.erase(connection, head.id, player):
-                        continue
-                    erased += 1
-                    after = replace(
-                        head, players=head.players - 1, version=head.version + 1, erasures=head.erasures + 1
-                    )
-                    await self._store.save_head(connection, after)
-                    if live is not None:
-                        fresh.append(replace(live, head=after, ranking=live.ranking.without(player)))
-            self._swap_in(boards, fresh)
-        return erased
+                await self._catch_up(connection)
+                self._settings(board)
+                heads = {head.id: head for head in await self._store.heads_of(connection, board)}
+                erased = await self._store.erase(connection, list(heads), player)
+                if not erased:
+                    return 0
+                reached = replace(self._seen, version=self._seen.version + 1)
+                after = [_without_one(heads[id], reached.version) for id in erased]
+                await self._store.save_heads(connection, after)
+                await self._store.save_progress(connection, reached)
+            known = [(head, self._find(board, head.season)) for head in after]
+            self._swap_in([Live(head, live.ranking.without(player)) for head, live in known if live is not None])
+            self._seen = reached
+        return len(erased)
 
     async def _unapplied(self, connection: AsyncConnection, scores: Scores) -> Scores:
         """Claim the messages and the scores that carry an id, and return the scores that count."""
@@ -245,69 +275,181 @@ class Standings:
         return scores.only(counts)
 
     async def _work_out(
-        self, connection: AsyncConnection, scores: Scores, boards: dict[str, BoardSettings]
-    ) -> list[_Update]:
-        """Return what `scores` change. Boards and seasons that are named for the first time are made."""
-        parts: list[tuple[Live, NDArray[np.intp]]] = []
-        heads = await self._store.heads_of(connection, dict.fromkeys(scores.boards))
-        for board, indices in _by_board(scores.boards):
-            if board not in boards:
-                boards[board] = BoardSettings()
-                await self._store.save_board(connection, board, boards[board])
-            for season, chosen in split_by_season(scores.at[indices], boards[board].season).items():
-                head = heads.get((board, season)) or await self._store.new_head(connection, board, season)
-                parts.append((await self._caught_up(connection, head, boards[board]), indices[chosen]))
-        return await asyncio.to_thread(lambda: [_update(live, scores, indices) for live, indices in parts])
+        self, connection: AsyncConnection, scores: Scores, new_boards: dict[str, BoardSettings]
+    ) -> tuple[Reached, list[_Update]]:
+        """Return what `scores` change, and how far the database will be then. Seasons that are new are begun."""
+        parts = {
+            (board, season): indices[chosen]
+            for board, indices in _by_board(scores.boards)
+            for season, chosen in split_by_season(
+                scores.at[indices], (new_boards.get(board) or self._boards[board]).season
+            ).items()
+        }
+        lives = {key: live for key in parts if (live := self._find(*key)) is not None}
+        unknown = [key for key in parts if key not in lives]
+        heads = await self._store.heads(connection, [key for key in unknown if key[0] not in new_boards])
+        lives |= {(live.head.board, live.head.season): live for live in await self._read(connection, heads)}
+        reached = replace(self._seen, version=self._seen.version + 1)
+        for board, season in unknown:
+            if (board, season) not in lives:
+                reached = replace(reached, last_ranking=reached.last_ranking + 1)
+                head = Head(reached.last_ranking, board, season, players=0, version=0, erasures=0)
+                order = (new_boards.get(board) or self._boards[board]).order
+                lives[board, season] = Live(head, SmallRanking.empty(order))
+        settings = {board: new_boards.get(board) or self._boards[board] for board, _ in parts}
+        updates = await asyncio.to_thread(_updates, lives, settings, scores, parts, reached.version)
+        return (reached if updates else self._seen), updates
 
-    async def _save(self, connection: AsyncConnection, updates: list[_Update]) -> None:
-        rows = [row for update in updates for row in update.rows]
-        if rows:
-            await self._store.save_results(connection, rows)
-        for update in updates:
-            if update.rows:
-                await self._store.save_head(connection, update.head)
+    async def _save(
+        self,
+        connection: AsyncConnection,
+        reached: Reached,
+        new_boards: dict[str, BoardSettings],
+        updates: list[_Update],
+    ) -> None:
+        if not updates:
+            return
+        await self._store.save_boards(connection, new_boards, reached.version)
+        await self._store.save_heads(connection, [update.head for update in updates])
+        await self._store.save_results(connection, [row for update in updates for row in update.rows])
+        await self._store.save_progress(connection, reached)
 
-    async def _caught_up(self, connection: AsyncConnection, head: Head, settings: BoardSettings) -> Live:
-        """Return the ranking as `connection` sees it: from memory, with what others wrote since, or read anew."""
-        live = self._live.get((head.board, head.season))
-        if live is None or live.settings != settings or live.head.erasures != head.erasures:
-            return await self._read(connection, head, settings)
-        if live.head.version == head.version:
-            return live
-        return await self._read(connection, head, settings, live)
+    # Catching up.
 
-    async def _read(
-        self, connection: AsyncConnection, head: Head, settings: BoardSettings, known: Live | None = None
+    async def _catch_up(self, connection: AsyncConnection) -> None:
+        """Bring memory to what `connection` sees. Only what others committed is read: usually nothing."""
+        reached = await self._store.progress(connection)
+        seasons = set(current_seasons())
+        heads: dict[int, Head] = {}
+        if seasons != self._seasons:  # the first time, and once a day
+            heads = {head.id: head for head in await self._store.heads_in(connection, seasons - self._seasons)}
+        if reached == self._seen and not heads:
+            self._seasons = seasons
+            return
+        boards = await self._store.boards(connection, self._seen.version)
+        if self._seen.version >= 0:
+            heads |= {head.id: head for head in await self._store.heads_since(connection, self._seen.version)}
+        self._know(boards)
+        wanted = [head for head in heads.values() if self._is_wanted(head)]
+        self._swap_in(await self._read(connection, wanted))
+        self._seen, self._seasons = reached, seasons
+
+    def _is_wanted(self, head: Head) -> bool:
+        """Say whether the ranking belongs in memory and is not there as it is in the database."""
+        settings = self._boards.get(head.board)
+        if settings is None:
+            return False
+        live = self._find(head.board, head.season)
+        if live is None:
+            return head.season == current_season(settings)
+        return live.head.version != head.version
+
+    async def _read(self, connection: AsyncConnection, heads: Iterable[Head]) -> list[Live]:
+        """Read rankings: of those in memory what is new, others whole."""
+        fresh, groups = [], _Groups()
+        for head in heads:
+            live = self._find(head.board, head.season)
+            if live is not None and live.head.erasures != head.erasures:
+                live = None
+            order = self._boards[head.board].order
+            # What is in memory shows everything up to `_seen`.
+            since = self._seen.version if live is not None else -1
+            if head.players > SMALL:
+                fresh.append(await self._read_large(connection, head, live, order, since))
+            else:
+                groups.add(head, live, since)
+        for since, group in groups:
+            rows = await self._store.results_of(connection, [head.id for head, _ in group], since)
+            fresh += await asyncio.to_thread(self._read_small, group, rows)
+        return fresh
+
+    def _read_small(self, group: list[tuple[Head, Live | None]], rows: list[ResultRow]) -> list[Live]:
+        lines: dict[int, list[ResultRow]] = {}
+        for row in rows:
+            lines.setdefault(row[0], []).append(row)
+        fresh = []
+        for head, live in group:
+            order = self._boards[head.board].order
+            sign = 1.0 if order is Order.ASCENDING else -1.0
+            new = {player: (sign * score + 0.0, at) for _, player, score, at in lines.get(head.id, ())}
+            ranking = live.ranking if live is not None else SmallRanking.empty(order)
+            fresh.append(Live(head, _with_few(ranking, new)))
+        return fresh
+
+    async def _read_large(
+        self, connection: AsyncConnection, head: Head, live: Live | None, order: Order, since: int
     ) -> Live:
-        """Read a ranking, or of one that is `known` only what is new."""
-        ranking = known.ranking if known is not None else Ranking.empty(settings.order, head.players)
-        slots_of = ranking.names.add if known is not None else ranking.names.add_new
+        ranking = Ranking.empty(order, head.players) if live is None else _large(live.ranking)
+        # The names of a ranking that is not in memory yet are all new.
+        slots_of = ranking.names.add if live is not None else ranking.names.add_new
         # Long arrays that grow, instead of many small ones: those would leave the heap in pieces.
         slots, scores, at = array("i"), array("d"), array("q")
-        async for page in self._store.results(connection, head.id, known.head.version if known is not None else 0):
+        async for page in self._store.results(connection, head.id, since):
             slots.frombytes(slots_of(page.players).tobytes())
             scores.extend(page.scores)
             at.extend(page.at)
         if slots:
-            keys = to_keys(np.frombuffer(scores), settings.order)
+            keys = to_keys(np.frombuffer(scores), order)
             results = Results(np.frombuffer(slots, np.int32), keys, np.frombuffer(at, np.int64), np.arange(len(slots)))
             ranking = await asyncio.to_thread(ranking.with_results, results)
-        return Live(head, settings, ranking)
+        return Live(head, ranking)
 
-    def _swap_in(self, boards: dict[str, BoardSettings], fresh: list[Live]) -> None:
-        """Show what was committed."""
+    def _know(self, boards: dict[str, BoardSettings]) -> None:
+        """Show the settings of `boards`."""
+        new = [board for board in boards if board not in self._boards]
         self._boards.update(boards)
-        for live in fresh:
-            self._live[live.head.board, live.head.season] = live
-            self._live.move_to_end((live.head.board, live.head.season))
-        self._let_go()
+        if new:
+            self._names = sorted(self._names + new)  # a copy: a reader may hold the other one
+        for board, settings in boards.items():
+            live = self._current.get(board)
+            if live is not None and live.ranking.order is not settings.order:  # it has no players, or could not change
+                self._current[board] = Live(live.head, SmallRanking.empty(settings.order))
+        for key in [key for key in self._past if key[0] in boards]:
+            del self._past[key]
 
-    def _let_go(self) -> None:
-        """Drop the past seasons that were not used for longest."""
-        current = set(current_seasons())
-        past = [key for key in self._live if key[1] not in current]
-        for key in past[: max(0, len(past) - self._past_seasons)]:
-            del self._live[key]
+    def _swap_in(self, fresh: Iterable[Live]) -> None:
+        """Show what was committed."""
+        seasons: dict[Season, str] = {}
+        for live in fresh:
+            head = live.head
+            settings = self._boards[head.board]
+            season = seasons.get(settings.season)
+            if season is None:
+                season = seasons[settings.season] = current_season(settings)
+            if head.season != season:
+                self._past[head.board, head.season] = live
+                self._past.move_to_end((head.board, head.season))
+                continue
+            before = self._current.get(head.board)
+            self._current[head.board] = live
+            self._past.pop((head.board, head.season), None)
+            if before is not None and before.head.season != season:
+                self._past[head.board, before.head.season] = before
+        while len(self._past) > self._past_seasons:
+            self._past.popitem(last=False)
+
+
+class _Groups:
+    """Small rankings, put together for few statements: those that are read from the same version on."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, list[list[tuple[Head, Live | None]]]] = {}
+        self._players: dict[int, int] = {}
+
+    def add(self, head: Head, live: Live | None, since: int) -> None:
+        groups = self._groups.setdefault(since, [[]])
+        self._players[since] = self._players.get(since, 0) + head.players + 10
+        if self._players[since] > PLAYERS_AT_ONCE:
+            groups.append([])
+            self._players[since] = head.players
+        groups[-1].append((head, live))
+
+    def __iter__(self) -> Iterator[tuple[int, list[tuple[Head, Live | None]]]]:
+        return ((since, group) for since, groups in self._groups.items() for group in groups if group)
+
+
+def _without_one(head: Head, version: int) -> Head:
+    return replace(head, players=head.players - 1, version=version, erasures=head.erasures + 1)
 
 
 def _take(keys: set[tuple[str, str]], key: tuple[str, str]) -> bool:
@@ -329,9 +471,35 @@ def _by_board(boards: list[str]) -> list[tuple[str, NDArray[np.intp]]]:
     return list(zip(names, np.split(sequence, edges), strict=True))
 
 
-def _update(live: Live, scores: Scores, indices: NDArray[np.intp]) -> _Update:
-    """Work out what some scores change in their ranking."""
-    ranking, settings, head = live.ranking, live.settings, live.head
+def _updates(
+    lives: dict[Key, Live],
+    settings: dict[str, BoardSettings],
+    scores: Scores,
+    parts: dict[Key, NDArray[np.intp]],
+    version: int,
+) -> list[_Update]:
+    """Work out what `scores` change; `parts` says which of them fall into which ranking."""
+    values: list[float] = []
+    at: list[int] = []
+    updates = []
+    for key, indices in parts.items():
+        live = lives[key]
+        ranking = live.ranking
+        if isinstance(ranking, SmallRanking) and len(ranking) + len(indices) <= SMALL:
+            if not values:  # once for all: a look at one number of an array costs more than the whole ranking
+                values, at = scores.scores.tolist(), scores.at.tolist()
+            few = [(scores.players[index], values[index], at[index]) for index in indices.tolist()]
+            update = _update_small(live.head, ranking, settings[key[0]], few, version)
+        else:
+            update = _update(live.head, _large(ranking), settings[key[0]], scores, indices, version)
+        if update.rows:
+            updates.append(update)
+    return updates
+
+
+def _update(
+    head: Head, ranking: Ranking, settings: BoardSettings, scores: Scores, indices: NDArray[np.intp], version: int
+) -> _Update:
     players = scores.players
     if len(indices) != len(players):
         players = [players[index] for index in indices.tolist()]
@@ -340,18 +508,47 @@ def _update(live: Live, scores: Scores, indices: NDArray[np.intp]) -> _Update:
     collapsed = collapse(settings.operator, slots, keys, scores.at[indices])
     known, held_keys, held_at = ranking.held(collapsed.slots)
     results = join(settings.operator, collapsed, known, held_keys, held_at)
-    if not len(results.slots):
-        return _Update(live, results, head, [])
     newcomers = len(results.slots) - int(ranking.known(results.slots).sum())
-    head = replace(head, players=head.players + newcomers, version=head.version + 1)
     names = [players[index] for index in results.example.tolist()]
     values = to_keys(results.keys, settings.order).tolist()
     at = results.at.tolist()
     in_order = sorted(range(len(names)), key=names.__getitem__)
-    rows = [(head.id, names[index], values[index], at[index], head.version) for index in in_order]
-    return _Update(live, results, head, rows)
+    rows = [(head.id, names[index], values[index], at[index], version) for index in in_order]
+    return _Update(ranking, _counted(head, newcomers, version), rows, partial(ranking.with_results, results))
+
+
+def _update_small(
+    head: Head, ranking: SmallRanking, settings: BoardSettings, scores: list[tuple[str, float, int]], version: int
+) -> _Update:
+    sign = 1.0 if settings.order is Order.ASCENDING else -1.0
+    results: dict[str, Result] = {}
+    newcomers = 0
+    for player, score, at in scores:
+        held = results.get(player) or ranking.result(player)
+        result = joined(settings.operator, held, (sign * score + 0.0, at))
+        if result != held:
+            newcomers += held is None
+            results[player] = result
+    rows = [(head.id, player, sign * key + 0.0, at, version) for player, (key, at) in sorted(results.items())]
+    return _Update(ranking, _counted(head, newcomers, version), rows, partial(ranking.with_results, results))
+
+
+def _counted(head: Head, newcomers: int, version: int) -> Head:
+    return Head(head.id, head.board, head.season, head.players + newcomers, version, head.erasures)
 
 
 def _next(update: _Update) -> Live:
-    live = update.live
-    return Live(update.head, live.settings, live.ranking.with_results(update.results))
+    ranking = update.make()
+    if isinstance(ranking, Ranking) and len(ranking) <= SMALL:
+        ranking = shrunk(ranking)
+    return Live(update.head, ranking)
+
+
+def _large(ranking: AnyRanking) -> Ranking:
+    return ranking if isinstance(ranking, Ranking) else ranking.enlarged()
+
+
+def _with_few(ranking: AnyRanking, new: dict[str, Result]) -> SmallRanking:
+    """Return a ranking of at most `SMALL` players with new results."""
+    small = ranking if isinstance(ranking, SmallRanking) else shrunk(ranking)
+    return small.with_results(new) if new else small

@@ -7,6 +7,7 @@ every writing transaction takes first), so that what a transaction read before i
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.scores import BoardSettings
 from bellhop.sql.database import Database
-from services.leaderboard.tables import applied_messages, applied_scores, boards, rankings, results
+from services.leaderboard.tables import applied_messages, applied_scores, boards, progress, rankings, results
 
 LOCK = 0x6C656164  # any number would do; it names the writers' lock for ever
 PAGE = 2_000  # small enough for the processor cache: larger ones take half as long again
@@ -42,6 +43,30 @@ SAVE_COLUMNS = SAVE.format("SELECT * FROM unnest($1::int[], $2::text[], $3::floa
 # because preparing a statement costs more than running it.
 SAVE_ROWS = {size: SAVE.format("VALUES " + ", ".join(["(?, ?, ?, ?, ?)"] * size)) for size in (2000, 200, 20, 1)}
 
+# Any number of values in one statement: a list of lists as JSON, of which each inner list is a row with the column
+# `value`.
+EACH = {"sqlite": "json_each(?)", "postgresql": "json_array_elements($1::text::json)"}
+SAVE_BOARDS = (
+    'INSERT INTO boards (board, "order", operator, season, version)'
+    " SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, CAST(value ->> 4 AS BIGINT) FROM {each} WHERE true"
+    ' ON CONFLICT (board) DO UPDATE SET "order" = excluded."order", operator = excluded.operator,'
+    " season = excluded.season, version = excluded.version"
+)
+SAVE_HEADS = (
+    "INSERT INTO rankings (id, board, season, players, version, erasures)"
+    " SELECT CAST(value ->> 0 AS INTEGER), value ->> 1, value ->> 2, CAST(value ->> 3 AS INTEGER),"
+    " CAST(value ->> 4 AS BIGINT), CAST(value ->> 5 AS INTEGER) FROM {each} WHERE true"
+    " ON CONFLICT (id) DO UPDATE SET players = excluded.players, version = excluded.version,"
+    " erasures = excluded.erasures"
+)
+FIND_HEADS = (
+    "SELECT id, board, season, players, version, erasures FROM rankings"
+    " WHERE (board, season) IN (SELECT value ->> 0, value ->> 1 FROM {each})"
+)
+FIND_RESULTS = (
+    "SELECT ranking, player, score, at FROM results WHERE ranking IN (SELECT CAST(value ->> 0 AS INTEGER) FROM {each})"
+)
+
 # {table}, {one}, {two}: our own names, never data. One statement for any number of ids, and it says which were new.
 CLAIM = {
     "sqlite": "INSERT INTO {table} ({one}, {two}, applied_at)"
@@ -50,6 +75,18 @@ CLAIM = {
     " SELECT value ->> 0, value ->> 1, $1::bigint FROM json_array_elements($2::text::json) ON CONFLICT DO NOTHING"
     " RETURNING {one}, {two}",
 }
+
+
+ResultRow = tuple[int, str, float, int]
+"""ranking, player, score, at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far the database is; tables.py says what it means."""
+
+    version: int
+    last_ranking: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,53 +140,71 @@ class Store:
                 await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
-    async def boards(self, connection: AsyncConnection, names: Iterable[str] | None = None) -> dict[str, BoardSettings]:
-        """Return the settings of those of the boards `names` (None: of all boards) that there are."""
-        chosen = sa.select(boards)
-        if names is not None:
-            chosen = chosen.where(boards.c.board.in_(list(names)))
-        return {
-            row.board: BoardSettings.model_validate(
-                {"order": row.order, "operator": row.operator, "season": row.season}
-            )
-            for row in await connection.execute(chosen)
-        }
+    async def progress(self, connection: AsyncConnection) -> Reached:
+        """Return how far the database is."""
+        row = (await connection.execute(sa.select(progress.c.version, progress.c.last_ranking))).one()
+        return Reached(row.version, row.last_ranking)
 
-    async def save_board(self, connection: AsyncConnection, board: str, settings: BoardSettings) -> None:
-        """Write the settings of one board, new or not."""
-        values = settings.model_dump(mode="json")
-        insert = self._database.insert(boards).values(board=board, **values)
-        await connection.execute(insert.on_conflict_do_update(index_elements=["board"], set_=values))
+    async def save_progress(self, connection: AsyncConnection, reached: Reached) -> None:
+        """Write how far the database is after this transaction."""
+        values = {"version": reached.version, "last_ranking": reached.last_ranking}
+        await connection.execute(sa.update(progress).values(values))
 
-    async def heads_of(self, connection: AsyncConnection, names: Iterable[str]) -> dict[tuple[str, str], Head]:
-        """Return the heads of all rankings of the boards `names`, by board and season."""
-        return await self._heads(connection, rankings.c.board.in_(list(names)))
+    async def boards(self, connection: AsyncConnection, since: int = -1) -> dict[str, BoardSettings]:
+        """Return the settings of all boards that were set up after version `since`."""
+        chosen = sa.select(boards).where(boards.c.version > since)
+        return {row.board: _settings(row.order, row.operator, row.season) for row in await connection.execute(chosen)}
 
-    async def heads_in(
-        self, connection: AsyncConnection, seasons: Iterable[str], ids: Iterable[int]
-    ) -> dict[tuple[str, str], Head]:
-        """Return the heads of all rankings of certain `seasons`, and of those with certain `ids`."""
-        return await self._heads(connection, rankings.c.season.in_(list(seasons)) | rankings.c.id.in_(list(ids)))
+    async def save_boards(self, connection: AsyncConnection, named: dict[str, BoardSettings], version: int) -> None:
+        """Write the settings of boards, new or not."""
+        rows = [
+            (board, settings.order.value, settings.operator.value, settings.season.value, version)
+            for board, settings in named.items()
+        ]
+        if rows:
+            await self._with_list(connection, SAVE_BOARDS, rows)
 
-    async def head(self, connection: AsyncConnection, board: str, season: str) -> Head | None:
-        """Return the head of one ranking."""
-        wanted = (rankings.c.board == board) & (rankings.c.season == season)
-        return (await self._heads(connection, wanted)).get((board, season))
+    async def heads_since(self, connection: AsyncConnection, since: int) -> list[Head]:
+        """Return the heads of all rankings that changed after version `since`."""
+        return await self._heads(connection, rankings.c.version > since)
 
-    async def _heads(self, connection: AsyncConnection, wanted: Any) -> dict[tuple[str, str], Head]:
-        rows = await connection.execute(sa.select(rankings).where(wanted))
-        return {(row.board, row.season): Head(**row._mapping) for row in rows}
+    async def heads_in(self, connection: AsyncConnection, seasons: Iterable[str]) -> list[Head]:
+        """Return the heads of all rankings of certain `seasons`."""
+        return await self._heads(connection, rankings.c.season.in_(list(seasons)))
 
-    async def new_head(self, connection: AsyncConnection, board: str, season: str) -> Head:
-        """Begin a ranking."""
-        head = {"board": board, "season": season, "players": 0, "version": 0, "erasures": 0}
-        id = await connection.scalar(sa.insert(rankings).values(head).returning(rankings.c.id))
-        return Head(id=id, **head)  # type: ignore[arg-type]
+    async def heads_of(self, connection: AsyncConnection, board: str) -> list[Head]:
+        """Return the heads of all rankings of one board."""
+        return await self._heads(connection, rankings.c.board == board)
 
-    async def save_head(self, connection: AsyncConnection, head: Head) -> None:
-        """Write the counters of a ranking."""
-        counters = {"players": head.players, "version": head.version, "erasures": head.erasures}
-        await connection.execute(sa.update(rankings).where(rankings.c.id == head.id).values(counters))
+    async def heads(self, connection: AsyncConnection, keys: list[tuple[str, str]]) -> list[Head]:
+        """Return the heads of those rankings `keys`, board and season each, that there are."""
+        return [Head(*row) for row in await self._with_list(connection, FIND_HEADS, keys)] if keys else []
+
+    async def _heads(self, connection: AsyncConnection, wanted: Any) -> list[Head]:
+        chosen = sa.select(
+            rankings.c.id,
+            rankings.c.board,
+            rankings.c.season,
+            rankings.c.players,
+            rankings.c.version,
+            rankings.c.erasures,
+        )
+        return [Head(*row) for row in await connection.execute(chosen.where(wanted))]
+
+    async def save_heads(self, connection: AsyncConnection, heads: list[Head]) -> None:
+        """Write rankings, new or not."""
+        rows = [(head.id, head.board, head.season, head.players, head.version, head.erasures) for head in heads]
+        if rows:
+            await self._with_list(connection, SAVE_HEADS, rows)
+
+    async def _with_list(self, connection: AsyncConnection, statement: str, rows: Sequence[tuple[Any, ...]]) -> Any:
+        dialect = self._database.dialect
+        return await connection.exec_driver_sql(statement.format(each=EACH[dialect]), (orjson.dumps(rows).decode(),))
+
+    async def results_of(self, connection: AsyncConnection, ids: list[int], since: int) -> list[ResultRow]:
+        """Return the results of several rankings that came with a version later than `since`, in no order."""
+        after = "" if since < 0 else f" AND version > {since:d}"
+        return list(await self._with_list(connection, FIND_RESULTS + after, [(id,) for id in ids]))
 
     async def results(self, connection: AsyncConnection, ranking: int, since: int = 0) -> AsyncIterator[Page]:
         """Return all results that came with a version later than `since`, page by page."""
@@ -173,10 +228,11 @@ class Store:
                 await connection.exec_driver_sql(statement, values)
                 begin += size
 
-    async def erase(self, connection: AsyncConnection, ranking: int, player: str) -> bool:
-        """Delete the result of a player; say whether there was one."""
-        theirs = (results.c.ranking == ranking) & (results.c.player == player)
-        return (await connection.execute(sa.delete(results).where(theirs))).rowcount > 0
+    async def erase(self, connection: AsyncConnection, ids: list[int], player: str) -> set[int]:
+        """Delete the results of a player in several rankings; return the ids of those that had one."""
+        theirs = results.c.ranking.in_(ids) & (results.c.player == player)
+        deleted = await connection.execute(sa.delete(results).where(theirs).returning(results.c.ranking))
+        return set(deleted.scalars())
 
     async def claim_messages(
         self, connection: AsyncConnection, keys: list[tuple[str, str]], at: int
@@ -216,3 +272,9 @@ class Store:
                 if deleted < PRUNED_AT_ONCE:
                     break
         return forgotten
+
+
+@lru_cache
+def _settings(order: str, operator: str, season: str) -> BoardSettings:
+    """Return the settings with these values: one object for all boards that share them."""
+    return BoardSettings.model_validate({"order": order, "operator": operator, "season": season})

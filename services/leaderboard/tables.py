@@ -14,10 +14,21 @@ boards = sa.Table(
     sa.Column("order", sa.String(16), nullable=False),
     sa.Column("operator", sa.String(16), nullable=False),
     sa.Column("season", sa.String(16), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Index("boards_by_version", "version"),
 )
 
-# `version` grows with every commit that changes results, `erasures` when a player is taken out: by them a replica
-# sees what it lacks, and whether it can catch up or has to read the ranking anew.
+# One row. Every commit that changes something takes the next `version` and writes it to all rows that it changes, so
+# that a replica reads only what is new to it. `last_ranking` is the last id that a ranking got: none comes twice.
+progress = sa.Table(
+    "progress",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("last_ranking", sa.Integer, nullable=False),
+)
+
+# `erasures` grows when a player is taken out: then a replica cannot catch up, and has to read the ranking again.
 rankings = sa.Table(
     "rankings",
     metadata,
@@ -25,9 +36,10 @@ rankings = sa.Table(
     sa.Column("board", sa.String(128), nullable=False),
     sa.Column("season", sa.String(16), nullable=False),
     sa.Column("players", sa.Integer, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("erasures", sa.Integer, nullable=False),
     sa.UniqueConstraint("board", "season"),
+    sa.Index("rankings_by_version", "version"),
 )
 
 # One row for each player of a ranking: his result, and the version of the ranking that brought it.
@@ -38,7 +50,7 @@ results = sa.Table(
     sa.Column("player", sa.String(128), primary_key=True),
     sa.Column("score", sa.Double, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellhop.contracts.scores import Operator, Order
-from services.leaderboard.boards import collapse, join, to_keys
+from services.leaderboard.boards import Result, collapse, join, joined, to_keys
 from services.leaderboard.names import Names
 from services.leaderboard.ranking import Ranking
+from services.leaderboard.small import SmallRanking, shrunk
 
 Score = tuple[str, float, int]
 """Player, score, time."""
@@ -26,7 +27,16 @@ def applied(ranking: Ranking, operator: Operator, scores: list[Score]) -> Rankin
     return ranking.with_results(join(operator, new, *ranking.held(new.slots)))
 
 
-def lines(ranking: Ranking) -> list[tuple[int, int, str, float, int]]:
+def applied_to_few(ranking: SmallRanking, operator: Operator, scores: list[Score]) -> SmallRanking:
+    """The same for a small ranking."""
+    sign = 1 if ranking.order is Order.ASCENDING else -1
+    results: dict[str, Result] = {}
+    for player, score, at in scores:
+        results[player] = joined(operator, results.get(player) or ranking.result(player), (sign * score, at))
+    return ranking.with_results(results)
+
+
+def lines(ranking: Ranking | SmallRanking) -> list[tuple[int, int, str, float, int]]:
     return [(one.position, one.rank, one.player, one.score, one.at) for one in ranking.page(0, len(ranking))]
 
 
@@ -86,6 +96,22 @@ def test_any_sequence_and_split_of_scores_gives_the_ranking_of_the_model(scores,
     ranking = reduce(lambda sofar, batch: applied(sofar, operator, batch), batches, Ranking.empty(order))
     assert lines(ranking) == expected
     assert [ranking.rank(player) for _, _, player, _, _ in expected] == [rank for _, rank, *_ in expected]
+    small = reduce(lambda sofar, batch: applied_to_few(sofar, operator, batch), batches, SmallRanking.empty(order))
+    assert lines(small) == expected
+    assert [small.rank(player) for _, _, player, _, _ in expected] == [rank for _, rank, *_ in expected]
+    assert small.top(3) == ranking.top(3) == [player for _, _, player, _, _ in expected[:3]]
+
+
+@given(scores=SCORES, order=st.sampled_from(Order), player=st.sampled_from(["ann", "bob", "nobody"]))
+def test_a_ranking_is_the_same_small_and_large(scores, order, player):
+    """It grows and shrinks without a change that a reader could see, and erases alike."""
+    small = applied_to_few(SmallRanking.empty(order), Operator.BEST, scores)
+    large = small.enlarged()
+    assert lines(large) == lines(small) == lines(shrunk(large))
+    assert lines(large.without(player)) == lines(small.without(player))
+    for count in range(3):
+        assert small.around(player, count) == large.around(player, count)
+    assert (small.entry(player), small.rank(player)) == (large.entry(player), large.rank(player))
 
 
 @given(scores=SCORES, operator=st.sampled_from([Operator.BEST, Operator.LAST]))
