@@ -9,7 +9,7 @@ They are made once, kept in one volume that nobody else mounts, and handed out b
     grafana/                                     password
 
 Run again, it hands out the same. `docker compose run --rm secrets mailer` makes new ones for `mailer` first; any user
-of RabbitMQ, `admin-key`, `token-key` and `postgres` can be named. docs/operations.md says who must be told then.
+of RabbitMQ, `admin-key`, `token-key`, `link-key` and `postgres` can be named. docs/operations.md says what follows.
 """
 
 import base64
@@ -41,7 +41,8 @@ def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> list[str]
         CannotRun: something that is not a secret of ours was to be renewed.
     """
     kept = root / "kept"
-    _forget(kept, renewed)
+    made.load_or_create(kept)  # before anything is renewed: the link keys begin with the token key of old links
+    _renew(kept, renewed)
     ours = made.load_or_create(kept)
     databases = {role: made.once(kept / "postgres" / role, made.new_password) for role in ("postgres", *WITH_TABLES)}
     for service in SERVICES:
@@ -54,6 +55,7 @@ def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> list[str]
             values["service_key"] = service_key(ours.token_key, service)
         if service == "gateway":
             values["admin_key"] = ours.admin_key
+            values["link_keys"] = ours.link_keys
             values["management_url"] = f"http://gateway:{ours.passwords['gateway']}@rabbitmq:15672"
         for name, value in values.items():
             made.write(root / service / f"bellhop_{name}", value)
@@ -72,10 +74,11 @@ def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> list[str]
     ]
 
 
-def _forget(kept: Path, renewed: list[str]) -> None:
+def _renew(kept: Path, renewed: list[str]) -> None:
     files: dict[str, list[Path]] = {
         "admin-key": [kept / made.ADMIN_KEY],
-        "token-key": [kept / "secrets" / "token-key"],
+        "token-key": [kept / made.TOKEN_KEY],
+        "link-key": [],
         "postgres": [kept / "postgres" / "postgres"],
     }
     for user in (*topology.RIGHTS, "deploy"):
@@ -85,6 +88,8 @@ def _forget(kept: Path, renewed: list[str]) -> None:
             raise CannotRun(f"There is no secret {name!r}: name one of {', '.join(files)}.")
     for file in (file for name in renewed for file in files[name]):
         file.unlink(missing_ok=True)
+    if "link-key" in renewed:
+        made.renew_link_key(kept)
 
 
 def _write_definitions(file: Path, passwords: dict[str, str], live_types: list[str]) -> None:

@@ -2,6 +2,7 @@
 
     .bellhop/admin-key                          the key for people
     .bellhop/secrets/token-key                  signs stream tokens, the same for all services
+    .bellhop/secrets/link-keys                  sign the links in mails: the current key, then earlier ones
     .bellhop/secrets/amqp/<user>                passwords of the private node's users
     .bellhop/secrets/<service>/bellhop_…        what that service reads (`BELLHOP_SECRETS_DIR`), written at each start
 
@@ -20,6 +21,10 @@ from bellhop.cli.errors import CannotRun
 from bellhop.web.auth import new_key
 
 ADMIN_KEY = "admin-key"
+TOKEN_KEY = Path("secrets", "token-key")
+LINK_KEYS = Path("secrets", "link-keys")
+KEPT_LINK_KEYS = 10
+"""Links in mails must work for years, so a key that signed some of them is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +33,28 @@ class Secrets:
 
     admin_key: str = field(repr=False)
     token_key: str = field(repr=False)
+    link_keys: str = field(repr=False)
+    """Commas between them; the first one signs, every one verifies."""
     passwords: dict[str, str] = field(repr=False)
     """Of the users of the private node: one a service, and `deploy`."""
 
 
 def load_or_create(home: Path) -> Secrets:
     """Return the secrets under `home`, making those that are missing."""
+    token_key = once(home / TOKEN_KEY, new_signing_key)
     return Secrets(
         admin_key=once(home / ADMIN_KEY, new_key),
-        token_key=once(home / "secrets" / "token-key", lambda: secrets.token_urlsafe(48)),
+        token_key=token_key,
+        # Before there were link keys, the token key signed the links: those in old mails must go on working.
+        link_keys=once(home / LINK_KEYS, lambda: f"{new_signing_key()},{token_key}"),
         passwords={user: once(home / "secrets" / "amqp" / user, new_password) for user in (*RIGHTS, "deploy")},
     )
+
+
+def renew_link_key(home: Path) -> None:
+    """Sign new links with a new key; links that were mailed before stay valid."""
+    earlier = load_or_create(home).link_keys.split(",")
+    write(home / LINK_KEYS, ",".join([new_signing_key(), *earlier][:KEPT_LINK_KEYS]))
 
 
 def write_service(home: Path, service: str, values: dict[str, str]) -> Path:
@@ -65,6 +81,11 @@ def private_folder(folder: Path) -> None:
     """Make `folder`, and what is missing above it, for us alone."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
+
+
+def new_signing_key() -> str:
+    """Return a key for HMAC signatures."""
+    return secrets.token_urlsafe(48)
 
 
 def new_password() -> str:

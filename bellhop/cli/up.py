@@ -244,6 +244,7 @@ def plan(settings: UpSettings, home: Path, made: Secrets, node: Node) -> list[Pr
             values["token_key"] = made.token_key
         if name == "gateway":
             values["admin_key"] = made.admin_key
+            values["link_keys"] = made.link_keys
             if settings.amqp_url is None:
                 values["management_url"] = node.management_url_of("gateway")
             elif settings.management_url is not None:

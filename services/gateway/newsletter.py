@@ -70,7 +70,7 @@ class Newsletter:
 
 def build(settings: Settings, database: Database, suppressions: Suppressions, intake: Intake) -> Newsletter:
     """Compose the parts."""
-    links = Links(settings.token_key.get_secret_value(), settings.public_url)
+    links = Links(settings.link_key_ring, settings.public_url)
     titles = settings.list_titles
 
     def ask(person: SignUp, lists: list[str]) -> Acceptance:

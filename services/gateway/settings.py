@@ -1,6 +1,6 @@
 """The gateway's settings."""
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from bellhop.settings import TokenSettings
 from bellhop.web.tokens import service_key
@@ -12,6 +12,11 @@ class Settings(TokenSettings):
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
     port: int = Field(8000, ge=0, le=65535, description="port that the HTTP face listens on")
     admin_key: SecretStr = Field(description="the key that opens everything; `make admin-key` prints it")
+    link_keys: SecretStr | None = Field(
+        None,
+        description="sign the links in mails, commas between them: the first one signs, every one verifies; none: the"
+        " token key does, and a new token key voids every link that was mailed before",
+    )
     management_url: SecretStr | None = Field(
         None, description="http://user:password@host:15672 for /v1/system; a user with the tag `monitoring` suffices"
     )
@@ -41,10 +46,22 @@ class Settings(TokenSettings):
     )
     rate_limit: int = Field(0, ge=0, description="requests a second for each key; 0 is no limit")
 
+    @field_validator("link_keys")
+    @classmethod
+    def _long_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and min(map(len, value.get_secret_value().split(","))) < 32:
+            raise ValueError("every key must have 32 characters or more")
+        return value
+
     @property
     def mailer_key(self) -> str:
         """Return what the gateway and the mailer sign for one another with."""
         return service_key(self.token_key.get_secret_value(), "mailer")
+
+    @property
+    def link_key_ring(self) -> list[str]:
+        """Return the keys of links in mails, the current one first."""
+        return (self.link_keys or self.token_key).get_secret_value().split(",")
 
     @property
     def list_titles(self) -> dict[str, str]:

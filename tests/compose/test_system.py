@@ -146,7 +146,7 @@ def test_each_service_sees_its_own_secrets_and_no_other(system: System) -> None:
     """A service that is taken over gives away nothing but what is its own."""
     database = {"bellhop_amqp_url", "bellhop_database_url"}
     expected = {
-        "gateway": database | {"bellhop_token_key", "bellhop_admin_key", "bellhop_management_url"},
+        "gateway": database | {"bellhop_token_key", "bellhop_link_keys", "bellhop_admin_key", "bellhop_management_url"},
         "mailer": database | {"bellhop_service_key"},
         "notifier": {"bellhop_amqp_url", "bellhop_token_key"},
         "leaderboard": database | {"bellhop_token_key"},

@@ -129,7 +129,7 @@ async def test_only_a_post_unsubscribes(gateway: RunningGateway, browser: httpx.
 
 
 def unsubscribe_path(gateway: RunningGateway, email: str) -> str:
-    return Links("k" * 40, gateway.url).unsubscribe(subscriber_id(email), "news").removeprefix(gateway.url)
+    return Links(["k" * 40], gateway.url).unsubscribe(subscriber_id(email), "news").removeprefix(gateway.url)
 
 
 async def test_who_left_comes_back_by_their_own_hand_alone(gateway: RunningGateway, browser: httpx.AsyncClient) -> None:

@@ -59,7 +59,7 @@ def test_a_renewed_service_gets_new_passwords_and_nobody_else(root: Path) -> Non
 def test_an_unknown_name_is_refused(root: Path) -> None:
     """A slip of the finger renews nothing, and the sentence says what there is."""
     before = contents(root)
-    with pytest.raises(CannotRun, match="no secret 'mialer': name one of admin-key, token-key, postgres"):
+    with pytest.raises(CannotRun, match="no secret 'mialer': name one of admin-key, token-key, link-key, postgres"):
         hand_out(root, [], ["mailer", "mialer"])
     assert contents(root) == before
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_a_missing_attribute_names_the_line() -> None:
         words.fill(ADA)
 
 
-LINKS = Links("k" * 40, "https://news.example/sub/")
+LINKS = Links(["k" * 40], "https://news.example/sub/")
 
 
 def token(url: str) -> str:
@@ -99,7 +100,7 @@ def test_a_link_is_for_one_thing_for_a_time_and_ours() -> None:
     person = subscriber_id("ada@example.com")
     good = token(LINKS.unsubscribe(person, "news"))
     expired = token(LINKS.confirm(person, ["news"], seconds=-1))
-    foreign = token(Links("z" * 40, "https://news.example").unsubscribe(person, "news"))
+    foreign = token(Links(["z" * 40], "https://news.example").unsubscribe(person, "news"))
 
     assert LINKS.read(Kind.UNSUBSCRIBE, good) is not None
     assert LINKS.read(Kind.CONFIRM, good) is None
@@ -148,6 +149,16 @@ async def test_a_file_that_cannot_be_read_says_why(data: bytes, sentence: str) -
     """One sentence with the line."""
     with pytest.raises(BadCsv, match=sentence):
         [record async for record in records(chunked(data, 4096))]
+
+
+def test_a_new_key_leaves_old_links_valid() -> None:
+    """Links in mails must work for years: the new key signs, the earlier ones still verify."""
+    person = str(uuid4())
+    old, new = "k" * 40, "n" * 40
+    mailed = token(Links([old], "https://news.example").unsubscribe(person, "news"))
+    renewed = Links([new, old], "https://news.example")
+    assert renewed.read(Kind.UNSUBSCRIBE, mailed) is not None
+    assert Links([old], "https://news.example").read(Kind.UNSUBSCRIBE, token(renewed.unsubscribe(person, "n"))) is None
 
 
 BOUNCES: list[tuple[dict[str, object], bool]] = [

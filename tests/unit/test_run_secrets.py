@@ -47,6 +47,26 @@ def test_an_empty_file_is_made_again(tmp_path: Path) -> None:
     assert len(secrets.load_or_create(tmp_path).token_key) >= 32
 
 
+def test_a_system_without_link_keys_keeps_its_links(tmp_path: Path) -> None:
+    """Its token key signed the links in old mails, and goes on verifying them after it was renewed."""
+    before = secrets.load_or_create(tmp_path)
+    (tmp_path / "secrets" / "link-keys").unlink()
+    secrets.load_or_create(tmp_path)
+    (tmp_path / "secrets" / "token-key").unlink()
+    after = secrets.load_or_create(tmp_path)
+    assert before.token_key in after.link_keys.split(",")
+    assert after.link_keys.split(",")[0] != before.token_key
+
+
+def test_renewing_the_link_key_keeps_the_earlier_ones(tmp_path: Path) -> None:
+    """The new one comes first, because that one signs."""
+    before = secrets.load_or_create(tmp_path).link_keys.split(",")
+    secrets.renew_link_key(tmp_path)
+    after = secrets.load_or_create(tmp_path).link_keys.split(",")
+    assert after[1:] == before
+    assert after[0] not in before
+
+
 def test_the_admin_key_is_a_key(tmp_path: Path) -> None:
     """The gateway can take it apart."""
     assert split_key(secrets.load_or_create(tmp_path).admin_key) is not None

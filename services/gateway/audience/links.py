@@ -8,6 +8,7 @@ import base64
 import binascii
 import hmac
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
@@ -36,10 +37,10 @@ class Claim:
 class Links:
     """Makes links and reads their tokens."""
 
-    def __init__(self, secret: str, public_url: str) -> None:
-        """`secret` is the same on all replicas, for ever: with another one all links in old mails are void."""
-        # A key of its own, so that no token of another kind can be taken for one of these.
-        self._key = hmac.digest(secret.encode(), b"bellhop newsletter links", "sha256")
+    def __init__(self, keys: Sequence[str], public_url: str) -> None:
+        """`keys`: the same on all replicas. The first one signs; a link that any of them signed is valid."""
+        # Derived keys, so that no token of another kind can be taken for one of these.
+        self._keys = [hmac.digest(key.encode(), b"bellhop newsletter links", "sha256") for key in keys]
         self._base = public_url.rstrip("/")
         self.host = urlsplit(public_url).hostname or "localhost"
 
@@ -48,7 +49,7 @@ class Links:
         return f"{self._base}/confirm?token={self._token(Kind.CONFIRM, subscriber_id, lists, time.time() + seconds)}"
 
     def unsubscribe(self, subscriber_id: str, list_: str) -> str:
-        """Return the link that ends a subscription; it is valid for ever."""
+        """Return the link that ends a subscription; it does not expire."""
         return f"{self._base}/unsubscribe?token={self._token(Kind.UNSUBSCRIBE, subscriber_id, [list_], 0)}"
 
     def read(self, kind: Kind, token: str) -> Claim | None:
@@ -60,7 +61,8 @@ class Links:
         except (binascii.Error, ValueError):
             return None
         payload, signature = data[:-_SIGNATURE], data[-_SIGNATURE:]
-        if not hmac.compare_digest(signature, self._sign(payload)) or payload[:1] != kind.value:
+        genuine = any(hmac.compare_digest(signature, _sign(key, payload)) for key in self._keys)
+        if not genuine or payload[:1] != kind.value:
             return None
         expires = int.from_bytes(payload[17:21])
         if expires and expires < time.time():
@@ -70,7 +72,8 @@ class Links:
     def _token(self, kind: Kind, subscriber_id: str, lists: list[str], expires: float) -> str:
         person = bytes.fromhex(subscriber_id.replace("-", ""))
         payload = kind.value + person + int(expires).to_bytes(4) + ",".join(lists).encode()
-        return base64.urlsafe_b64encode(payload + self._sign(payload)).rstrip(b"=").decode()
+        return base64.urlsafe_b64encode(payload + _sign(self._keys[0], payload)).rstrip(b"=").decode()
 
-    def _sign(self, payload: bytes) -> bytes:
-        return hmac.digest(self._key, payload, "sha256")[:_SIGNATURE]
+
+def _sign(key: bytes, payload: bytes) -> bytes:
+    return hmac.digest(key, payload, "sha256")[:_SIGNATURE]
