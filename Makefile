@@ -4,8 +4,8 @@
 
 VENV := .venv/.made
 BIN := .venv/bin
-# The tests wait more than they compute: twice as many workers as two cores. `make test PYTEST='-x tests/unit'` for less.
-PYTEST ?= -n 4 --dist worksteal
+# The tests wait more than they compute, so more workers than cores pay. `make test PYTEST='-x tests/unit'` for less.
+PYTEST ?= -n 4 --dist loadgroup
 COMPOSE ?= tests/compose
 
 help: ## this list
@@ -25,7 +25,7 @@ test: $(VENV) ## all tests but those that break things on purpose
 
 test-faults: $(VENV) ## break everything on purpose, half an hour; the table goes into docs/reliability.md
 	@scripts/apt-install iproute2 iptables strace || true # what is still missing is skipped, and says so
-	BELLHOP_RELIABILITY_PAGE=docs/reliability.md $(BIN)/pytest -m faults tests/faults
+	BELLHOP_RELIABILITY_PAGE=docs/reliability.md $(BIN)/pytest -m faults -n 2 --dist loadgroup tests/faults
 
 compose-test: $(VENV) ## compose.yaml in containers, from a clean copy (needs a Docker Engine)
 	$(BIN)/pytest -m compose -v $(COMPOSE)

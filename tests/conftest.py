@@ -53,6 +53,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+SERVERS = {"broker", "postgresql"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the session's RabbitMQ or PostgreSQL: it is run again where these are of another version."""
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if SERVERS & names or "postgresql" in parameters:
+            item.add_marker("servers")
+
+
 @pytest.fixture(scope="session")
 def session_folder() -> Path:
     """What all workers of this session share."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import report
+from tests.faults import pace, report
 from tests.faults.system import Rig, rig_in
 
 WRITE = "BELLHOP_RELIABILITY_PAGE"
@@ -22,9 +22,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def record(session_folder: Path) -> Any:
+def record(session_folder: Path, request: pytest.FixtureRequest) -> Any:
     """Keep a line of the table: `record(fault, verdict, runs=…, recovery=…)`."""
-    return lambda *args, **more: report.record(session_folder, *args, **more)
+    file, line, _ = request.node.location
+    return lambda *args, **more: report.record(session_folder, (file, line), *args, **more)
+
+
+def pytest_report_header() -> str:
+    """Say how to repeat this run."""
+    return f"faults: {'a sample' if pace.SAMPLE else 'all'}, {pace.KILLS} kills a point, SEED={pace.seed()}"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -33,23 +33,36 @@ class Row:
 
 
 def record(
-    folder: Path, fault: str, verdict: Verdict, *, runs: int = 1, recovery: float | None = None, beside: str = ""
+    folder: Path,
+    test: tuple[str, int | None],
+    fault: str,
+    verdict: Verdict,
+    *,
+    runs: int = 1,
+    recovery: float | None = None,
+    beside: str = "",
 ) -> None:
-    """Keep one line; `recovery` is the longest time from the end of the fault to the first thing that worked again."""
+    """Keep one line.
+
+    `test`: where its test stands, which orders the table. `recovery`: the longest time from the end of the fault to the
+    first thing that worked again.
+    """
     if verdict.second_copies:
         beside = f"{beside}; " * bool(beside) + f"{verdict.second_copies} second copies of mails, all marked uncertain"
     row = Row(
         fault, runs, verdict.things, len(verdict.lost), len(verdict.doubled), len(verdict.unexpected), recovery, beside
     )
     with (folder / "rows.jsonl").open("a") as rows:
-        rows.write(json.dumps(asdict(row)) + "\n")
+        rows.write(json.dumps([test, asdict(row)]) + "\n")
         rows.flush()
         os.fsync(rows.fileno())
 
 
 def rows(folder: Path) -> list[Row]:
+    """Return all lines in the order of the tests, whichever ended first."""
     file = folder / "rows.jsonl"
-    return [Row(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [Row(**row) for _, row in sorted(kept, key=lambda pair: pair[0])]
 
 
 def table(found: list[Row]) -> str:

@@ -6,7 +6,6 @@ the thing happen once. Whatever comes to the point in between goes on.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import pace
 from tests.faults.driver import Driver
 from tests.faults.oracle import Verdict
 from tests.faults.sinks import Sinks
@@ -21,7 +21,6 @@ from tests.faults.system import Rig, System, system
 from tests.support import wait_until
 
 LANES = 4
-KILLS = int(os.environ.get("KILLS", "52"))
 
 Put = Callable[[Driver], Awaitable[bool]]
 
@@ -90,16 +89,18 @@ async def kill_at(system: System, point: str, kills: int) -> tuple[Verdict, floa
 
 
 async def kill_in_lanes(rig: Rig, folder: Path, points: list[str], kills: int, record: Any) -> None:
-    """Spread the kills over lanes that run side by side."""
+    """Spread the kills over lanes that run side by side, each through the points in a random order of its own."""
     found: dict[str, list[tuple[Verdict, float]]] = {point: [] for point in points}
+    share = [(kills + number) // LANES for number in range(LANES)]
 
     async def lane(number: int) -> None:
         async with system(rig, folder / f"lane{number}", services=("gateway", "mailer", "leaderboard")) as whole:
             await Driver(whole).prepare()
             # A reply that takes a moment: so that "between the final dot and 250" is a time and not an instant.
             whole.smtp.delay = 0.1
-            for point in points:
-                found[point].append(await kill_at(whole, point, kills))
+            order = pace.dice(f"lane {number}").sample(points, len(points))
+            for point in order:
+                found[point].append(await kill_at(whole, point, share[number]))
             Sinks(whole).check_mails()
             await wait_until(lambda: _nothing_waits(whole), 20, "all queues are empty")
             assert Sinks(whole).dead_letters() == []
@@ -115,7 +116,7 @@ async def kill_in_lanes(rig: Rig, folder: Path, points: list[str], kills: int, r
             set().union(*(verdict.doubled for verdict in verdicts)),
             sum(verdict.second_copies for verdict in verdicts),
         )
-        record(f"kill -9 of {POINTS[point][2]}", whole, runs=kills * LANES, recovery=max(time for _, time in lanes))
+        record(f"kill -9 of {POINTS[point][2]}", whole, runs=kills, recovery=max(time for _, time in lanes))
         if not whole.clean:
             failures.append(f"{point}: {whole}")
     assert not failures
@@ -131,4 +132,4 @@ async def _nothing_waits(whole: System) -> bool:
 async def test_kill_at_every_point(service: str, rig: Rig, tmp_path: Path, record: Any) -> None:
     """Whatever the moment, what was answered 2xx happens, and happens once (a mail: twice at most, and marked)."""
     points = [point for point, (name, _, _) in POINTS.items() if name == service]
-    await kill_in_lanes(rig, tmp_path, points, KILLS // LANES, record)
+    await kill_in_lanes(rig, tmp_path, points, pace.KILLS, record)

@@ -17,6 +17,8 @@ from bellhop.cli.ports import free_ports
 from tests.services.test_run_up import Run
 from tests.support import wait_until
 
+pytestmark = pytest.mark.xdist_group("demo")  # all tests of this module share one system
+
 SERVICES = ("GATEWAY", "NOTIFIER", "LEADERBOARD", "MAILER")
 Step = Callable[[System], Awaitable[Result]]
 

@@ -16,6 +16,8 @@ from bellhop.cli.ports import free_ports
 from bellhop.cli.up import MARK
 from tests.support import wait_until
 
+pytestmark = pytest.mark.xdist_group("up")  # most tests of this module share one system
+
 PORTS = (
     "GATEWAY",
     "NOTIFIER",
