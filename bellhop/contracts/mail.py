@@ -2,14 +2,22 @@
 
 import base64
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from bellhop.contracts.addresses import Address
-from bellhop.contracts.base import INT32_MAX, Contract, Data, DueTime, Id, Line, Name, TaskId, Text, one_line
+from bellhop.contracts.base import INT32_MAX, Contract, Data, DueTime, Id, Line, Name, TaskId, Text, one_line, storable
 
 MAX_BODY = 512 * 1024
+MAX_HEADER = 998
+MAX_REFERENCES = 4000
+"""Characters of a header, and of `References`, which is folded."""
+MAX_HEADERS = 20
+OWN_HEADERS = 4
+"""How many headers and levels of data the gateway may add to what was asked for: a task holds them, too."""
+OWN_DEPTH = 4
 HEADERS_ALLOWED = ("In-Reply-To", "References", "List-Id", "Auto-Submitted", "Importance", "Precedence")
 
 
@@ -26,16 +34,46 @@ class Lane(StrEnum):
         return f"mail.{self.value}"
 
 
+HeaderValue = Annotated[str, StringConstraints(min_length=1, max_length=65_536), AfterValidator(one_line)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 
 
 def allowed_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Let through only headers that cannot change who gets the mail, what it is, or who signed it."""
+    """Let through only headers that cannot change who gets the mail, what it is, or who signed it.
+
+    `References` grows with every reply, so a long one is shortened and not refused.
+    """
     allowed = {name.lower() for name in HEADERS_ALLOWED}
     for name in headers:
         if name.lower() not in allowed and not name.lower().startswith("x-"):
             raise ValueError(f"{name} is not allowed; allowed are X-… and {', '.join(HEADERS_ALLOWED)}")
-    return headers
+    return {name: _bounded(name, value) for name, value in headers.items()}
+
+
+def _bounded(name: str, value: str) -> str:
+    if name.lower() == "references":
+        return shortened_references(value)
+    if len(value) > MAX_HEADER:
+        raise ValueError(f"{name} has {len(value)} characters, and a header may have {MAX_HEADER}")
+    return value
+
+
+def shortened_references(value: str) -> str:
+    """Return the ids of a thread, if they are too long without some in the middle.
+
+    The first one names the thread and the last ones what is replied to (RFC 5537, 3.4.4 does the same).
+    """
+    if len(value) <= MAX_REFERENCES:
+        return value
+    first, *others = value.split()
+    kept: list[str] = []
+    size = len(first)
+    for each in reversed(others):
+        size += 1 + len(each)
+        if size > MAX_REFERENCES:
+            break
+        kept.append(each)
+    return " ".join([first, *reversed(kept)])
 
 
 MAX_ATTACHMENT = 10 * 1024 * 1024
@@ -102,9 +140,9 @@ class MailContent(Contract):
     template: Name | None = None
     data: Data = Field(default_factory=dict)
     reply_to: Address | None = None
-    headers: Annotated[dict[HeaderName, Line], Field(max_length=20), AfterValidator(allowed_headers)] = Field(
-        default_factory=dict
-    )
+    headers: Annotated[
+        dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS), AfterValidator(allowed_headers)
+    ] = Field(default_factory=dict)
     attachments: Annotated[list[AttachmentRequest], Field(max_length=20)] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -136,6 +174,14 @@ class MailRequest(MailContent):
 
 class MailTask(MailContent):
     """One mail to one recipient, as it lies on a work queue (type `mail.requested`)."""
+
+    # What the gateway adds to a valid request must not make the task invalid: it would fail behind a 202.
+    headers: Annotated[
+        dict[HeaderName, HeaderValue], Field(max_length=MAX_HEADERS + OWN_HEADERS), AfterValidator(allowed_headers)
+    ] = Field(default_factory=dict)
+    data: Annotated[dict[str, JsonValue], AfterValidator(partial(storable, depth=1 - OWN_DEPTH))] = Field(
+        default_factory=dict
+    )
 
     task_id: TaskId
     round: Annotated[int, Field(ge=1, le=INT32_MAX)] = 1

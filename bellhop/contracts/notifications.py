@@ -6,6 +6,14 @@ from pydantic import Field, StringConstraints
 
 from bellhop.contracts.base import Contract, Data, Line, Name, Text
 
+MAX_SHOWN_BYTES = 128 * 1024
+"""The JSON text of what is shown live: of a notification when it is accepted, and of every event when it is shown.
+
+It is far below what a reader's buffer holds, so that no single event makes a reader slow.
+"""
+MAX_TOKEN_BYTES = 7 * 1024
+"""Of a stream token: in a browser it is part of a URL, of which servers take 8 KiB."""
+
 
 class Notification(Contract):
     """`POST /v1/notifications`, event type `notification.raised`: shown to everybody on any of `channels`."""

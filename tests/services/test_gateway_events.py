@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from bellhop.contracts.base import now
+from bellhop.contracts.notifications import MAX_SHOWN_BYTES
 from bellhop.web import tokens
 from tests.services.gateway_support import RunningGateway, envelope_headers, json, mail, running_gateway
 from tests.support import wait_until
@@ -77,6 +78,24 @@ async def test_bad_scores_name_the_place(gateway: RunningGateway) -> None:
     for body in ([], [good] * 1001, "x", 5):
         assert (await gateway.admin.post("/v1/scores", json=body)).status_code == 422
     assert await gateway.vhost.depth("leaderboard.scores") == 0
+
+
+async def test_a_notification_that_could_not_be_shown_is_refused(gateway: RunningGateway) -> None:
+    """At acceptance, whichever way it comes in; the field is named."""
+    large = {"channels": ["news"], "title": "t", "data": {"x": "x" * MAX_SHOWN_BYTES}}
+    event = {"specversion": "1.0", "id": "1", "source": "/s", "type": "notification.raised", "data": large}
+
+    plain = await gateway.admin.post("/v1/notifications", json=large)
+    wrapped = await gateway.admin.post(
+        "/v1/events", content=orjson.dumps(event), headers={"Content-Type": "application/cloudevents+json"}
+    )
+    token = await gateway.admin.post(
+        "/v1/stream-tokens", json={"subject": "ada", "channels": [f"{n}{'x' * 120}" for n in range(100)]}
+    )
+
+    for answer, pointer in ((plain, "#/data"), (wrapped, "#/0/data/data"), (token, "#/channels")):
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["pointer"] == pointer
 
 
 async def test_scores_under_one_idempotency_key_are_one_event(gateway: RunningGateway) -> None:

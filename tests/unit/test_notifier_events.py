@@ -7,7 +7,8 @@ import pytest
 
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.envelope import Envelope
-from services.notifier.events import MAX_BODY, Event, read_event
+from bellhop.contracts.notifications import MAX_SHOWN_BYTES
+from services.notifier.events import Event, read_event
 
 CHANGED = {
     "board": "chess",
@@ -93,13 +94,21 @@ def test_the_type_decides_the_channel(type: str, body: object, subject: str | No
         ("notification.raised", b'{"channels": ["news"]}'),
         ("leaderboard.changed", b"[]"),
         ("order.placed", b"\xff"),
-        ("order.placed", b'"' + b"x" * MAX_BODY + b'"'),
+        ("order.placed", b'"' + b"x" * MAX_SHOWN_BYTES + b'"'),
     ],
 )
 def test_a_broken_body_is_refused(type: str, body: bytes) -> None:
     """With a ValueError that says why, for the log."""
     with pytest.raises(ValueError):
         read(type, body, "someone")
+
+
+def test_an_outcome_is_measured_without_its_document() -> None:
+    """The first outcome of an event's mail carries the whole mail, which nobody is shown."""
+    outcome = {"task_id": "t", "state": "sent", "at": "2026-01-01T00:00:00Z", "owner": "event"}
+    document = {"text": "x" * MAX_SHOWN_BYTES}
+
+    assert read("mail.sent", outcome | {"document": document}).channels == ("tasks:event",)
 
 
 def test_the_tag_follows_from_source_and_id_alone() -> None:

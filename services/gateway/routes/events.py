@@ -15,7 +15,7 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.base import Contract, now
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import GATEWAY, OUR_CHANNELS, is_our_source
-from bellhop.contracts.notifications import Notification
+from bellhop.contracts.notifications import MAX_SHOWN_BYTES, Notification
 from bellhop.contracts.scores import MAX_AHEAD, Score, ScoreBatch
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
@@ -54,7 +54,9 @@ async def notify(
 ) -> Response:
     """Push a notification to the browsers that follow any of its channels."""
     _check_channels(notification)
-    entry = _event(request, "notification.raised", notification.model_dump_json(exclude_none=True).encode())
+    body = notification.model_dump_json(exclude_none=True).encode()
+    _check_size(body)
+    entry = _event(request, "notification.raised", body)
     answer = orjson.dumps({"id": entry.message.envelope.id})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
 
@@ -176,7 +178,10 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
             data = _checked(check, data, envelope, number)
         if envelope.traceparent is None:
             envelope = replace(envelope, traceparent=traceparent(request))
-        entries.append(Entry("events", envelope.type, Message(orjson.dumps(data), envelope)))
+        body = orjson.dumps(data)
+        if envelope.type == "notification.raised":
+            _check_size(body, number, "data")
+        entries.append(Entry("events", envelope.type, Message(body, envelope)))
     ids = [entry.message.envelope.id for entry in entries]
     answer = orjson.dumps({"id": ids[0]} if len(ids) == 1 else {"accepted": len(ids), "ids": ids})
     return await gateway(request).intake.publish(request, caller, entries, answer)
@@ -200,6 +205,16 @@ def _check_channels(notification: Notification, *place: int | str) -> None:
     for number, channel in enumerate(notification.channels):
         if channel.startswith(OUR_CHANNELS):
             raise _ours(*place, "channels", number)
+
+
+def _check_size(body: bytes, *place: int | str) -> None:
+    """Raise Problem 422 if a notification is larger than what is shown."""
+    if len(body) > MAX_SHOWN_BYTES:
+        msg = (
+            f"makes the notification {len(body)} bytes long, and {MAX_SHOWN_BYTES} can be shown."
+            " Send the id of what is new and let the page fetch it."
+        )
+        raise invalid([{"loc": ("body", *place, "data"), "msg": msg}])
 
 
 def _ours(*place: int | str) -> Problem:

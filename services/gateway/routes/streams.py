@@ -7,10 +7,10 @@ from starlette.requests import Request
 
 from bellhop.contracts import identity
 from bellhop.contracts.identity import OUR_CHANNELS
-from bellhop.contracts.notifications import StreamTokenRequest
+from bellhop.contracts.notifications import MAX_TOKEN_BYTES, StreamTokenRequest
 from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, invalid
 from services.gateway.deps import gateway
 from services.gateway.idempotency import answers_with_a_secret, seed_of
 from services.gateway.idempotent_route import IdempotentRoute
@@ -44,6 +44,12 @@ async def grant(
         id=None if seed is None else seed.id,
         at=None if seed is None else seed.created_at // 1000,
     )
+    if len(token) > MAX_TOKEN_BYTES:
+        msg = (
+            f"make a token of {len(token)} bytes, and a browser can use one of {MAX_TOKEN_BYTES}: it is part of a URL."
+            " Name fewer channels, or shorter ones."
+        )
+        raise invalid([{"loc": ("body", "channels"), "msg": msg}])
     return {"token": token, "url": f"{settings.notifier_url}/v1/stream"}
 
 
