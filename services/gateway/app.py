@@ -29,6 +29,7 @@ from services.gateway import handlers, metrics, newsletter
 from services.gateway.deps import Gateway
 from services.gateway.intake import Intake, unavailable
 from services.gateway.relay import Relay
+from services.gateway.retention import ROUND_SECONDS, Retention
 from services.gateway.routes import (
     attachments,
     broadcasts,
@@ -50,7 +51,6 @@ from services.gateway.store.attachments import Attachments
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
-from services.gateway.store.outbox import now_ms
 from services.gateway.store.suppressions import Suppressions
 from services.gateway.waiters import Waiters
 
@@ -74,7 +74,6 @@ ROUTERS = (
 KEY_CACHE_SECONDS = 5.0
 """How long a revoked key may still work."""
 
-PURGE_SECONDS = 600.0
 PREPARE_SECONDS = 3600.0
 """A migration of a large database may take so long."""
 
@@ -116,7 +115,9 @@ def build(settings: Settings) -> FastAPI:
                 ledger=Ledger(database, suppressions.note_bounces),
                 keys=Keys(database),
                 dead_letters=DeadLetters(database),
-                attachments=Attachments(database),
+                attachments=Attachments(
+                    database, settings.attachment_days, settings.attachment_quota, settings.attachment_total
+                ),
                 waiters=Waiters(),
                 http=http,
                 newsletter=newsletter.build(settings, database, suppressions, intake),
@@ -134,7 +135,7 @@ def build(settings: Settings) -> FastAPI:
                     consumer.start()
                 relay.start(background)
                 gateway.newsletter.feeder.start(background)
-                background.every("retention", PURGE_SECONDS, partial(_purge, gateway), limit=PURGE_SECONDS)
+                background.every("retention", ROUND_SECONDS, Retention(database, settings).round, limit=ROUND_SECONDS)
 
             background: Background = app.state.background
             await publishing.start()
@@ -182,24 +183,6 @@ async def _ready(gateway: Gateway, publisher: Publisher, table: list[Consumer]) 
     except DatabaseAway as error:
         checks["database"] = str(error)
     return checks
-
-
-async def _purge(gateway: Gateway) -> float | None:
-    """Enforce the retention, a bite; return how many seconds until the next where there is more to do."""
-    settings = gateway.settings
-    current = now_ms()
-    gone = await gateway.ledger.purge(
-        finished_before=current - round(settings.tasks_days * 86_400_000),
-        keys_before=current - round(settings.idempotency_hours * 3_600_000),
-    )
-    await gateway.attachments.purge()
-    await gateway.newsletter.suppressions.purge()
-    if gone:
-        log.info("deleted tasks past their retention", count=gone)
-    expired = await gateway.newsletter.audience.purge(current - round(settings.confirm_days * 86_400_000))
-    if expired:
-        log.info("forgot people who never confirmed their subscription", count=expired)
-    return 1.0 if gone or expired else None
 
 
 class _Authenticator:

@@ -25,6 +25,24 @@ class Settings(TokenSettings):
     mailer_url: str = Field("http://127.0.0.1:8003", description="where the gateway reaches the mailer")
     tasks_days: float = Field(30.0, gt=0, description="how long finished tasks are kept")
     idempotency_hours: float = Field(24.0, gt=0, description="how long idempotency keys are kept")
+    dead_letter_body_days: float = Field(7.0, gt=0, description="how long the body of a replayed dead letter is kept")
+    dead_letter_days: float = Field(
+        90.0, gt=0, description="how long a dead letter waits for a decision; then it is deleted, with a warning"
+    )
+    dead_letter_record_days: float = Field(
+        365.0, gt=0, description="how long the record of a dead letter is kept that was replayed or deleted"
+    )
+    audit_days: float = Field(365.0, gt=0, description="how long it is kept who did what")
+    broadcast_content_days: float = Field(
+        30.0, gt=0, description="how long the content of a finished broadcast is kept, and what failed can be retried"
+    )
+    broadcast_days: float = Field(365.0, gt=0, description="how long a finished broadcast and its counts are kept")
+    attachment_days: float = Field(
+        30.0, ge=2, description="how long an attachment is kept after its upload and after the last mail that needs it"
+    )
+    attachment_quota: int = Field(1_073_741_824, gt=0, description="bytes of attachments that one key may have")
+    attachment_total: int = Field(10_737_418_240, gt=0, description="bytes of attachments of all keys together")
+    revoked_key_days: float = Field(365.0, gt=0, description="how long a revoked API key is listed")
     outbox_limit: int = Field(1_000_000, gt=0, description="messages waiting for the broker before requests get 503")
     max_body: int = Field(1_048_576, gt=0, description="bytes of a request body at most")
     public_url: str = Field(

@@ -14,12 +14,9 @@ import sqlalchemy as sa
 from bellhop.contracts.base import now
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
-from bellhop.sql.migrations import migrate
 from services.gateway.audience.addresses import subscriber_id
 from services.gateway.audience.links import Links
-from services.gateway.store.outbox import now_ms
-from services.gateway.store.suppressions import Suppression, Suppressions
-from services.gateway.store.tables import subscriptions, suppressions
+from services.gateway.store.tables import subscriptions
 from tests.services.gateway_support import RunningGateway, json, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost
@@ -360,21 +357,6 @@ async def test_a_suppression_ends_by_hand_or_by_time(gateway: RunningGateway) ->
         return await state_of("a@example.com") == "queued"
 
     await wait_until(expired, 10, "the suppression has ended")
-
-
-async def test_a_suppression_that_has_ended_is_deleted(database_url: str) -> None:
-    """Nobody stays on the list for longer than they are suppressed."""
-    await migrate(database_url, "services.gateway")
-    database = Database(database_url)
-    store = Suppressions(database, 90)
-    await store.add(Suppression("ended@example.com", "r", "tests", now_ms() - 1))
-    await store.add(Suppression("later@example.com", "r", "tests", now_ms() + 60_000))
-    await store.add(Suppression("never@example.com", "r", "tests"))
-    await store.purge()
-    async with database.read() as connection:
-        left = (await connection.execute(sa.select(suppressions.c.address).order_by("address"))).scalars().all()
-    await database.close()
-    assert left == ["later@example.com", "never@example.com"]
 
 
 async def test_the_same_person_50_times_in_parallel_is_asked_once(gateway: RunningGateway) -> None:

@@ -15,6 +15,7 @@ from bellhop.web.problems import Problem, invalid
 from services.gateway.deps import check_mailer, gateway
 from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.routes.tasks import time_of
+from services.gateway.store.attachments import OverQuota
 
 router = APIRouter(route_class=IdempotentRoute, tags=["mail"])
 
@@ -49,7 +50,14 @@ async def upload(
     content = await request.body()
     if not content:
         raise Problem(400, "Bad Request", "The body is empty. Send the file as it is.")
-    kept = await gateway(request).attachments.add(caller.name, filename, content_type, content)
+    try:
+        kept = await gateway(request).attachments.add(caller.name, filename, content_type, content)
+    except OverQuota as error:
+        raise Problem(
+            507,
+            "Insufficient Storage",
+            f"{error}. Wait until older ones expire, send small files within the mail, or ask the operator for more.",
+        ) from None
     return {
         "id": kept.id,
         "filename": kept.filename,

@@ -41,7 +41,7 @@ class GroupReplay(Contract):
 
 def _document(letter: dict[str, Any]) -> dict[str, Any]:
     document = {name: value for name, value in letter.items() if name not in ("identity", "envelope", "body")}
-    for name in ("died_at", "replayed_at", "deleted_at"):
+    for name in ("died_at", "replayed_at", "deleted_at", "erased_at"):
         document[name] = time_of(letter[name])
     return document
 

@@ -1,18 +1,17 @@
 """Attachments: uploaded once, referred to by many mails, deleted when no mail can need them any more."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import derived_id
 from bellhop.sql.database import Database
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.tables import metadata
-
-KEEP_MS = 30 * 86_400_000
-"""After its upload, and after the time of the last mail that refers to it. No mail is tried for as long."""
 
 attachments = sa.Table(
     "attachments",
@@ -27,6 +26,18 @@ attachments = sa.Table(
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Index("attachments_by_expiry", "expires_at"),
 )
+
+# Kept right by every upload and every deletion, in their transactions: a sum over all uploads would grow with them.
+attachment_usage = sa.Table(
+    "attachment_usage",
+    metadata,
+    sa.Column("owner", sa.String(255), primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+)
+
+
+class OverQuota(Exception):
+    """An upload has no room; the text says whose quota is used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +57,23 @@ class Attachment:
 class Attachments:
     """The uploads."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keep_days: float, quota: int, total: int) -> None:
+        """`quota`, `total`: bytes that one key, and all keys together, may have.
+
+        An upload is kept for `keep_days`, and for as long after the time of the last mail that refers to it: no mail
+        is tried for longer.
+        """
         self._database = database
+        self._keep_ms = round(keep_days * 86_400_000)
+        self._quota = quota
+        self._total = total
 
     async def add(self, owner: str, filename: str, content_type: str, content: bytes) -> Attachment:
-        """Keep an upload. The same one again is the same attachment, kept for longer."""
+        """Keep an upload. The same one again is the same attachment, kept for longer.
+
+        Raises:
+            OverQuota: it would be more than the key, or all keys together, may have; nothing was kept.
+        """
         digest = hashlib.sha256(content).hexdigest()
         one = Attachment(
             id=derived_id("attachment", owner, filename, content_type, digest),
@@ -58,21 +81,31 @@ class Attachments:
             content_type=content_type,
             sha256=digest,
             size=len(content),
-            expires_at=now_ms() + KEEP_MS,
+            expires_at=now_ms() + self._keep_ms,
             content=content,
         )
-        insert = self._database.insert(attachments).values(
-            id=one.id, owner=owner, filename=filename, content_type=content_type, sha256=digest, size=one.size,
-            content=content, expires_at=one.expires_at,
-        )  # fmt: skip
+        row = {"owner": owner} | {name: getattr(one, name) for name in Attachment.__dataclass_fields__}
+        insert = self._database.insert(attachments).values(row).on_conflict_do_nothing()
         async with self._database.write() as connection:
-            await connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["id"], set_={"expires_at": insert.excluded.expires_at},
-                    where=attachments.c.expires_at < insert.excluded.expires_at,
-                )
-            )  # fmt: skip
+            if (await connection.execute(insert.returning(attachments.c.id))).first() is not None:
+                await self._use(connection, owner, one.size)
+                return one
+            longer = (attachments.c.id == one.id) & (attachments.c.expires_at < one.expires_at)
+            await connection.execute(sa.update(attachments).where(longer).values(expires_at=one.expires_at))
         return one
+
+    async def _use(self, connection: AsyncConnection, owner: str, size: int) -> None:
+        """Count an upload; of those that come at the same time, one key's are decided one after the other."""
+        insert = self._database.insert(attachment_usage).values(owner=owner, bytes=size)
+        counted = insert.on_conflict_do_update(
+            index_elements=["owner"], set_={"bytes": attachment_usage.c.bytes + insert.excluded.bytes}
+        ).returning(attachment_usage.c.bytes)
+        used = (await connection.execute(counted)).scalar_one()
+        if used > self._quota:
+            raise OverQuota(f"This key's attachments would have {used} bytes of at most {self._quota}")
+        everybody = (await connection.execute(sa.select(sa.func.sum(attachment_usage.c.bytes)))).scalar_one()
+        if everybody > self._total:
+            raise OverQuota(f"All attachments together would have {everybody} bytes of at most {self._total}")
 
     async def refer(self, owner: str, ids: Sequence[str], at: int) -> dict[str, int]:
         """Keep what a mail at the time `at` (milliseconds) refers to; return the sizes of those that `owner` has."""
@@ -83,8 +116,8 @@ class Attachments:
             )
             rows = found.all()
         # Written only now and then: a mail to each of many would otherwise write as many times.
-        needed = at + KEEP_MS
-        if any(row.expires_at < needed - KEEP_MS // 10 for row in rows):
+        needed = at + self._keep_ms
+        if any(row.expires_at < needed - self._keep_ms // 10 for row in rows):
             async with self._database.write() as connection:
                 await connection.execute(
                     sa.update(attachments).where(mine, attachments.c.expires_at < needed).values(expires_at=needed)
@@ -99,8 +132,13 @@ class Attachments:
             row = found.one_or_none()
         return None if row is None else Attachment(*row)
 
-    async def purge(self) -> int:
-        """Delete what no mail needs any more; return how many went."""
-        async with self._database.write() as connection:
-            gone = await connection.execute(sa.delete(attachments).where(attachments.c.expires_at < now_ms()))
-        return int(gone.rowcount)
+
+async def take_off_usage(connection: AsyncConnection, gone: Sequence[tuple[str, int]]) -> None:
+    """Note that uploads, each (owner, bytes), were deleted."""
+    sizes: Counter[str] = Counter()
+    for owner, size in gone:
+        sizes[owner] += size
+    # In one order, so that two gateways that delete never wait for each other.
+    for owner, size in sorted(sizes.items()):
+        mine = attachment_usage.c.owner == owner
+        await connection.execute(sa.update(attachment_usage).where(mine).values(bytes=attachment_usage.c.bytes - size))

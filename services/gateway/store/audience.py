@@ -25,7 +25,6 @@ from services.gateway.store.tally import Tally
 
 ASK_AGAIN_MS = 10 * 60_000
 """So long nobody is asked twice: a public form must not be a way to fill somebody's mailbox."""
-PURGE_CHUNK = 1000
 
 
 class Status(StrEnum):
@@ -220,28 +219,6 @@ class Audience:
             gone = await connection.execute(sa.delete(subscribers).where(subscribers.c.email == email))
             await connection.execute(sa.delete(subscriptions).where(subscriptions.c.email == email))
             return bool(gone.rowcount)
-
-    async def purge(self, asked_before: int) -> int:
-        """Forget some of those who were asked before then (milliseconds) and never confirmed; return how many.
-
-        Who unsubscribed before they were asked stays, as unsubscribed: that must not be forgotten.
-        """
-        overdue = (subscriptions.c.state == Status.PENDING) & (subscriptions.c.asked_at < asked_before)
-        query = sa.select(subscriptions.c.email).where(overdue).distinct().order_by(subscriptions.c.email)
-        async with self._database.read() as connection:
-            emails = list((await connection.execute(query.limit(PURGE_CHUNK))).scalars())
-        if not emails:
-            return 0
-        async with self._database.write() as connection:
-            people = sa.select(subscribers.c.email).where(subscribers.c.email.in_(emails))
-            await connection.execute(people.order_by(subscribers.c.email).with_for_update())
-            mine = overdue & subscriptions.c.email.in_(emails)
-            left = mine & subscriptions.c.unsubscribed_at.is_not(None)
-            await connection.execute(sa.update(subscriptions).where(left).values(state=Status.UNSUBSCRIBED.value))
-            await connection.execute(sa.delete(subscriptions).where(mine))
-            empty = ~sa.exists().where(subscriptions.c.email == subscribers.c.email)
-            await connection.execute(sa.delete(subscribers).where(subscribers.c.email.in_(emails), empty))
-        return len(emails)
 
     async def get(self, email: str) -> dict[str, Any] | None:
         """Return a person with `lists` and `state`."""

@@ -171,8 +171,12 @@ class Broadcasts:
         """
         async with self._database.write() as connection:
             mine = broadcasts.c.id == broadcast_id
+            # Without its content no mail can be made again.
+            possible = broadcasts.c.erased_at.is_(None) if action is Action.RETRY_FAILED else sa.true()
             done = await connection.execute(
-                sa.update(broadcasts).where(mine, broadcasts.c.state.in_(_FROM[action])).values(_VALUES[action])
+                sa.update(broadcasts)
+                .where(mine, broadcasts.c.state.in_(_FROM[action]), possible)
+                .values(_VALUES[action])
             )
             phase = Phase((await connection.execute(sa.select(broadcasts.c.state).where(mine))).scalar_one())
             if not done.rowcount:

@@ -133,7 +133,7 @@ class TaskMaker:
         query = sa.select(broadcasts).where(broadcasts.c.id == owner).with_for_update()
         row = dict((await connection.execute(query)).mappings().one())
         phase = Phase(row["state"])
-        if phase in (Phase.RUNNING, Phase.FINISHED):
+        if phase in (Phase.RUNNING, Phase.FINISHED) and row["erased_at"] is None:
             unsent = tasks.c.state.in_((State.FAILED.value, State.SUPPRESSED.value))
             await self._again(connection, row, sa.select(tasks).where(mine, unsent), claimed=False)
             await _note(connection, row["id"], state=Phase.RUNNING.value, finished_at=None, counts=None)

@@ -21,7 +21,7 @@ from bellhop.sql.database import Database
 from services.gateway.store import idempotency, outbox
 from services.gateway.store.idempotency import IdempotencyKey
 from services.gateway.store.outbox import Entry, now_ms, to_ms
-from services.gateway.store.tables import attempts, idempotency_keys, tasks
+from services.gateway.store.tables import attempts, tasks
 from services.gateway.store.tally import Tally
 from services.gateway.store.task_lists import page_query
 
@@ -270,18 +270,6 @@ class Ledger:
         )  # fmt: skip
         await outbox.add(connection, [mail_entry(document, packed)])
         return State.QUEUED
-
-    async def purge(self, *, finished_before: int, keys_before: int) -> int:
-        """Delete finished tasks and idempotency keys past their retention; return how many tasks went."""
-        async with self._database.write() as connection:
-            # Locked, or another replica could begin another round of a task that we delete.
-            old = sa.select(tasks.c.id).where(tasks.c.finished_at < finished_before).limit(5000)
-            old = old.with_for_update(skip_locked=True)
-            ids = list((await connection.execute(old)).scalars())
-            await connection.execute(sa.delete(attempts).where(attempts.c.task_id.in_(ids)))
-            await connection.execute(sa.delete(tasks).where(tasks.c.id.in_(ids)))
-            await connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < keys_before))
-            return len(ids)
 
     async def check(self) -> None:
         """Raise DatabaseAway unless tasks can be read."""

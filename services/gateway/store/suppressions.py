@@ -148,11 +148,6 @@ class Suppressions:
             gone = await connection.execute(sa.delete(suppressions).where(suppressions.c.address == address))
             return bool(gone.rowcount)
 
-    async def purge(self) -> None:
-        """Delete what has ended."""
-        async with self._database.write() as connection:
-            await connection.execute(sa.delete(suppressions).where(suppressions.c.expires_at <= now_ms()))
-
     async def get(self, address: str) -> dict[str, Any] | None:
         """Return what is known about one address; None where mail may go to it."""
         async with self._database.read() as connection:

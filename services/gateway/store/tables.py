@@ -139,6 +139,7 @@ dead_letters = sa.Table(
     sa.Column("died_at", sa.BigInteger, nullable=False),
     sa.Column("replayed_at", sa.BigInteger),
     sa.Column("deleted_at", sa.BigInteger),
+    sa.Column("erased_at", sa.BigInteger),
     sa.Index("dead_letters_by_queue", "queue", "id"),
 )
 _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)
@@ -150,6 +151,8 @@ sa.Index(
     sqlite_where=_WAITING,
     postgresql_where=_WAITING,
 )
+_REPLAYED = dead_letters.c.replayed_at.is_not(None) & dead_letters.c.erased_at.is_(None)
+sa.Index("dead_letters_replayed", dead_letters.c.replayed_at, sqlite_where=_REPLAYED, postgresql_where=_REPLAYED)
 
 audit = sa.Table(
     "audit",
@@ -188,6 +191,8 @@ subscriptions = sa.Table(
     sa.Index("subscriptions_by_email", "email"),
     sa.Index("subscriptions_by_any_state", "state", "email"),
 )
+_PENDING = subscriptions.c.state == "pending"
+sa.Index("subscriptions_pending", subscriptions.c.asked_at, sqlite_where=_PENDING, postgresql_where=_PENDING)
 
 suppressions = sa.Table(
     "suppressions",
@@ -199,6 +204,8 @@ suppressions = sa.Table(
     sa.Column("expires_at", sa.BigInteger),
     sa.Index("suppressions_by_source", "source", "address"),
 )
+_ENDS = suppressions.c.expires_at.is_not(None)
+sa.Index("suppressions_by_end", suppressions.c.expires_at, sqlite_where=_ENDS, postgresql_where=_ENDS)
 
 broadcasts = sa.Table(
     "broadcasts",
@@ -221,7 +228,15 @@ broadcasts = sa.Table(
     sa.Column("send_at", sa.BigInteger),
     sa.Column("started_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
+    sa.Column("erased_at", sa.BigInteger),
     sa.Index("broadcasts_by_owner", "owner", "id"),
 )
 _UNFINISHED = broadcasts.c.finished_at.is_(None)
 sa.Index("broadcasts_unfinished", broadcasts.c.id, sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED)
+_WITH_CONTENT = broadcasts.c.finished_at.is_not(None) & broadcasts.c.erased_at.is_(None)
+sa.Index(
+    "broadcasts_with_content",
+    broadcasts.c.finished_at,
+    sqlite_where=_WITH_CONTENT,
+    postgresql_where=_WITH_CONTENT,
+)
