@@ -14,6 +14,7 @@ from bellhop.contracts.envelope import Envelope
 
 PREFIX = "cloudEvents:"
 ATTEMPT = "attempt"
+OWNER = "bellhop-owner"
 MAX_ATTEMPT = 1_000_000
 
 
@@ -61,6 +62,8 @@ def to_headers(message: Message) -> dict[str, Any]:
         headers["cloudEvents:subject"] = envelope.subject
     if envelope.traceparent is not None:
         headers["traceparent"] = envelope.traceparent
+    if envelope.owner is not None:
+        headers[OWNER] = envelope.owner
     for name, value in envelope.extensions.items():
         headers[PREFIX + name] = value
     headers.update(message.headers)
@@ -97,7 +100,11 @@ def from_headers(headers: dict[str, Any]) -> Envelope:
     traceparent = headers.get("traceparent")
     if isinstance(subject, str):
         one_line(subject)
+    owner = headers.get(OWNER)
+    if owner is not None and (not isinstance(owner, str) or not owner or len(owner) + len(values["source"]) > 1023):
+        raise ValueError(f"header {OWNER} must be a string, with the source 1023 characters at most")
     return Envelope(
+        owner=None if owner is None else one_line(owner),
         id=values["id"],
         source=values["source"],
         type=values["type"],

@@ -20,7 +20,7 @@ from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp.errors import Defer, NotNow, PublishError, Reject, Retry
-from bellhop.amqp.message import ATTEMPT, MAX_ATTEMPT, PREFIX, Delivery, Message, from_headers, plain
+from bellhop.amqp.message import ATTEMPT, MAX_ATTEMPT, OWNER, PREFIX, Delivery, Message, from_headers, plain
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import RetryPolicy, expiration_ms, rung_for
 from bellhop.contracts.base import now
@@ -32,7 +32,7 @@ REASON = "bellhop-reason"
 ERROR = "bellhop-error"
 QUEUE = "bellhop-queue"
 DIED_AT = "bellhop-died-at"
-OURS = frozenset({ATTEMPT, REASON, ERROR, QUEUE, DIED_AT})
+OURS = frozenset({ATTEMPT, OWNER, REASON, ERROR, QUEUE, DIED_AT})
 _MAX_ERROR = 4000
 MAX_FOREIGN = 16 * 1024
 """Bytes of foreign headers that are kept: with a frame's limit of 128 KiB, a message must not grow out of it."""

@@ -9,7 +9,7 @@ from bellhop.contracts.base import new_id, now
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """The attributes of one event; `source` and `id` together name it for ever (CloudEvents 1.0.2, 3.1)."""
+    """The attributes of one event; `owner`, `source` and `id` together identify it (CloudEvents 1.0.2, 3.1)."""
 
     type: str
     source: str
@@ -19,3 +19,14 @@ class Envelope:
     traceparent: str | None = None
     extensions: dict[str, Any] = field(default_factory=dict)
     """Further CloudEvents attributes that a client sent; carried along, never read by us."""
+    owner: str | None = None
+    """Name of the API key that published it; None for events of our own, of AMQP clients, and of earlier versions."""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Return what identifies the event: its owner and source as one text, and its id.
+
+        Clients that choose the same source and id do not collide. Without an owner the text is the source alone, as in
+        earlier versions.
+        """
+        return (self.source if self.owner is None else f"{self.owner}\n{self.source}"), self.id

@@ -64,3 +64,7 @@ class Outcome(Contract):
     """Why it failed, where that matters: `bad-address` may be suppressed, `policy` must not be (docs/mail.md)."""
     event_id: Id | None = None
     """Set where an event made the mailer send this: the ledger meets the task here for the first time."""
+    event_source: Annotated[Text, StringConstraints(max_length=1024)] | None = None
+    """Of the event, as the next two; in the first outcome alone."""
+    event_type: Annotated[Text, StringConstraints(max_length=255)] | None = None
+    event_time: MessageTime | None = None

@@ -39,7 +39,7 @@ class Scores:
     """The scores of a batch of messages, in columns."""
 
     messages: list[tuple[str, str]]
-    """Source and id of each message."""
+    """Identity of each message."""
     message: Times
     """For each score, the index of its message."""
     boards: list[str]
@@ -120,7 +120,7 @@ def _work(columns: _Columns) -> int:
 
 def _together(deliveries: list[Delivery], parts: list[_Columns]) -> Scores:
     return Scores(
-        [(delivery.envelope.source, delivery.envelope.id) for delivery in deliveries],
+        [delivery.envelope.identity for delivery in deliveries],
         np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),
         [board for part in parts for board in part[0]],
         [player for part in parts for player in part[1]],

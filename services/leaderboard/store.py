@@ -237,7 +237,7 @@ class Store:
     async def claim_messages(
         self, connection: AsyncConnection, keys: list[tuple[str, str]], at: int
     ) -> set[tuple[str, str]]:
-        """Note (source, id) of messages as applied; return those that were not yet."""
+        """Note the identities of messages as applied; return those that were not yet."""
         return await self._claim(connection, applied_messages, ("source", "id"), keys, at)
 
     async def claim_scores(

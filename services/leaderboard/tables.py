@@ -54,7 +54,8 @@ results = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# The inbox: messages, and single scores that carried an id, whose effect is in `results`.
+# The inbox: messages by `Envelope.identity` (so `source` has the owner, too), and
+# single scores that carried an id, whose effect is in `results`.
 applied_messages = sa.Table(
     "applied_messages",
     metadata,

@@ -47,9 +47,16 @@ def cancelled(task: CancelTask, attempt: int, *, uncertain: bool) -> Outcome:
     )
 
 
-def queued(task: MailTask) -> Outcome:
-    """Return the first outcome of a task that an event set off: it tells the ledger that there is such a task."""
-    return _unattempted(task, State.QUEUED, document=mail_document(task))
+def queued(task: MailTask, event: Envelope) -> Outcome:
+    """Return the first outcome of a task that `event` set off: it tells the ledger that there is such a task."""
+    return _unattempted(
+        task,
+        State.QUEUED,
+        document=mail_document(task),
+        event_source=event.source,
+        event_type=event.type,
+        event_time=event.time,
+    )
 
 
 def suppressed(task: MailTask, reason: str) -> Outcome:

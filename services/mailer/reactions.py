@@ -51,8 +51,8 @@ async def react(mailer: Mailer, delivery: Delivery) -> None:
 def _reaction(envelope: Envelope, template: str, recipient: str, data: dict[str, object]) -> MailTask:
     return MailTask.model_validate(
         {
-            "task_id": derived_id(envelope.source, envelope.id, template, recipient),
-            "owner": EVENT_OWNER,
+            "task_id": derived_id(*envelope.identity, template, recipient),
+            "owner": envelope.owner or EVENT_OWNER,
             "to": recipient,
             "template": template,
             "data": data,
@@ -72,7 +72,7 @@ async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
 
 
 async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:
-    await report(mailer, delivery, outcomes.queued(task))
+    await report(mailer, delivery, outcomes.queued(task, delivery.envelope))
     if suppressed is not None:
         await report(mailer, delivery, outcomes.suppressed(task, suppressed))
         return

@@ -27,7 +27,7 @@ class Event:
 
     offset: int
     key: bytes
-    """Follows from the CloudEvents source and id, and so is the same in every process and after every restart."""
+    """Follows from the event's identity, and so is the same in every process and after every restart."""
     type: str = ""
     channels: tuple[str, ...] = ()
     rest: bytes = b""
@@ -93,8 +93,13 @@ def offset_of(delivery: Delivery) -> int:
 
 
 def key_of(envelope: Envelope) -> bytes:
-    """Return 16 bytes that name the event: source and id together are unique (CloudEvents 1.0.2, 3.1)."""
-    return blake2b(f"{envelope.source}\0{envelope.id}".encode(), digest_size=16).digest()
+    """Return 16 bytes that identify the event.
+
+    The first four become part of the ids that clients resume from; they follow from source and id alone, as in earlier
+    versions, so that a client can resume at a replica of another version.
+    """
+    tag = blake2b(f"{envelope.source}\0{envelope.id}".encode(), digest_size=16).digest()[:4]
+    return tag + blake2b("\0".join(envelope.identity).encode(), digest_size=12).digest()
 
 
 Shown = tuple[list[str], Any]

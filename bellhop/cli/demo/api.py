@@ -47,6 +47,11 @@ class Api:
         """Return what `path` says; `timeout` in seconds, longer than the wait of a long poll."""
         return (await self._call("GET", path, params=query, timeout=timeout)).json()
 
+    async def find(self, path: str, **query: Any) -> Any | None:
+        """Return what `path` says; None where there is nothing."""
+        response = await self._call("GET", path, fine=(404,), params=query)
+        return response.json() if response.is_success else None
+
     async def post(self, path: str, body: Any, *, key: str | None = None, content_type: str | None = None) -> Any:
         """Post `body` as JSON, under the idempotency key `key`."""
         headers = {} if key is None else {"Idempotency-Key": f'"{key}"'}

@@ -97,6 +97,12 @@ def mail_request(system: System, number: int) -> dict[str, Any]:
     return request
 
 
+async def _set_off(system: System, event: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tasks that an event set off; none where it is not known yet."""
+    found = await system.gateway.find("/v1/events", id=event["id"], source=event["source"])
+    return [] if found is None else list(found["tasks"])
+
+
 async def reactions(system: System) -> Result:
     """Publish events that templates react to, each twice under one id: an order and a friend request send one mail.
 
@@ -116,7 +122,7 @@ async def reactions(system: System) -> Result:
     missing = {event_id: count for event_id, (_, count) in events.items()}
     while missing and not watch.stalled(len(tasks)):
         for event_id in list(missing):
-            listed = (await system.gateway.get(f"/v1/events/{event_id}"))["tasks"]
+            listed = await _set_off(system, events[event_id][0])
             ended = {task["id"]: task for task in listed if task["state"] in ("sent", "failed")}
             tasks |= ended
             missing[event_id] = events[event_id][1] - len(ended)

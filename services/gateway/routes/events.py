@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,7 +25,7 @@ from services.gateway.deps import gateway
 from services.gateway.idempotency import commits_its_key
 from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.intake import invalid_body, traceparent
-from services.gateway.routes.tasks import task_document
+from services.gateway.routes.tasks import owner_of, task_document, time_of
 from services.gateway.store.outbox import Entry
 
 router = APIRouter(route_class=IdempotentRoute, tags=["events"])
@@ -35,13 +35,13 @@ MAX_SCORES = 1000
 _SCORES = TypeAdapter(list[Score])
 
 
-def _event(request: Request, type_: str, body: bytes) -> Entry:
+def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
     """Make an event of ours.
 
     Its id is always a fresh one. Under an idempotency key the first id is kept in the stored answer; once the key is
     forgotten, a new request under it is a new event, although inboxes remember the first one for much longer.
     """
-    envelope = Envelope(type=type_, source=GATEWAY, traceparent=traceparent(request))
+    envelope = Envelope(type=type_, source=GATEWAY, traceparent=traceparent(request), owner=caller.name)
     return Entry("events", type_, Message(body, envelope))
 
 
@@ -56,7 +56,7 @@ async def notify(
     _check_channels(notification)
     body = notification.model_dump_json(exclude_none=True).encode()
     _check_size(body)
-    entry = _event(request, "notification.raised", body)
+    entry = _event(request, caller, "notification.raised", body)
     answer = orjson.dumps({"id": entry.message.envelope.id})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
 
@@ -102,7 +102,7 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
     at = now()
     _check_times(valid, at, ("body",) if not many else ("body", _EACH))
     body = orjson.dumps({"scores": [_score(score, at) for score in valid]})
-    entry = _event(request, "score.submitted", body)
+    entry = _event(request, caller, "score.submitted", body)
     answer = orjson.dumps({"id": entry.message.envelope.id, "accepted": len(valid)})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
 
@@ -165,7 +165,7 @@ KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
 )
 @commits_its_key
 async def publish(request: Request, caller: Annotated[Caller, Depends(require(Scope.EVENTS_WRITE))]) -> Response:
-    """Take CloudEvents 1.0 in binary, structured or batch mode; `source` and `id` together count once."""
+    """Take CloudEvents 1.0 in binary, structured or batch mode; `source` and `id` of one owner together count once."""
     check_content_type(request)
     events = cloudevents.read(request.headers, await request.body())
     entries = []
@@ -176,8 +176,7 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
             check, scope = known
             caller.check(scope)
             data = _checked(check, data, envelope, number)
-        if envelope.traceparent is None:
-            envelope = replace(envelope, traceparent=traceparent(request))
+        envelope = replace(envelope, owner=caller.name, traceparent=envelope.traceparent or traceparent(request))
         body = orjson.dumps(data)
         if envelope.type == "notification.raised":
             _check_size(body, number, "data")
@@ -221,10 +220,41 @@ def _ours(*place: int | str) -> Problem:
     return invalid([{"loc": ("body", *place), "msg": "Bellhop uses this itself. Choose another."}])
 
 
-@router.get("/v1/events/{event_id:path}", summary="What an event set off")
+Reader = Annotated[Caller, Depends(require(Scope.MAIL_READ))]
+
+
+@router.get("/v1/events", summary="What an event set off")
 async def reactions(
-    request: Request, event_id: str, caller: Annotated[Caller, Depends(require(Scope.MAIL_READ))]
+    request: Request,
+    caller: Reader,
+    id: Annotated[str, Query(min_length=1, max_length=255)],
+    source: Annotated[str, Query(min_length=1, max_length=255)],
 ) -> dict[str, Any]:
-    """List the mails that templates sent because of this event."""
-    tasks = await gateway(request).ledger.page(owner=None, event_id=event_id, limit=200)
-    return {"id": event_id, "tasks": [task_document(task) for task in tasks]}
+    """Return type and time of an event, and the mails that templates sent because of it.
+
+    Events that set nothing off are not kept. They are 404, as are events that other keys published.
+    """
+    return await _set_off(request, caller, id, source)
+
+
+@router.get("/v1/events/{event_id:path}", summary="What an event set off, by its id alone")
+async def reactions_by_id(request: Request, event_id: str, caller: Reader) -> dict[str, Any]:
+    """Return the mails that templates sent because of events of this id, whatever their sources."""
+    return await _set_off(request, caller, event_id, None)
+
+
+async def _set_off(request: Request, caller: Caller, event_id: str, source: str | None) -> dict[str, Any]:
+    tasks = await gateway(request).ledger.page(
+        owner=owner_of(caller), event_id=event_id, event_source=source, limit=200
+    )
+    if not tasks:
+        raise Problem(
+            404, "Not Found", "Nothing is known of such an event: it set nothing off (yet), or it is another key's."
+        )
+    document: dict[str, Any] = {"id": event_id}
+    origins = {(task["event_source"], task["event_type"], task["event_time"]) for task in tasks}
+    if len(origins) == 1:
+        ((source, type_, time),) = origins
+        known = {"source": source, "type": type_, "time": time_of(time)}
+        document |= {name: value for name, value in known.items() if value is not None}
+    return document | {"tasks": [task_document(task) for task in tasks]}

@@ -63,6 +63,7 @@ def task_document(task: dict[str, Any]) -> dict[str, Any]:
         "lane": task["lane"],
         "template": task["template"],
         "event_id": task["event_id"],
+        "event_source": task["event_source"],
         "broadcast_id": task["broadcast_id"],
         "uncertain": task["uncertain"],
         "created_at": time_of(task["created_at"]),

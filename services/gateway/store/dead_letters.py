@@ -123,7 +123,7 @@ def _row(delivery: Delivery) -> dict[str, Any]:
     return {
         "id": new_id(),
         # Known again by what died when, so that a redelivered dead letter does not become a second one.
-        "identity": derived_id(queue, envelope.source, envelope.id, died_at, str(delivery.attempt)),
+        "identity": derived_id(queue, *envelope.identity, died_at, str(delivery.attempt)),
         "queue": queue,
         "event_id": envelope.id,
         "type": envelope.type,

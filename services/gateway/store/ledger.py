@@ -27,6 +27,7 @@ from services.gateway.store.task_lists import page_query
 
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
 _FINAL = [state.value for state in FINAL]
+_OF_FIRST_OUTCOME = ("document", "event_source", "event_type", "event_time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,9 @@ class Ledger:
                 "recipient": outcome.to,
                 "template": outcome.template,
                 "event_id": outcome.event_id,
+                "event_source": outcome.event_source,
+                "event_type": outcome.event_type,
+                "event_time": None if outcome.event_time is None else to_ms(outcome.event_time),
                 "document": None if outcome.document is None else orjson.dumps(outcome.document),
                 "uncertain": False,
                 "created_at": to_ms(outcome.at),
@@ -185,11 +189,11 @@ class Ledger:
         ]
         if rows:
             insert = self._database.insert(tasks)
-            # The first outcome brings the document that another round needs, and may come after a later one.
+            # The first outcome brings the event, and what another round needs; it may come after a later one.
             await connection.execute(
                 insert.on_conflict_do_update(
                     index_elements=["id"],
-                    set_={"document": insert.excluded.document},
+                    set_={name: insert.excluded[name] for name in _OF_FIRST_OUTCOME},
                     where=tasks.c.document.is_(None) & insert.excluded.document.is_not(None),
                 ),
                 rows,
@@ -216,6 +220,7 @@ class Ledger:
         state: str | None = None,
         kind: str | None = None,
         event_id: str | None = None,
+        event_source: str | None = None,
         before: tuple[int, str] | None = None,
         limit: int,
     ) -> list[dict[str, Any]]:
@@ -223,7 +228,15 @@ class Ledger:
 
         `before`: when the last one of the page before was made, and its id.
         """
-        query = page_query(owner=owner, state=state, kind=kind, event_id=event_id, before=before, limit=limit)
+        query = page_query(
+            owner=owner,
+            state=state,
+            kind=kind,
+            event_id=event_id,
+            event_source=event_source,
+            before=before,
+            limit=limit,
+        )
         async with self._database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 

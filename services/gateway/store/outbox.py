@@ -18,7 +18,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.amqp.message import Message
+from bellhop.amqp.message import OWNER, Message
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.outcomes import State
@@ -134,7 +134,8 @@ def pack(message: Message) -> bytes:
             "traceparent": envelope.traceparent,
             "extensions": envelope.extensions,
             "attempt": message.attempt,
-            "headers": message.headers,
+            # Among the headers, where gateways of the version before take it along too.
+            "headers": message.headers if envelope.owner is None else {**message.headers, OWNER: envelope.owner},
         },
         default=str,  # AMQP headers of foreign messages may hold what JSON does not
     )
@@ -145,7 +146,7 @@ def unpack(packed: bytes, body: bytes) -> Message:
     values = orjson.loads(packed)
     attempt, headers = values.pop("attempt"), values.pop("headers")
     values["time"] = datetime.fromisoformat(values["time"])
-    return Message(body, Envelope(**values), attempt=attempt, headers=headers)
+    return Message(body, Envelope(**values, owner=headers.pop(OWNER, None)), attempt=attempt, headers=headers)
 
 
 async def next_destination(connection: AsyncConnection, after: Destination | None) -> Destination | None:

@@ -22,13 +22,14 @@ def page_query(
     state: str | None,
     kind: str | None,
     event_id: str | None,
+    event_source: str | None = None,
     before: tuple[int, str] | None,
     limit: int,
 ) -> sa.Select[Any]:
     """Return the query for tasks, newest first; `before`: when the last one before was made, and its id."""
     if event_id is not None:
         # The index of events is in the order of time: an event has few tasks, and those of a few owners.
-        wanted = [tasks.c.event_id == event_id, *_same(owner=owner, state=state, kind=kind)]
+        wanted = [tasks.c.event_id == event_id, *_same(event_source=event_source, owner=owner, state=state, kind=kind)]
         return sa.select(*LISTED).where(*wanted, *_before(before)).order_by(*_newest_first(tasks.c)).limit(limit)
     ranges = [
         sa.select(tasks.c.id, tasks.c.created_at)
