@@ -83,7 +83,12 @@ log = get_logger(__name__)
 def consumers(connection: Connection, publisher: Publisher, gateway: Gateway) -> list[Consumer]:
     """Return the table: queue -> handler."""
     outcome = partial(handlers.apply_outcome, commits=gateway.commits, ledger=gateway.ledger, waiters=gateway.waiters)
-    dead_letter = partial(handlers.store_dead_letter, commits=gateway.commits, dead_letters=gateway.dead_letters)
+    dead_letter = partial(
+        handlers.store_dead_letter,
+        commits=gateway.commits,
+        dead_letters=gateway.dead_letters,
+        waiters=gateway.waiters,
+    )
     return [
         Consumer(connection, publisher, "gateway.outcomes", outcome, prefetch=500),
         Consumer(connection, publisher, "dead-letters", dead_letter, prefetch=100),

@@ -26,10 +26,14 @@ async def apply_outcome(delivery: Delivery, *, commits: GroupCommit, ledger: Led
     waiters.wake([outcome.task_id])
 
 
-async def store_dead_letter(delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters) -> None:
-    """Keep a dead letter until somebody decides about it."""
+async def store_dead_letter(
+    delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters, waiters: Waiters
+) -> None:
+    """Keep a dead letter until somebody decides about it; its task, if it has one, fails in the same commit."""
     try:
-        await commits.write(dead_letters.add, delivery, patient=True)
+        task_id = await commits.write(dead_letters.add, delivery, patient=True)
     except DatabaseAway as error:
         raise NotNow(str(error)) from error
+    if task_id is not None:
+        waiters.wake([task_id])
     metrics.DEAD_LETTERS.inc()

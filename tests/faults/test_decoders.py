@@ -217,5 +217,5 @@ async def test_an_outcome_is_applied_or_rejected(store: Any, body: bytes) -> Non
 async def test_every_dead_letter_is_stored(store: Any, headers: dict[Any, Any], body: bytes, type: str) -> None:
     """On both databases, whatever it is: a dead letter that cannot be stored has nowhere else to go."""
     await gateway_handlers.store_dead_letter(
-        delivery(body, headers, type), commits=store.commits, dead_letters=store.dead_letters
+        delivery(body, headers, type), commits=store.commits, dead_letters=store.dead_letters, waiters=store.waiters
     )

@@ -15,6 +15,7 @@ from bellhop.web.problems import Problem
 from services.gateway.deps import gateway
 from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.routes.tasks import time_of
+from services.gateway.store.dead_letters import Superseded
 
 router = APIRouter(route_class=IdempotentRoute, tags=["dead letters"])
 
@@ -94,9 +95,12 @@ async def replay_group(request: Request, wish: GroupReplay, caller: Writer) -> d
 async def replay(request: Request, letter_id: str, caller: Writer, edit: Edit | None = None) -> dict[str, int]:
     """Send one dead letter back to its queue, as it was or with another body."""
     body = None if edit is None else orjson.dumps(edit.body)
-    count = await gateway(request).dead_letters.replay(
-        ids=[letter_id], queue=None, actor=caller.name, rate=1000, limit=1, body=body
-    )
+    try:
+        count = await gateway(request).dead_letters.replay(
+            ids=[letter_id], queue=None, actor=caller.name, rate=1000, limit=1, body=body
+        )
+    except Superseded as error:
+        raise Problem(409, "Conflict", f"{error} Delete the dead letter.") from None
     if not count:
         raise _none()
     return {"replayed": count}

@@ -10,11 +10,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.settling import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
 from bellhop.contracts.base import derived_id, new_id
+from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
-from services.gateway.store import outbox
+from services.gateway.store import dead_tasks, outbox
+from services.gateway.store.ledger import Ledger
 from services.gateway.store.outbox import Entry, now_ms, pack, to_ms, unpack
 from services.gateway.store.tables import audit, dead_letters
 from services.gateway.store.tally import Tally
+
+
+class Superseded(Exception):
+    """The task of a dead letter went on without it."""
+
+    def __init__(self, state: State | None) -> None:
+        """`state` is where the task is now."""
+        super().__init__(f"The task of this dead letter is {state}, so it is not sent again.")
 
 
 class DeadLetters:
@@ -22,13 +32,21 @@ class DeadLetters:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ledger = Ledger(database)
         self._groups = Tally(self._count)
 
-    async def add(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[None]:
-        """Store dead letters; one that comes twice is stored once."""
+    async def add(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[str | None]:
+        """Store dead letters, and fail their tasks; one that comes twice counts once.
+
+        Return for each the id of the task that it belongs to, if any.
+        """
         rows = [_row(delivery) for delivery in deliveries]
-        await connection.execute(self._database.insert(dead_letters).on_conflict_do_nothing(), rows)
-        return [None] * len(rows)
+        insert = self._database.insert(dead_letters).on_conflict_do_nothing().returning(dead_letters.c.id)
+        new = set((await connection.execute(insert, rows)).scalars())
+        letters = [(delivery, row) for delivery, row in zip(deliveries, rows, strict=True) if row["id"] in new]
+        failed = await dead_tasks.failures(connection, letters)
+        await self._ledger.apply(connection, list(failed.values()))
+        return [failed[row["id"]].task_id if row["id"] in failed else None for row in rows]
 
     async def get(self, letter_id: str) -> dict[str, Any] | None:
         """Return one dead letter with envelope and body."""
@@ -70,7 +88,11 @@ class DeadLetters:
     ) -> int:
         """Put waiting dead letters back on the way to their queue, at most `rate` a second; return how many.
 
-        Marking them, the messages and the audit entry are one commit, so a replay happens once or not at all.
+        Marking them, the messages, their tasks and the audit entry are one commit, so a replay happens once or not at
+        all. A letter whose task went on without it is settled, and nothing is sent.
+
+        Raises:
+            Superseded: that is so for all of `ids`, which stay as they are.
         """
         async with self._database.write() as connection:
             query = sa.select(dead_letters).where(_WAITING).order_by(dead_letters.c.id).limit(limit)
@@ -78,21 +100,34 @@ class DeadLetters:
                 query = query.where(dead_letters.c.id.in_(ids))
             if queue is not None:
                 query = query.where(dead_letters.c.queue == queue)
-            letters = list((await connection.execute(query)).mappings())
+            # Locked: another gateway may be asked for the same at the same time.
+            locked = query.with_for_update(skip_locked=True)
+            letters = [dict(letter) for letter in (await connection.execute(locked)).mappings()]
             if not letters:
                 return 0
             start = now_ms()
+            revivals = await dead_tasks.revive(connection, letters, body)
+            if ids is not None and all(revival.over is not None for revival in revivals.values()):
+                raise Superseded(next(iter(revivals.values())).over)
+            going = [(letter, revivals[letter["id"]]) for letter in letters if revivals[letter["id"]].over is None]
             entries = [
-                Entry("work", letter["queue"], _revived(letter, body), due_at=start + round(number * 1000 / rate))
-                for number, letter in enumerate(letters)
+                Entry(
+                    "work",
+                    letter["queue"],
+                    _revived(letter, body, revival.attempt),
+                    revival.task_id,
+                    revival.due_at or start + round(number * 1000 / rate),
+                )
+                for number, (letter, revival) in enumerate(going)
             ]
-            await outbox.add(connection, entries)
+            # Earlier copies of these messages may have had their effect.
+            await outbox.add(connection, entries, maybe_delivered=True)
             chosen = [letter["id"] for letter in letters]
             await connection.execute(
                 sa.update(dead_letters).where(dead_letters.c.id.in_(chosen)).values(replayed_at=start)
             )
-            await _note(connection, actor, "dead-letters.replay", queue or chosen[0], f"{len(chosen)} messages")
-            return len(chosen)
+            await _note(connection, actor, "dead-letters.replay", queue or chosen[0], f"{len(going)} messages")
+            return len(going)
 
     async def delete(self, letter_id: str, actor: str) -> bool:
         """Give a dead letter up; its body is erased, the rest stays for the record."""
@@ -116,9 +151,10 @@ _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(
 
 def _row(delivery: Delivery) -> dict[str, Any]:
     headers, envelope = delivery.headers, delivery.envelope
-    queue = _text(headers.get(QUEUE) or headers.get("x-first-death-queue") or delivery.routing_key, 255)
-    reason = _text(headers.get(REASON) or headers.get("x-first-death-reason") or "unknown", 64)
-    died_at = _text(headers.get(DIED_AT) or _first_death(headers), 64)
+    death = _last_death(headers)
+    queue = _text(headers.get(QUEUE) or death.get("queue") or delivery.routing_key, 255)
+    reason = _text(headers.get(REASON) or death.get("reason") or "unknown", 64)
+    died_at = _text(headers.get(DIED_AT) or death.get("time"), 64)
     error = headers.get(ERROR, "RabbitMQ gave the message up: it was handed out too often without an ack")
     return {
         "id": new_id(),
@@ -138,11 +174,14 @@ def _row(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _first_death(headers: dict[str, Any]) -> Any:
-    """Return when the broker itself gave a message up (https://www.rabbitmq.com/docs/dlx#effects)."""
+def _last_death(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return where and when the broker itself gave a message up, newest first (https://www.rabbitmq.com/docs/dlx#effects).
+
+    Not the first: a message that came from the retry ladder died on a rung before.
+    """
     deaths = headers.get("x-death")
-    first = deaths[0] if isinstance(deaths, list) and deaths else None
-    return first.get("time") if isinstance(first, dict) else None
+    last = deaths[0] if isinstance(deaths, list) and deaths else None
+    return last if isinstance(last, dict) else {}
 
 
 def _text(value: Any, length: int) -> str:
@@ -157,9 +196,9 @@ def _ms(died_at: str) -> int:
         return now_ms()
 
 
-def _revived(letter: Any, body: bytes | None) -> Message:
+def _revived(letter: Any, body: bytes | None, attempt: int) -> Message:
     message = unpack(letter["envelope"], letter["body"] if body is None else body)
-    return replace(message, attempt=1)
+    return replace(message, attempt=attempt)
 
 
 async def _note(connection: AsyncConnection, actor: str, action: str, subject: str, detail: str | None) -> None:
