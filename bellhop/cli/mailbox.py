@@ -5,6 +5,7 @@ mailbox, so that whatever works with the one works with the other. Mails live in
 """
 
 import asyncio
+import json
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -136,6 +137,13 @@ def run(smtp_port: int, http_port: int) -> None:
         runner.run(serve(smtp_port, http_port))
 
 
+class _Json(JSONResponse):
+    """JSON of whatever mails hold: what UTF-8 cannot hold is replaced, so that no mail makes a whole list fail."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+
+
 def create_app(mailbox: Mailbox) -> Starlette:
     """Return the HTTP side."""
 
@@ -146,7 +154,7 @@ def create_app(mailbox: Mailbox) -> Starlette:
         except ValueError:
             return PlainTextResponse("start and limit must be whole numbers", 400)
         page = [summary(mail) for mail in mailbox.page(start, limit)]
-        return JSONResponse(
+        return _Json(
             {
                 "total": len(mailbox),
                 "unread": len(mailbox),
@@ -163,7 +171,7 @@ def create_app(mailbox: Mailbox) -> Starlette:
         mail = mailbox.get(request.path_params["id"])
         if mail is None:
             return PlainTextResponse("there is no such mail (any more)", 404)
-        return JSONResponse(document(mail))
+        return _Json(document(mail))
 
     async def show_source(request: Request) -> Response:
         mail = mailbox.get(request.path_params["id"])
@@ -229,7 +237,7 @@ def document(mail: Mail) -> dict[str, Any]:
         "Attachments": [
             {
                 "PartID": str(number),
-                "FileName": part.get_filename() or "",
+                "FileName": _as_utf8(part.get_filename() or ""),
                 "ContentType": part.get_content_type(),
                 "Size": len(part.get_payload(decode=True) or b""),
             }
@@ -256,7 +264,7 @@ def _common(mail: Mail, message: EmailMessage) -> dict[str, Any]:
 
 def _header(message: EmailMessage, name: str) -> str:
     try:
-        return str(message.get(name, ""))
+        return _as_utf8(str(message.get(name, "")))
     except Exception:  # the parser of the standard library fails on some headers that others send
         return ""
 
@@ -266,7 +274,12 @@ def _addresses(message: EmailMessage, name: str) -> list[dict[str, str]]:
         addresses: tuple[Address, ...] = message[name].addresses if message[name] is not None else ()
     except Exception:  # as above
         return []
-    return [{"Name": address.display_name, "Address": address.addr_spec} for address in addresses]
+    return [{"Name": _as_utf8(each.display_name), "Address": _as_utf8(each.addr_spec)} for each in addresses]
+
+
+def _as_utf8(text: str) -> str:
+    """Return a header whose raw bytes are UTF-8 (RFC 6532); the parser leaves each byte as half a surrogate pair."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _body(message: EmailMessage, kind: str) -> str:

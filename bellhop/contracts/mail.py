@@ -8,7 +8,20 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from bellhop.contracts.addresses import Address
-from bellhop.contracts.base import INT32_MAX, Contract, Data, DueTime, Id, Line, Name, TaskId, Text, one_line, storable
+from bellhop.contracts.base import (
+    INT32_MAX,
+    Contract,
+    Data,
+    DueTime,
+    Id,
+    Line,
+    Name,
+    Says,
+    TaskId,
+    Text,
+    one_line,
+    storable,
+)
 
 MAX_BODY = 512 * 1024
 MAX_HEADER = 998
@@ -35,7 +48,11 @@ class Lane(StrEnum):
 
 
 HeaderValue = Annotated[str, StringConstraints(min_length=1, max_length=65_536), AfterValidator(one_line)]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
+HeaderName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$"),
+    Says("must be the name of a header: a letter, then up to 63 letters, digits and hyphens"),
+]
 
 
 def allowed_headers(headers: dict[str, str]) -> dict[str, str]:
@@ -96,7 +113,10 @@ ContentType = Annotated[
     AfterValidator(content_type),
 ]
 Filename = Annotated[
-    str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=200, pattern=r"^[^/\\]+$")
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=r"^[^/\\]+$"),
+    Says("must be the name of a file, of 1 to 200 characters without / and \\"),
+    AfterValidator(one_line),
 ]
 
 

@@ -4,10 +4,9 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, GetCoreSchemaHandler, StringConstraints
-from pydantic_core import core_schema
+from pydantic import Field, StringConstraints
 
-from bellhop.contracts.base import Contract, Id, MessageTime, Name, Text, Time
+from bellhop.contracts.base import Contract, Id, MessageTime, Name, Says, Text, Time
 
 EXACT = 2**53 - 1
 """Scores are IEEE 754 doubles: every whole number up to this one is exact, and none beyond it is rounded to it."""
@@ -16,21 +15,11 @@ MAX_AHEAD = timedelta(minutes=5)
 """How far in the future a score may have been reached: a player's clock may be fast, but no result is years ahead."""
 
 
-class _NoPathName:
-    """What is said of a name that does not fit; a validator in Python would cost more than all of them in Rust."""
-
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.custom_error_schema(
-            handler(source),
-            custom_error_type="path_name",
-            custom_error_message="must be 1 to 128 of the letters A to Z and a to z, digits and . _ : @ -,"
-            " and begin with a letter or a digit",
-        )
-
-
 # A `Name` without the slash: it stands in the path of a URL, where no two programs agree on what %2F means.
 PathName = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*$"), _NoPathName()
+    str,
+    StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*$"),
+    Says("must be 1 to 128 ASCII letters, digits and . _ : @ -, and begin with a letter or a digit"),
 ]
 
 

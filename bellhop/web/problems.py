@@ -215,8 +215,23 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
     detail = "The request says something that is not allowed here; `errors` says where and why."
     if count > MAX_ERRORS:
         detail = f"{detail} Listed are the first {MAX_ERRORS} of {count}."
-    listed = [{"pointer": _pointer(error["loc"]), "detail": error["msg"]} for error in errors[:MAX_ERRORS]]
+    listed = [{"pointer": _pointer(error["loc"]), "detail": sentence(error)} for error in errors[:MAX_ERRORS]]
     return Problem(422, "Unprocessable Content", detail, extensions={"errors": listed})
+
+
+def sentence(error: Mapping[str, Any]) -> str:
+    """Return what one error of pydantic says, in words for people who do not know pydantic."""
+    message = str(error["msg"])
+    match error.get("type"):
+        case "value_error":
+            return message.removeprefix("Value error, ")
+        case "too_long" | "too_short" if message.startswith("Value "):
+            # The length of a string that a validator of ours returned.
+            return message.replace("items after validation", "characters").replace("item after validation", "character")
+        case "string_pattern_mismatch":
+            return "has characters, or an order of them, that are not allowed here"
+        case _:
+            return message
 
 
 def _pointer(location: Sequence[int | str]) -> str:

@@ -6,7 +6,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protoc
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, ConfigDict, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -37,7 +37,7 @@ class _Attributes(Contract):
 
     model_config = ConfigDict(extra="allow")
 
-    specversion: Annotated[str, StringConstraints(pattern=r"^1\.0$")]
+    specversion: Literal["1.0"]
     id: Id
     source: Annotated[Line, StringConstraints(max_length=255)]
     type: EventType

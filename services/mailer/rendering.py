@@ -237,10 +237,11 @@ _EVENT_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 def _compile(environment: SandboxedEnvironment, source: str, path: Path, offset: int) -> _Part:
     try:
-        code = environment.compile(source, name=path.name, filename=str(path))
+        code = environment.compile(source, name=path.name, filename=path.name)
     except TemplateSyntaxError as error:
-        raise BadTemplate(f"{path}, line {error.lineno + offset}: {error.message}") from None
-    return _Part(Template.from_code(environment, code, {}), str(path), offset)
+        hint = "; write {{ '{#' }} for characters that begin no comment" if "comment" in (error.message or "") else ""
+        raise BadTemplate(f"{path}, line {error.lineno + offset}: {error.message}{hint}") from None
+    return _Part(Template.from_code(environment, code, {}), path.name, offset)
 
 
 def _recipients(environment: SandboxedEnvironment, source: str, path: Path) -> Callable[[dict[str, Any]], Any]:
@@ -260,7 +261,7 @@ def _recipients(environment: SandboxedEnvironment, source: str, path: Path) -> C
             if isinstance(result, Undefined):
                 str(result)  # a strict one raises, and says what is missing
         except Exception as error:
-            raise RenderingError(f"{path}: to: {_reason(error)}") from error
+            raise RenderingError(f"{path.name}: to: {_reason(error)}") from error
         return result
 
     return value

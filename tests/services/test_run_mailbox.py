@@ -119,6 +119,20 @@ async def test_deleting_by_id_is_refused(mailbox: Mailbox, client: httpx.AsyncCl
     assert (response.status_code, len(mailbox)) == (400, 1)
 
 
+async def test_headers_in_raw_utf_8_are_shown(mailbox: Mailbox, client: httpx.AsyncClient) -> None:
+    """RFC 6532; and a mail whose headers are no UTF-8 does not make the list fail."""
+    mailbox.add("a@b.example", ["jürgen@example.com"], "To: Jürgen <jürgen@example.com>\nSubject: Grüße\n\nx".encode())
+    mailbox.add("a@b.example", ["x@example.com"], b"To: \xff <x@example.com>\nSubject: \xff\n\n\xff")
+
+    broken, right = (await client.get("/api/v1/messages")).json()["messages"]
+
+    assert (right["Subject"], right["To"]) == ("Grüße", [{"Name": "Jürgen", "Address": "jürgen@example.com"}])
+    for each in (broken, right):
+        assert (await client.get(f"/api/v1/message/{each['ID']}")).status_code == 200
+        assert (await client.get(f"/view/{each['ID']}")).status_code == 200
+    assert (await client.get("/")).status_code == 200
+
+
 async def test_html_is_shown_in_a_sandbox(mailbox: Mailbox, client: httpx.AsyncClient) -> None:
     """Nothing of a mail can run or break out of its frame."""
     mailbox.add("a@example.com", ["b@example.com"], mail(html='"><script>alert(1)</script>'))

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest, ContentType, Filename
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.problems import Problem, invalid
+from bellhop.web.problems import Problem, invalid, sentence
 from services.gateway.deps import check_mailer, gateway
 from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.routes.tasks import time_of
@@ -103,4 +103,4 @@ async def check(request: Request, wanted: list[AttachmentRequest], caller: Calle
 
 
 def _said(error: ValidationError) -> str:
-    return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return sentence(error.errors()[0])

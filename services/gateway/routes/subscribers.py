@@ -16,7 +16,7 @@ from bellhop.contracts.base import Contract, Data, Line, Time
 from bellhop.contracts.mail import Lane, PersonName
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, sentence
 from services.gateway.audience.people_csv import BadCsv, records
 from services.gateway.deps import check_mailer, gateway
 from services.gateway.idempotent_route import IdempotentRoute
@@ -147,8 +147,10 @@ class _Import:
         except ValidationError as error:
             problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
             if problem["loc"][:1] == ("lists",):
-                raise Problem(422, "Unprocessable Content", f"The list's name is wrong: {problem['msg']}.") from None
-            self._refuse(line, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+                raise Problem(
+                    422, "Unprocessable Content", f"The list's name is wrong: it {sentence(problem)}."
+                ) from None
+            self._refuse(line, f"{'.'.join(map(str, problem['loc']))}: {sentence(problem)}")
             return
         self._waiting.append(
             SignUp(

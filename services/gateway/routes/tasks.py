@@ -3,7 +3,7 @@
 import asyncio
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Query
@@ -140,7 +140,7 @@ async def show_all(
     request: Request,
     caller: Annotated[Caller, Depends(require(Scope.MAIL_READ))],
     state: State | None = None,
-    kind: Annotated[str | None, Query(pattern="^mail$")] = None,
+    kind: Literal["mail"] | None = None,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
