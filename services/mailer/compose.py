@@ -2,6 +2,7 @@
 
 import asyncio
 from email.utils import formatdate
+from html import escape
 
 from bellhop.contracts.addresses import wire
 from bellhop.contracts.base import derived_id
@@ -32,6 +33,8 @@ class Composer:
         if task.template is not None:
             rendered = self._templates.get(task.template).render(task.data)
             subject, text, html = rendered.subject, rendered.text, rendered.html
+            if task.list_unsubscribe is not None:
+                text, html = _with_link(text, html, task.list_unsubscribe)
         attachments: tuple[Attachment, ...] = ()
         if task.attachments:
             attachments = await self._attachments.get(task.attachments)
@@ -47,6 +50,17 @@ class Composer:
             from_name=self._settings.mail_from_name,
             attachments=attachments,
         )
+
+
+def _with_link(text: str | None, html: str | None, url: str) -> tuple[str | None, str | None]:
+    """Make sure that a mail to a list has a visible link to unsubscribe, whatever its template says."""
+    if text is not None and url not in text:
+        text = f"{text.rstrip()}\n\n-- \nUnsubscribe: {url}\n"
+    if html is not None and escape(url) not in html:
+        head, end, tail = html.rpartition("</body>")
+        footer = f'<hr><p><a href="{escape(url)}">Unsubscribe</a></p>\n'
+        html = f"{head}{footer}{end}{tail}" if end else f"{html}{footer}"
+    return text, html
 
 
 def _headers(task: MailTask) -> dict[str, str]:

@@ -258,7 +258,7 @@ async def test_an_idempotency_key_stands_for_one_broadcast(gateway: RunningGatew
 
 async def test_a_broadcast_belongs_to_the_key_that_made_it(gateway: RunningGateway) -> None:
     """Another key gets 404 for it and for all that can be done with it."""
-    broadcast_id = await broadcast(gateway)
+    broadcast_id = await broadcast(gateway, list="newsletter", allow_empty=True)
     scopes = ("broadcasts:read", "broadcasts:write")
     async with gateway.client(await gateway.make_key("stranger", *scopes)) as stranger:
         path = f"/v1/broadcasts/{broadcast_id}"
@@ -286,8 +286,26 @@ BAD: list[dict[str, object]] = [
 ]
 
 
+async def test_a_broadcast_to_nobody_is_refused(gateway: RunningGateway) -> None:
+    """A list that never had anybody is a mistake; one that has nobody now takes `allow_empty`."""
+    await gateway.admin.post("/v1/subscribers", json={"email": "ada@example.com", "lists": ["pending"]})
+    cases = [
+        ("unknown", {}, 422),
+        ("unknown", {"allow_empty": True}, 422),
+        ("pending", {}, 422),
+        ("pending", {"allow_empty": True}, 202),
+        ("newsletter", {"allow_empty": True}, 202),
+    ]
+    for list_, changes, status in cases:
+        wish = {"list": list_, "subject": "s", "text": "t"} | changes
+        answer = await gateway.admin.post("/v1/broadcasts", json=wish)
+        assert answer.status_code == status, answer.text
+        assert status == 202 or answer.json()["errors"][0]["pointer"] == "#/list"
+
+
 async def test_a_bad_broadcast_is_refused(gateway: RunningGateway) -> None:
     """422 for what could not be sent; there is no broadcast then."""
+    await people(gateway, 1)
     for changes in BAD:
         wish = {"list": "news", "subject": "s", "text": "t"} | changes
         assert (await gateway.admin.post("/v1/broadcasts", json=wish)).status_code == 422, changes

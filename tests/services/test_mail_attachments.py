@@ -146,8 +146,9 @@ async def test_a_mail_cannot_refer_to_what_is_not_its_owners(both: Both) -> None
     refused = await stranger.post("/v1/mail", json=mail(attachments=[{"id": upload["id"]}]))
     await stranger.aclose()
     assert refused.status_code == 422
-    wish = {"list": "news", "subject": "s", "text": "t", "attachments": [{"id": "none"}]}
-    assert (await both.gateway.admin.post("/v1/broadcasts", json=wish)).status_code == 422
+    wish = {"list": "newsletter", "allow_empty": True, "subject": "s", "text": "t", "attachments": [{"id": "none"}]}
+    refused = await both.gateway.admin.post("/v1/broadcasts", json=wish)
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/attachments/0/id")
     large = (await both.upload(b"x" * MAX_ATTACHMENT)).json()["id"]
     assert (await both.send(*[{"id": large}] * 3)).status_code == 422
 
@@ -206,12 +207,16 @@ async def test_a_template_is_previewed_through_the_gateway(vhost: Vhost, tmp_pat
             assert "welcome.mail, line 2" in bad.json()["detail"]
             unknown = await gateway.admin.post("/v1/templates/none/preview", json={"data": {}})
             assert unknown.status_code == 404
-            wish = {"list": "news", "template": "welcom"}
+            wish = {"list": "newsletter", "allow_empty": True, "template": "welcom"}
             refused = await gateway.admin.post("/v1/broadcasts", json=wish)
             assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/template")
             assert "welcome" in refused.json()["errors"][0]["detail"]
             taken = await gateway.admin.post("/v1/broadcasts", json=wish | {"template": "welcome"})
             assert taken.status_code == 202
+            one = await gateway.admin.post("/v1/mail", json={"to": "ada@example.com", "template": "welcom"})
+            assert (one.status_code, one.json()["errors"][0]["pointer"]) == (422, "#/template")
+            right = {"to": "ada@example.com", "template": "welcome", "data": {"name": "Ada"}}
+            assert (await gateway.admin.post("/v1/mail", json=right)).status_code == 202
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as nobody:
                 assert (await nobody.get("/v1/templates")).status_code == 401
             stranger = gateway.client(await gateway.make_key("reader", "mail:read"))

@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from bellhop.contracts.base import now
+from bellhop.contracts.mail import MAX_BODY
 from bellhop.contracts.outcomes import Outcome, State
 from services.gateway.audience.addresses import subscriber_id
 from services.gateway.audience.links import Kind, Links
@@ -48,6 +49,28 @@ def test_every_mail_has_a_way_out() -> None:
 
     assert filled["text"].endswith("Unsubscribe: https://news.example/unsubscribe?token=t\n")
     assert '<a href="https://news.example/unsubscribe?token=t">Unsubscribe</a></p>\n</body>' in filled["html"]
+
+
+@pytest.mark.parametrize(
+    "html",
+    ["<p>subscriber.unsubscribe_url</p>", "<!-- {{ subscriber.unsubscribe_url }} --><p>News.</p>", "<p>N</p><!-- <!--"],
+)
+def test_a_link_that_nobody_sees_is_no_link(html: str) -> None:
+    """The words alone, or a place within a comment, get the footer all the same."""
+    assert ">Unsubscribe</a>" in Words({"subject": "S", "html": html}).fill(ADA)["html"]
+
+
+def test_a_style_sheet_of_a_minifier_is_plain_text() -> None:
+    """`{#` begins a comment in templates, and an id selector in a media query."""
+    html = "<style>@media (max-width:480px){#hero{width:100%}}</style>{{ subscriber.unsubscribe_url }}"
+
+    assert "{#hero{width:100%}}" in Words({"subject": "S", "html": html}).fill(ADA)["html"]
+
+
+def test_a_body_that_is_too_long_with_its_footer_is_refused_at_acceptance() -> None:
+    """And not for each recipient."""
+    with pytest.raises(CannotFill, match="longer than"):
+        Words({"subject": "S", "text": "x" * MAX_BODY})
 
 
 def test_a_line_end_in_a_name_stays_out_of_the_subject() -> None:

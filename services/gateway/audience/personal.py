@@ -1,8 +1,8 @@
 """Words that are the same for everybody but for a few places: `Dear {{ subscriber.name | default("reader") }}`.
 
-The places are spelt as in a template file, and that is all there is: no conditions, no loops. Whatever a client sends
-is filled in here for a million people, in time that depends on its length alone. Who wants more names a template,
-which the mailer renders.
+The places are spelt as in a template file, and that is all there is: no conditions, no loops, no comments, so `{#` is
+plain text. Whatever a client sends is filled in here for a million people, in time that depends on its length alone.
+Who wants more names a template, which the mailer renders.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 
 from bellhop.contracts.mail import MAX_BODY
 
-_PLACE = re.compile(r"\{\{(?P<inner>[^{}]*)\}\}|(?P<stray>\{\{|\{%|\{#)")
+_PLACE = re.compile(r"\{\{(?P<inner>[^{}]*)\}\}|(?P<stray>\{\{|\{%)")
 _INNER = re.compile(
     r"\s*(?:data\.)?subscriber\.(?P<path>name|email|unsubscribe_url|attributes(?:\.[A-Za-z0-9_-]+){1,32})\s*"
     r"(?:\|\s*default\(\s*(?:\"(?P<double>[^\"]*)\"|'(?P<single>[^']*)')\s*\)\s*)?"
@@ -84,8 +84,11 @@ class Words:
     def __init__(self, content: dict[str, Any]) -> None:
         """Take a `MailContent`, as a dictionary, apart; raises `CannotFill` where something is no place."""
         self._subject = Text("subject", content["subject"])
-        self._text = Text("text", _with_footer(content["text"])) if "text" in content else None
-        self._html = Text("html", _with_html_footer(content["html"])) if "html" in content else None
+        self._text = self._html = None
+        if "text" in content:
+            self._text = Text("text", _short(_with_footer(content["text"])))
+        if "html" in content:
+            self._html = Text("html", _short(_with_html_footer(content["html"])))
 
     def fill(self, subscriber: dict[str, Any]) -> dict[str, str]:
         """Return subject, text and html for one subscriber; raises `CannotFill`."""
@@ -102,13 +105,28 @@ class Words:
         return filled
 
 
+def _short(text: str) -> str:
+    """Refuse what is too long for a mail with the footer, which is added after the length was checked."""
+    if len(text) > MAX_BODY:
+        raise CannotFill(f"a body is longer than {MAX_BODY} characters with the link to unsubscribe at its end")
+    return text
+
+
+def _has_link(text: str) -> bool:
+    """Say whether a text has a place for the link; the words alone, or a place within a comment, show no link."""
+    first, *others = text.split("<!--")
+    visible = first + "".join(each.partition("-->")[2] for each in others)
+    places = (_INNER.fullmatch(match["inner"] or "") for match in _PLACE.finditer(visible))
+    return any(inner is not None and inner["path"] == "unsubscribe_url" for inner in places)
+
+
 def _with_footer(text: str) -> str:
-    """Make sure that there is a way out: nobody must look for it."""
-    return text if LINK in text else f"{text.rstrip()}\n\n-- \nUnsubscribe: {{{{ {LINK} }}}}\n"
+    """Make sure that every mail has a visible link to unsubscribe."""
+    return text if _has_link(text) else f"{text.rstrip()}\n\n-- \nUnsubscribe: {{{{ {LINK} }}}}\n"
 
 
 def _with_html_footer(html: str) -> str:
-    if LINK in html:
+    if _has_link(html):
         return html
     footer = f'<hr><p><a href="{{{{ {LINK} }}}}">Unsubscribe</a></p>\n'
     head, end, tail = html.rpartition("</body>")

@@ -12,13 +12,13 @@ from pydantic import StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from bellhop.contracts.base import DueTime, new_id
+from bellhop.contracts.base import DueTime, Says, new_id
 from bellhop.contracts.mail import MailContent, mail_document
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import DatabaseAway
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, invalid
 from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.deps import gateway
 from services.gateway.idempotency import commits_its_key, conflict, key_of
@@ -45,7 +45,11 @@ _TASK_PAGES = Cursor("broadcast-tasks", str)
 
 Reader = Annotated[Caller, Depends(require(Scope.BROADCASTS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.BROADCASTS_WRITE))]
-ListName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ListName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
+    Says("must be the name of a list: 1 to 64 ASCII letters, digits and . _ -, the first a letter or a digit"),
+]
 
 HEARTBEAT_SECONDS = 15.0
 """A comment so often, in a stream that has nothing to say, keeps proxies from closing it."""
@@ -59,6 +63,8 @@ class BroadcastRequest(MailContent):
 
     list: ListName
     send_at: DueTime | None = None
+    allow_empty: bool = False
+    """Take it also if nobody is confirmed on the list now; who is when it begins is mailed."""
 
 
 @router.post("/v1/broadcasts", status_code=202, summary="Send a mail to a list")
@@ -72,6 +78,8 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
     parts = gateway(request).newsletter
     content = mail_document(wish)
     list_ = content.pop("list")
+    content.pop("allow_empty", None)
+    await _check_audience(parts, list_, wish.allow_empty)
     if wish.template is None:
         try:
             Words(content)
@@ -97,6 +105,18 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
         raise conflict()
     parts.feeder.wake()
     return answer_202(accepted, f"/v1/broadcasts/{orjson.loads(accepted.answer)['id']}")
+
+
+async def _check_audience(parts: Newsletter, list_: str, allow_empty: bool) -> None:
+    """Raise Problem 422 if there is no such list, or nobody to mail on it."""
+    audience = await parts.broadcasts.audience(list_)
+    if not audience.known and list_ not in parts.public_lists:
+        msg = "There is no such list: nobody was ever subscribed to it. GET /v1/lists names those there are."
+    elif not audience.confirmed and not allow_empty:
+        msg = 'Nobody is confirmed on this list now. To send to those who are by then, add "allow_empty": true.'
+    else:
+        return
+    raise invalid([{"loc": ("body", "list"), "msg": msg}])
 
 
 @router.get("/v1/broadcasts", summary="List broadcasts")

@@ -14,7 +14,7 @@ from services.gateway.deps import gateway
 from services.gateway.idempotency import commits_its_key, key_of
 from services.gateway.idempotent_route import IdempotentRoute, replay
 from services.gateway.intake import answer_202, traceparent
-from services.gateway.routes import attachments
+from services.gateway.routes import attachments, templates
 from services.gateway.store.ledger import Acceptance, mail_entry, mail_task
 from services.gateway.store.outbox import now_ms, to_ms
 
@@ -36,10 +36,13 @@ async def send(
     due_at = to_ms(mail.send_at) if mail.send_at is not None else 0
     if due_at <= created_at:
         due_at = 0
+    # A request that comes again is answered the same, whatever became of its attachments and template.
+    can_change = bool(mail.attachments) or mail.template is not None
+    if can_change and (answer := await replay(request, key, "/v1/tasks/")) is not None:
+        return answer
+    if mail.template is not None:
+        await templates.check(request, mail.template)
     if mail.attachments:
-        # A request that comes again is answered the same, whatever became of its attachments.
-        if (answer := await replay(request, key, "/v1/tasks/")) is not None:
-            return answer
         await attachments.check(request, mail.attachments, caller, due_at or created_at)
     acceptance = Acceptance(
         answer=orjson.dumps({"id": task_id, "state": "scheduled" if due_at else "queued"}),

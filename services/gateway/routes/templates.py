@@ -1,9 +1,11 @@
 """Mail templates: answered by the mailer, under the gateway's address and keys."""
 
+from time import monotonic
 from typing import Annotated
+from weakref import WeakKeyDictionary
 
 import httpx
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,6 +19,9 @@ from services.gateway.idempotent_route import AnyQueryIdempotentRoute
 router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["mail"])
 
 CHECK_SECONDS = 2.0
+"""How long a request waits for the mailer to say which templates there are."""
+KNOWN_SECONDS = 10.0
+"""How long the answer is used, or that there was none."""
 
 Sender = Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
 
@@ -35,10 +40,27 @@ async def preview(request: Request, name: str, caller: Sender) -> Response:
 
 
 async def check(request: Request, name: str) -> None:
-    """Raise Problem 422 if the mailer says that there is no such template; a mailer that does not answer says nothing.
+    """Raise Problem 422 if the mailer says that there is no such template.
 
-    Whatever goes to many asks before: each of their mails would fail.
+    A mailer that does not answer says nothing: the request is accepted as before, and a mail whose template turns out
+    not to exist fails with that reason. What the mailer said is used for some seconds, so that a mail costs no request;
+    a name that is not among it is asked for again, because templates are added.
     """
+    until, known = _known.get(request.app, (0.0, None))
+    if monotonic() < until and (known is None or name in known):
+        return
+    known = await _names(request)
+    _known[request.app] = monotonic() + KNOWN_SECONDS, known
+    if known is not None and name not in known:
+        there = ", ".join(known) or "none"
+        raise invalid([{"loc": ("body", "template"), "msg": f"There is no template of that name. There are: {there}."}])
+
+
+_known: WeakKeyDictionary[FastAPI, tuple[float, list[str] | None]] = WeakKeyDictionary()
+
+
+async def _names(request: Request) -> list[str] | None:
+    """Return the names of the mailer's templates; None if it does not answer."""
     parts = gateway(request)
     token = token_for(parts.settings.mailer_key, "mailer", Scope.MAIL_SEND)
     try:
@@ -48,13 +70,8 @@ async def check(request: Request, name: str) -> None:
             timeout=CHECK_SECONDS,
         )
     except httpx.HTTPError:
-        return
-    if answer.status_code != 200:
-        return
-    known = [template["name"] for template in answer.json()["templates"]]
-    if name not in known:
-        there = ", ".join(known) or "none"
-        raise invalid([{"loc": ("body", "template"), "msg": f"There is no template of that name. There are: {there}."}])
+        return None
+    return [template["name"] for template in answer.json()["templates"]] if answer.status_code == 200 else None
 
 
 async def _forward(request: Request) -> Response:

@@ -80,6 +80,16 @@ class NewBroadcast:
 
 
 @dataclass(frozen=True, slots=True)
+class Audience:
+    """What is known of a list before anything is sent to it."""
+
+    known: bool
+    """Somebody is or was subscribed to it, or something was sent to it."""
+    confirmed: bool
+    """Somebody would be mailed now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """How many recipients are where."""
 
@@ -219,6 +229,17 @@ class Broadcasts:
         async with self._database.read() as connection:
             row = (await connection.execute(fed)).mappings().one()
         return row["fed"], {state.value: row[f"n_{state.value}"] for state in OPEN}
+
+    async def audience(self, list_: str) -> Audience:
+        """Say whether a list is known, and whether anybody is confirmed on it."""
+        mine = subscriptions.c.list == list_
+        query = sa.select(
+            sa.exists().where(mine, subscriptions.c.state == "confirmed").label("confirmed"),
+            (sa.exists().where(mine) | sa.exists().where(broadcasts.c.list == list_)).label("known"),
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one()
+        return Audience(known=bool(row.known), confirmed=bool(row.confirmed))
 
     async def size(self, list_: str) -> int:
         """Return how many are confirmed on a list."""
