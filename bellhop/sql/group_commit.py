@@ -6,6 +6,7 @@ waits for: these gather a little longer, and have commits of their own.
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -13,9 +14,13 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseAway, DatabaseConflict
 
 GATHER_SECONDS = 0.02
+ATTEMPTS = 4
+"""So often a transaction is tried that the database rolls back in favour of another."""
+CONFLICT_SECONDS = 0.05
+SLOW_SECONDS = 1.0
 
 log = get_logger(__name__)
 
@@ -45,6 +50,7 @@ class GroupCommit:
 
         All items that wait for the same `apply` are given to it as one list, and it returns as many results in the
         same order. An item whose batch fails is tried once more by itself, so that it fails only for its own fault.
+        An item that waits behind a commit which the database left without an answer fails together with it.
 
         Raises:
             DatabaseAway: nothing was written, or it is unknown whether it was.
@@ -79,37 +85,57 @@ class GroupCommit:
             self._writer = None
 
     def _take(self, waiting: _Batch) -> _Batch:
-        batch = {apply: entries[: self._max_items] for apply, entries in waiting.items()}
-        rest = {apply: entries[self._max_items :] for apply, entries in waiting.items()}
+        batch: _Batch = {}
+        rest: _Batch = {}
+        for apply, entries in waiting.items():
+            # Whoever gave up meanwhile was told that nothing may have been written: nothing is.
+            wanted = [entry for entry in entries if not entry[1].done()]
+            batch[apply] = wanted[: self._max_items]
+            rest[apply] = wanted[self._max_items :]
         waiting.clear()
         waiting |= {apply: entries for apply, entries in rest.items() if entries}
-        return batch
+        return {apply: entries for apply, entries in batch.items() if entries}
 
-    async def _commit(self, batch: _Batch) -> None:
+    async def _commit(self, batch: _Batch, attempt: int = 1) -> None:
+        if not batch:
+            return
+        began = asyncio.get_running_loop().time()
         done: list[tuple[asyncio.Future[Any], Any]] = []
         try:
             async with self._database.write() as connection:
                 for apply, entries in batch.items():
                     results = await apply(connection, [item for item, _ in entries])
                     done += zip((future for _, future in entries), results, strict=True)
+        except DatabaseConflict as error:
+            if attempt < ATTEMPTS:
+                await asyncio.sleep(random.uniform(0, CONFLICT_SECONDS * attempt))
+                await self._commit(batch, attempt + 1)
+            else:
+                _fail_all(batch, error)
+        except DatabaseAway as error:
+            _fail_all(batch, error)
+            if asyncio.get_running_loop().time() - began > SLOW_SECONDS:
+                # It took its time to fail. What came meanwhile would wait as long again, and longer than its limit.
+                _fail_all(self._waiting, error)
+                self._waiting.clear()
         except Exception as error:
-            alone = sum(map(len, batch.values())) == 1
-            if not alone and not isinstance(error, DatabaseAway):
-                log.warning(
-                    "a group commit failed; writing one by one", items=sum(map(len, batch.values())), error=repr(error)
-                )
+            if sum(map(len, batch.values())) == 1:
+                _fail_all(batch, error)
+                return
+            log.warning(
+                "a group commit failed; writing one by one", items=sum(map(len, batch.values())), error=repr(error)
+            )
             for apply, entries in batch.items():
                 for entry in entries:
-                    if alone or isinstance(error, DatabaseAway):
-                        _fail(entry[1], error)
-                    else:
-                        await self._commit({apply: [entry]})
-            return
-        for future, result in done:
-            if not future.done():  # its owner may have been cancelled meanwhile
-                future.set_result(result)
+                    await self._commit({apply: [entry]})
+        else:
+            for future, result in done:
+                if not future.done():  # its owner may have been cancelled meanwhile
+                    future.set_result(result)
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _fail_all(batch: _Batch, error: Exception) -> None:
+    for entries in batch.values():
+        for _, future in entries:
+            if not future.done():
+                future.set_exception(error)

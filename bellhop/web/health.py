@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import orjson
 from fastapi import APIRouter
@@ -9,13 +10,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.errors import Unavailable
 from bellhop.web.strict_json import StrictRoute
 
 PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 Ready = Callable[[], Awaitable[dict[str, str]]]
 """Returns name -> "ok", or a sentence that says what this service waits for."""
 
+T = TypeVar("T")
+
 _TIMEOUT = 2.0
+_CHECK_SECONDS = 1.5
 
 router = APIRouter(route_class=StrictRoute, tags=["health"])
 
@@ -44,14 +49,30 @@ async def readyz(request: Request) -> Response:
 
 
 async def _ask(ready: Ready) -> dict[str, str]:
-    # Not `asyncio.timeout`, which waits until what it cancels has ended: a driver may take its time even for that.
-    asking = asyncio.ensure_future(ready())
-    await asyncio.wait({asking}, timeout=_TIMEOUT)
+    asking = await _within(_TIMEOUT, ready())
+    return asking.result() if asking.done() else {"checks": f"did not answer within {_TIMEOUT:g} seconds"}
+
+
+async def check(ask: Callable[[], Awaitable[None]]) -> str:
+    """Return "ok", or why `ask` failed with `Unavailable`, or that it took too long; for `app.state.ready`."""
+    asking = await _within(_CHECK_SECONDS, ask())
     if not asking.done():
-        asking.add_done_callback(lambda late: late.cancelled() or late.exception())  # so that asyncio does not warn
-        asking.cancel()
-        return {"checks": f"did not answer within {_TIMEOUT:g} seconds"}
-    return asking.result()
+        return f"did not answer within {_CHECK_SECONDS:g} seconds"
+    try:
+        asking.result()
+    except Unavailable as error:
+        return str(error)
+    return "ok"
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> "asyncio.Future[T]":
+    # Not `asyncio.timeout`, which waits until what it cancels has ended: a driver may take its time even for that.
+    future = asyncio.ensure_future(work)
+    await asyncio.wait({future}, timeout=seconds)
+    if not future.done():
+        future.add_done_callback(lambda late: late.cancelled() or late.exception())  # so that asyncio does not warn
+        asyncio.get_running_loop().call_soon(future.cancel)
+    return future
 
 
 @router.get("/metrics", include_in_schema=False)

@@ -22,6 +22,7 @@ from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller
+from bellhop.web.health import check
 from bellhop.web.limits import Limits
 from bellhop.web.problems import problem_response
 from bellhop.web.server import create_app
@@ -178,16 +179,11 @@ async def _database_away(_request: Request, error: Exception) -> Response:
 
 async def _ready(gateway: Gateway, publisher: Publisher, table: list[Consumer]) -> dict[str, str]:
     idle = [consumer.queue for consumer in table if not consumer.consuming]
-    checks = {
-        "database": "ok",
+    return {
+        "database": await check(gateway.ledger.check),
         "publishing": publisher.trouble or "ok",
         "consuming": f"not yet from {', '.join(idle)}" if idle else "ok",
     }
-    try:
-        await gateway.ledger.check()
-    except DatabaseAway as error:
-        checks["database"] = str(error)
-    return checks
 
 
 class _Authenticator:

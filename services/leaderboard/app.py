@@ -20,6 +20,7 @@ from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from bellhop.web import tokens
 from bellhop.web.auth import Caller
+from bellhop.web.health import check
 from bellhop.web.limits import Limits
 from bellhop.web.problems import Problem
 from bellhop.web.server import create_app
@@ -75,7 +76,7 @@ def build(settings: LeaderboardSettings) -> FastAPI:
         async def ready() -> dict[str, str]:
             return {
                 "rankings": "ok" if standings.loaded else "being read from the database",
-                "database": standings.trouble or "ok",
+                "database": standings.trouble or await check(database.ping),
                 "pulling": "; ".join(puller.trouble for puller in pullers if puller.trouble) or "ok",
                 "broker": publishing.explanation if publishing.explanation != "ok" else consuming.explanation,
             }

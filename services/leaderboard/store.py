@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.scores import BoardSettings
-from bellhop.sql.database import Database
+from bellhop.sql.database import BITE_SECONDS, Database
 from services.leaderboard.tables import applied_messages, applied_scores, boards, progress, rankings, results
 
 LOCK = 0x6C656164  # any number would do; it names the writers' lock for ever
@@ -77,6 +77,11 @@ CLAIM = {
 }
 
 
+WRITE_SECONDS = 30.0
+"""A full batch of scores takes some seconds on a slow disk."""
+READ_SECONDS = 300.0
+"""Millions of results, where all are read at the start; what is new since then takes milliseconds."""
+
 ResultRow = tuple[int, str, float, int]
 """ranking, player, score, at."""
 
@@ -127,7 +132,7 @@ class Store:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Give the connection of the only writing transaction there is; it commits at the end."""
-        async with self._database.write() as connection:
+        async with self._database.write(WRITE_SECONDS) as connection:
             if self._database.dialect == "postgresql":
                 await connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
             yield connection
@@ -135,7 +140,7 @@ class Store:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection whose statements all see the same state."""
-        async with self._database.read() as connection:
+        async with self._database.read(READ_SECONDS) as connection:
             if self._database.dialect == "postgresql":
                 await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
@@ -266,7 +271,7 @@ class Store:
             key = sa.tuple_(*columns)
             old = sa.select(*columns).where(table.c.applied_at < before).limit(PRUNED_AT_ONCE)
             while True:
-                async with self._database.write() as connection:
+                async with self._database.write(BITE_SECONDS) as connection:
                     deleted = (await connection.execute(sa.delete(table).where(key.in_(old)))).rowcount
                 forgotten += deleted
                 if deleted < PRUNED_AT_ONCE:

@@ -21,6 +21,7 @@ from bellhop.contracts.mail import Lane
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.migrations import migrate
+from bellhop.web.health import check
 from bellhop.web.server import create_app
 from services.mailer import handlers, metrics, reactions
 from services.mailer.attachments import Attachments
@@ -123,7 +124,7 @@ def build(settings: MailerSettings) -> FastAPI:
         async def ready() -> dict[str, str]:
             return {
                 "broker": publishing.explanation if publishing.explanation != "ok" else consuming.explanation,
-                "database": "ok" if inbox.fresh else "the database does not answer",
+                "database": await check(database.ping) if inbox.fresh else "the database takes no heartbeat",
                 "queues": _consuming(consumers),
                 "relay": relays.trouble or "ok",
             }

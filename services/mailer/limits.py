@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.mail import Lane
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database
+from bellhop.sql.database import BITE_SECONDS, Database
 from bellhop.sql.group_commit import GroupCommit
 from services.mailer import metrics
 from services.mailer.rates import per_second
@@ -333,7 +333,7 @@ class Limits:
 
     async def forget(self) -> None:
         """Delete limits that nobody has asked for in a week."""
-        async with self._database.write() as connection:
+        async with self._database.write(BITE_SECONDS) as connection:
             old = time.time() - FORGET_SECONDS
             await connection.execute(sa.delete(limits).where(limits.c.next_at < old, limits.c.climbs_from < old))
 

@@ -27,7 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.sql.database import Database
+from bellhop.sql.database import BITE_SECONDS, Database
 from bellhop.sql.group_commit import GroupCommit
 
 LEASE_SECONDS = 10.0
@@ -360,7 +360,7 @@ class Inbox:
 
     async def forget(self, days: float) -> int:
         """Delete rows older than `days`, and replicas that are long gone; return how many tasks were forgotten."""
-        async with self._database.write() as connection:
+        async with self._database.write(BITE_SECONDS) as connection:
             await connection.execute(sa.delete(replicas).where(replicas.c.seen_at < time.time() - 86_400))
             gone = await connection.execute(sa.delete(inbox).where(inbox.c.created_at < time.time() - days * 86_400))
         return int(gone.rowcount)

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,28 @@ def private_server() -> Iterator[dict[str, Any]]:
             )
         try:
             _wait_ready(server, port, folder / "server.log")
-            yield {"url": f"postgresql+asyncpg://bellhop:{password}@{LOOPBACK}:{port}"}
+            yield {"url": f"postgresql+asyncpg://bellhop:{password}@{LOOPBACK}:{port}", "pid": server.pid}
         finally:
             server.send_signal(IMMEDIATE_SHUTDOWN)
             server.wait(20)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop the server with process id `pid` and all its backends, without a word to anybody; then let them go on."""
+    pids = [pid]
+    os.kill(pid, signal.SIGSTOP)  # first, so that it makes no further backend
+    try:
+        pids += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        for each in pids:
+            os.kill(each, signal.SIGSTOP)
+        yield
+    finally:
+        for each in pids:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
 
 
 def _initialise(binaries: Path, folder: Path, environment: dict[str, str], account: dict[str, Any]) -> None:

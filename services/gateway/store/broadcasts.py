@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
 from bellhop.contracts.outcomes import State
-from bellhop.sql.database import Database
+from bellhop.sql.database import BITE_SECONDS, Database
 from services.gateway.store import ledger
 from services.gateway.store.idempotency import IdempotencyKey
 from services.gateway.store.ledger import Acceptance, Accepted
@@ -244,7 +244,7 @@ class Broadcasts:
     async def size(self, list_: str) -> int:
         """Return how many are confirmed on a list."""
         query = sa.select(sa.func.count()).where(subscriptions.c.list == list_, subscriptions.c.state == "confirmed")
-        async with self._database.read() as connection:
+        async with self._database.read(BITE_SECONDS) as connection:
             return (await connection.execute(query)).scalar_one()
 
 
