@@ -31,6 +31,7 @@ from bellhop.cli.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.faults.zygote import SERVICES
 from tests.support import Broker, SmtpServer, Vhost, wait_until
+from tests.support.addresses import service_environment
 from tests.support.smtp import Mail
 
 ROOT = Path(__file__).parents[2]
@@ -242,7 +243,7 @@ class Service:
 
     def start(self) -> None:
         self.starts += 1
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BELLHOP_")}
+        environment = service_environment()
         environment |= {f"BELLHOP_{name.upper()}": value for name, value in self.settings.items()}
         environment["BELLHOP_INSTANCE"] = f"{self.name}-{self.starts}"
         if self.fault is not None:

@@ -1,6 +1,5 @@
 """kill -9 in the middle of a broadcast: whoever had no task gets one, and whoever had one does not get another."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from bellhop.contracts.outcomes import State
 from bellhop.web.auth import new_key
 from tests.services.newsletter_support import StandIn, sent
 from tests.support import wait_until
+from tests.support.addresses import service_environment
 from tests.support.broker import Vhost
 
 RECIPIENTS = 1500
@@ -26,7 +26,7 @@ class Gateway:
     def __init__(self, vhost: Vhost, database_url: str) -> None:
         (self.port,) = free_ports(1)
         self.key = new_key()
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("BELLHOP_")}
+        self.environment = service_environment()
         self.environment |= {
             "BELLHOP_AMQP_URL": vhost.amqp_url,
             "BELLHOP_DATABASE_URL": database_url,

@@ -13,24 +13,13 @@ import pytest
 
 from bellhop.cli import processes
 from bellhop.cli.ports import free_ports
+from bellhop.cli.settings import UpSettings
 from bellhop.cli.up import MARK
 from tests.support import wait_until
 
 pytestmark = pytest.mark.xdist_group("up")  # most tests of this module share one system
 
-PORTS = (
-    "GATEWAY",
-    "NOTIFIER",
-    "LEADERBOARD",
-    "MAILER",
-    "MAILBOX_SMTP",
-    "MAILBOX_HTTP",
-    "NODE_AMQP",
-    "NODE_MANAGEMENT",
-    "NODE_PROMETHEUS",
-    "NODE_DISTRIBUTION",
-    "NODE_EPMD",
-)
+PORTS = [name.removesuffix("_port").upper() for name in UpSettings.model_fields if name.endswith("_port")]
 
 
 class Run:

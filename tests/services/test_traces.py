@@ -17,6 +17,7 @@ from bellhop.cli import processes
 from bellhop.cli.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.support import SmtpServer, Vhost, wait_until
+from tests.support.addresses import service_environment
 from tests.support.collector import Collector, Span, collecting
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ class System:
 @contextmanager
 def running(environments: dict[str, dict[str, str]]) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Run services as processes until the block ends."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("BELLHOP_", "OTEL_"))}
+    clean = {name: value for name, value in service_environment().items() if not name.startswith("OTEL_")}
     started = {
         name: subprocess.Popen(
             [sys.executable, "-m", f"services.{name}"],
@@ -158,7 +159,7 @@ async def test_spans_say_what_the_conventions_name_and_nobody_s_address(system: 
     assert expected.items() <= process.attributes.items()
     smtp = await system.span("mailer", "SMTP send")
     assert (smtp.attributes["server.address"], smtp.attributes["smtp.response.status_code"]) == ("127.0.0.1", 250)
-    await system.span("gateway", "GET /v1/subscribers/{email}")
+    await system.span("gateway", "GET /v1/subscribers/{email:path}")
     said = repr(system.collector.spans)
     assert "ada@" not in said
     assert "ecret" not in said
