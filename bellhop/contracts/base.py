@@ -175,10 +175,5 @@ Name = Annotated[
     StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$"),
     Says("must be 1 to 128 ASCII letters, digits and . _ : @ / -, and begin with a letter or a digit"),
 ]
-EventType = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
-    Says("must be 1 to 128 ASCII letters, digits and . _ -, and begin with a letter or a digit"),
-]
 Id = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=255)]
 TaskId = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=36)]

@@ -166,8 +166,10 @@ KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
 @commits_its_key
 async def publish(request: Request, caller: Annotated[Caller, Depends(require(Scope.EVENTS_WRITE))]) -> Response:
     """Take CloudEvents 1.0 in binary, structured or batch mode; `source` and `id` of one owner together count once."""
-    check_content_type(request)
-    events = cloudevents.read(request.headers, await request.body())
+    body = await request.body()
+    if body:
+        check_content_type(request)
+    events = cloudevents.read(request.headers, body)
     entries = []
     for number, (envelope, data) in enumerate(events):
         if is_our_source(envelope.source):
@@ -177,10 +179,10 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
             caller.check(scope)
             data = _checked(check, data, envelope, number)
         envelope = replace(envelope, owner=caller.name, traceparent=envelope.traceparent or traceparent(request))
-        body = orjson.dumps(data)
+        packed = orjson.dumps(data)
         if envelope.type == "notification.raised":
-            _check_size(body, number, "data")
-        entries.append(Entry("events", envelope.type, Message(body, envelope)))
+            _check_size(packed, number, "data")
+        entries.append(Entry("events", envelope.type, Message(packed, envelope)))
     ids = [entry.message.envelope.id for entry in entries]
     answer = orjson.dumps({"id": ids[0]} if len(ids) == 1 else {"accepted": len(ids), "ids": ids})
     return await gateway(request).intake.publish(request, caller, entries, answer)
