@@ -14,6 +14,9 @@ EXACT = 2**53 - 1
 MAX_AHEAD = timedelta(minutes=5)
 """How far in the future a score may have been reached: a player's clock may be fast, but no result is years ahead."""
 
+ACCEPTED_AT = "bellhop-accepted-at"
+"""AMQP header of a `score.submitted`: when the gateway accepted it (RFC 3339). Without it that is the event's time."""
+
 
 # A `Name` without the slash: it stands in the path of a URL, where no two programs agree on what %2F means.
 PathName = Annotated[
@@ -71,6 +74,8 @@ class BoardSettings(Contract):
     order: Annotated[Order, Field(strict=False)] = Order.DESCENDING
     operator: Annotated[Operator, Field(strict=False)] = Operator.BEST
     season: Annotated[Season, Field(strict=False)] = Season.NONE
+    hidden: bool = False
+    """True: the board is not listed, and its changes are not announced. It counts, and is read by its name."""
 
 
 class Place(Contract):

@@ -38,7 +38,8 @@ from services.leaderboard.store import Store
 # others stand by; they see what it committed at their next refresh.
 TABLE = {"leaderboard.scores": apply_scores}
 
-PRUNE_SECONDS = 3600.0
+PRUNE_SECONDS = 60.0
+PRUNE_LIMIT_SECONDS = 3600.0
 PREPARE_SECONDS = 3600.0
 """A migration of a large database may take so long."""
 
@@ -56,12 +57,12 @@ def build(settings: LeaderboardSettings) -> FastAPI:
         publisher = Publisher(publishing)
         database = Database(settings.database_url.get_secret_value())
         store = Store(database)
-        standings = Standings(store, past_seasons=settings.past_seasons)
+        standings = Standings(store, past_seasons=settings.past_seasons, boards_limit=settings.boards_limit)
         pullers: list[BatchPuller] = []
         progress = Progress(lambda: _waiting(pullers))
         announcer = Announcer(publisher)
         for queue, handler in TABLE.items():
-            handle = partial(handler, standings=standings, progress=progress, announcer=announcer)
+            handle = partial(handler, standings=standings, progress=progress, announcer=announcer, publisher=publisher)
             pullers.append(
                 BatchPuller(
                     consuming,
@@ -88,7 +89,9 @@ def build(settings: LeaderboardSettings) -> FastAPI:
             for puller in pullers:
                 puller.start()
             background.every("refreshing the rankings", settings.refresh_seconds, standings.refresh)
-            background.every("pruning the inbox", PRUNE_SECONDS, partial(_prune, store, settings), limit=PRUNE_SECONDS)
+            background.every(
+                "pruning the inbox", PRUNE_SECONDS, partial(_prune, store, settings), limit=PRUNE_LIMIT_SECONDS
+            )
             background.every("watching the progress", LOOK_SECONDS, partial(_watch, progress))
             background.every("announcing changes", IDLE_SECONDS, announcer.announce, wake=announcer.some)
 
@@ -143,6 +146,9 @@ async def _load(standings: Standings) -> None:
 
 
 async def _prune(store: Store, settings: LeaderboardSettings) -> None:
+    discarded = await store.discard()
+    if discarded:
+        log.info("deleted the results of deleted boards", count=discarded)
     forgotten = await store.prune(to_micros(now() - timedelta(days=settings.inbox_days)))
     if forgotten:
         log.info("forgot old ids of messages and scores", count=forgotten)

@@ -9,3 +9,4 @@ BATCH = Histogram("bellhop_leaderboard_batch_seconds", "Time from a batch of mes
 LAG = Gauge("bellhop_leaderboard_lag_seconds", "Age of the newest score that is surely readable")
 PENDING = Gauge("bellhop_leaderboard_pending_messages", "Messages taken from the queue that are not applied yet")
 ANNOUNCEMENTS = Gauge("bellhop_leaderboard_announcements", "Boards whose change waits to be announced")
+LATE = Counter("bellhop_leaderboard_late_scores", "Scores that were accepted before their board was deleted; left out")

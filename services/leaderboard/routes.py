@@ -6,6 +6,7 @@
     GET    /v1/leaderboards/{board}/players/{player}/around  the neighbours
     POST   /v1/leaderboards/{board}/ranks                    many players
     PUT    /v1/leaderboards/{board}                          set a board up
+    DELETE /v1/leaderboards/{board}                          delete a board
     DELETE /v1/leaderboards/{board}/players/{player}         erase a player
 
 Answers are made by hand: what comes out of a ranking needs no second validation.
@@ -32,7 +33,7 @@ from bellhop.web.strict_json import StrictRoute
 from services.leaderboard.boards import SEASON_FORMS, current_season, from_micros
 from services.leaderboard.progress import Freshness, Progress
 from services.leaderboard.ranking import Entry
-from services.leaderboard.standings import AnyRanking, BoardInUse, Standings, UnknownBoard
+from services.leaderboard.standings import AnyRanking, BoardInUse, Standings, TooManyBoards, UnknownBoard
 
 log = get_logger(__name__)
 
@@ -104,6 +105,7 @@ class BoardLine(BaseModel):
     order: Order
     operator: Operator
     season: Season
+    hidden: bool
     current: str | None = Field(description="name of the season of now, on a board that has seasons")
     players: int = Field(description="in the season of now")
 
@@ -135,11 +137,12 @@ async def list_boards(
     caller: Reader,
     limit: Limit = 100,
     after: Annotated[str, Query(max_length=128, description="name of the last board of the page before")] = "",
+    hidden: Annotated[bool, Query(description="true: the hidden ones, too")] = False,
 ) -> Response:
     """Return the boards in the order of their names."""
     service = _service(request)
     settings = service.standings.boards
-    names = service.standings.page(after, limit + 1)
+    names = service.standings.page(after, limit + 1, hidden=hidden)
     boards = [
         {
             "board": name,
@@ -229,17 +232,38 @@ async def configure(request: Request, caller: Writer, board: Board, body: BoardS
     service = _service(request)
     try:
         new = await service.standings.configure(board, body)
+    except TooManyBoards:
+        raise Problem(
+            422,
+            "Unprocessable Content",
+            f"The board {board} would be a new one, and there are as many boards as there may be"
+            " (BELLHOP_BOARDS_LIMIT). Delete one first.",
+        ) from None
     except BoardInUse:
         raise Problem(
             409,
             "Conflict",
             f"The board {board} has scores, which another order, operator or season would have counted differently."
-            " Set up a board with another name, or erase its players first.",
+            " Set up a board with another name, or delete this one first.",
         ) from None
     except DatabaseAway as error:
         raise _away(error) from None
     log.info("set up a board", board=board, caller=caller.name, **body.model_dump(mode="json"))
     return _json(body.model_dump(mode="json"), 201 if new else 200)
+
+
+@router.delete("/v1/leaderboards/{board}", summary="Delete a board", status_code=204)
+async def delete(request: Request, caller: Writer, board: Board) -> Response:
+    """Delete a board with all its seasons. Safe to repeat; scores that are accepted later begin it again, empty."""
+    service = _service(request)
+    try:
+        await service.standings.delete(board)
+    except UnknownBoard:
+        raise _no_board(board) from None
+    except DatabaseAway as error:
+        raise _away(error) from None
+    log.info("deleted a board", board=board, caller=caller.name)
+    return Response(status_code=204)
 
 
 @router.delete("/v1/leaderboards/{board}/players/{player}", summary="Erase a player", status_code=204)
@@ -286,6 +310,8 @@ async def _ranking(service: Leaderboard, board: str, season: str | None) -> tupl
         raise _bad_season(f"The seasons of the board {board} are {settings.season.value}. Name one like {example}.")
     try:
         return await service.standings.past(board, season), season
+    except UnknownBoard:
+        raise _no_board(board) from None
     except DatabaseAway as error:
         raise _away(error) from None
 

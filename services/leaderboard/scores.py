@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery
-from bellhop.contracts.scores import EXACT, ScoreBatch
-from services.leaderboard.boards import DAY, Flags, Floats, Times, to_micros
+from bellhop.contracts.scores import ACCEPTED_AT, EXACT, ScoreBatch
+from services.leaderboard.boards import DAY, Flags, Floats, Times, from_micros, to_micros
 
 # The patterns of `PathName` in bellhop/contracts/scores.py and `Id` in bellhop/contracts/base.py.
 _NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\n)+").fullmatch
@@ -40,6 +40,8 @@ class Scores:
 
     messages: list[tuple[str, str]]
     """Identity of each message."""
+    accepted: Times
+    """When each message was accepted, in microseconds since 1970."""
     message: Times
     """For each score, the index of its message."""
     boards: list[str]
@@ -53,6 +55,16 @@ class Scores:
     def __len__(self) -> int:
         return len(self.boards)
 
+    def document(self, index: int) -> dict[str, Any]:
+        """Return one score as it stands in a message."""
+        document = {
+            "board": self.boards[index],
+            "player": self.players[index],
+            "score": self.scores.item(index),
+            "at": from_micros(self.at.item(index)),
+        }
+        return document if self.ids[index] is None else document | {"id": self.ids[index]}
+
     def only(self, wanted: Flags) -> "Scores":
         """Return the scores where `wanted` is true, of the same messages."""
         if wanted.all():
@@ -60,6 +72,7 @@ class Scores:
         chosen = wanted.tolist()
         return Scores(
             self.messages,
+            self.accepted,
             self.message[wanted],
             list(compress(self.boards, chosen)),
             list(compress(self.players, chosen)),
@@ -121,6 +134,7 @@ def _work(columns: _Columns) -> int:
 def _together(deliveries: list[Delivery], parts: list[_Columns]) -> Scores:
     return Scores(
         [delivery.envelope.identity for delivery in deliveries],
+        np.array([_accepted_at(delivery) for delivery in deliveries], np.int64),
         np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),
         [board for part in parts for board in part[0]],
         [player for part in parts for player in part[1]],
@@ -129,6 +143,15 @@ def _together(deliveries: list[Delivery], parts: list[_Columns]) -> Scores:
         [id for part in parts for id in part[4]],
         max(delivery.envelope.time for delivery in deliveries),
     )
+
+
+def _accepted_at(delivery: Delivery) -> int:
+    """Return when a message was accepted, in microseconds since 1970."""
+    text = delivery.headers.get(ACCEPTED_AT)
+    try:
+        return to_micros(datetime.fromisoformat(text))  # type: ignore[arg-type]  # whatever it is
+    except (TypeError, ValueError):  # somebody published it without a gateway
+        return to_micros(delivery.envelope.time)
 
 
 def _read_one(delivery: Delivery, micros: _Micros) -> _Columns:

@@ -15,3 +15,8 @@ class LeaderboardSettings(TokenSettings):
     pull_messages: int = Field(200, ge=1, le=10_000, description="messages that make a batch full")
     refresh_seconds: float = Field(2.0, gt=0, description="seconds between two looks at what other replicas wrote")
     past_seasons: int = Field(8, ge=0, description="rankings of past seasons kept in memory; others are read on demand")
+    boards_limit: int = Field(
+        100_000,
+        ge=1,
+        description="boards at most; a score on a further one becomes a dead letter (the gateway asks first)",
+    )

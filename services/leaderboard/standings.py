@@ -2,7 +2,7 @@
 
     apply       scores -> one transaction -> the next snapshots       (the active puller's replica)
     refresh     what other replicas committed -> the next snapshots   (every replica, every few seconds)
-    configure, erase                                                  (any replica)
+    configure, delete, erase                                          (any replica)
 
 Memory is a cache that is never ahead of the database: snapshots are swapped in after the commit. Each transaction
 first compares the database's version with the one in memory and catches up with what others wrote, so it does not
@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bellhop.contracts.base import now
 from bellhop.contracts.scores import BoardSettings, Order, Season
 from bellhop.sql.database import DatabaseAway
+from services.leaderboard import metrics
 from services.leaderboard.boards import (
     Result,
     Results,
@@ -55,6 +57,10 @@ PLAYERS_AT_ONCE = 20_000
 
 class UnknownBoard(Exception):
     """Nobody set the board up and no score ever named it."""
+
+
+class TooManyBoards(Exception):
+    """There are as many boards as there may be."""
 
 
 class BoardInUse(Exception):
@@ -93,12 +99,17 @@ class _Update:
 class Standings:
     """The rankings of all boards."""
 
-    def __init__(self, store: Store, *, past_seasons: int) -> None:
-        """Up to `past_seasons` rankings that are not their boards' current ones stay in memory, last used first."""
+    def __init__(self, store: Store, *, past_seasons: int, boards_limit: int = 100_000) -> None:
+        """Up to `past_seasons` rankings that are not their boards' current ones stay in memory, last used first.
+
+        `boards_limit`: boards that `configure` and `refused` allow.
+        """
         self._store = store
+        self._limit = boards_limit
         self._past_seasons = past_seasons
         self._boards: dict[str, BoardSettings] = {}
         self._names: list[str] = []  # of all boards, sorted
+        self._deleted: dict[str, int] = {}  # when they were, in microseconds; some of them may have begun again
         self._current: dict[str, Live] = {}  # by board
         self._past: OrderedDict[Key, Live] = OrderedDict()
         self._seen = Reached(-1, 0)  # what memory shows
@@ -116,10 +127,15 @@ class Standings:
         """The settings of all boards."""
         return self._boards
 
-    def page(self, after: str, limit: int) -> list[str]:
-        """Return the names of up to `limit` boards behind `after`, in order."""
-        begin = bisect_right(self._names, after)
-        return self._names[begin : begin + limit]
+    def is_hidden(self, board: str) -> bool:
+        """Say whether `board` is hidden, or was deleted."""
+        settings = self._boards.get(board)
+        return settings is None or settings.hidden
+
+    def page(self, after: str, limit: int, *, hidden: bool = False) -> list[str]:
+        """Return the names of up to `limit` boards behind `after`, in order; `hidden`: the hidden ones, too."""
+        names = islice(self._names, bisect_right(self._names, after), None)
+        return list(islice((name for name in names if hidden or not self._boards[name].hidden), limit))
 
     def current(self, board: str) -> AnyRanking:
         """Return the ranking of the season of now.
@@ -148,6 +164,7 @@ class Standings:
                 async with self._turn:  # or the next change would not know of it
                     async with self._store.reading() as connection:
                         await self._catch_up(connection)
+                        self._settings(board)  # or it was deleted meanwhile
                         heads = await self._store.heads(connection, [(board, season)])
                         fresh = await self._read(connection, heads)
                     self._swap_in(fresh)
@@ -214,11 +231,17 @@ class Standings:
             for update, live in zip(updates, fresh, strict=True)
         ]
 
+    def refused(self, boards: Iterable[str]) -> set[str]:
+        """Return those of `boards` that would be new and for which there is no room."""
+        new = [board for board in dict.fromkeys(boards) if board not in self._boards]
+        return set(new[max(0, self._limit - len(self._boards)) :])
+
     async def configure(self, board: str, settings: BoardSettings) -> bool:
         """Set up a board; say whether it is a new one.
 
         Raises:
             BoardInUse: it has scores, which other settings would have counted differently.
+            TooManyBoards: it would be a new one.
         """
         async with self._turn:
             async with self._store.writing() as connection:
@@ -226,7 +249,10 @@ class Standings:
                 known = self._boards.get(board)
                 if known == settings:
                     return False
-                if any(head.players for head in await self._store.heads_of(connection, board)):
+                if known is None and len(self._boards) >= self._limit:
+                    raise TooManyBoards(board)
+                counts_alike = known is not None and known.model_copy(update={"hidden": settings.hidden}) == settings
+                if not counts_alike and any(head.players for head in await self._store.heads_of(connection, board)):
                     raise BoardInUse(board)
                 reached = replace(self._seen, version=self._seen.version + 1)
                 await self._store.save_boards(connection, {board: settings}, reached.version)
@@ -234,6 +260,25 @@ class Standings:
             self._know({board: settings})
             self._seen = reached
         return known is None
+
+    async def delete(self, board: str) -> None:
+        """Delete a board with all its seasons; done already is fine. Scores that are accepted later begin it again.
+
+        Raises:
+            UnknownBoard: there is no such board, and was none lately.
+        """
+        async with self._turn:
+            async with self._store.writing() as connection:
+                await self._catch_up(connection)
+                if board not in self._boards:
+                    if board in self._deleted:
+                        return
+                    raise UnknownBoard(board)
+                reached = replace(self._seen, version=self._seen.version + 1)
+                at = await self._store.delete_board(connection, board, to_micros(now()), reached.version)
+                await self._store.save_progress(connection, reached)
+            self._forget({board: at})
+            self._seen = reached
 
     async def erase(self, board: str, player: str) -> int:
         """Take a player out of all seasons of `board`; return of how many.
@@ -264,7 +309,7 @@ class Standings:
         new = await self._store.claim_messages(connection, scores.messages, at)
         # Taken out as they come up: the second copy within one batch finds nothing.
         fresh = np.array([_take(new, message) for message in scores.messages])
-        scores = scores.only(fresh[scores.message])
+        scores = self._without_late(scores.only(fresh[scores.message]))
         named = [(index, id) for index, id in enumerate(scores.ids) if id is not None]
         if not named:
             return scores
@@ -273,6 +318,16 @@ class Standings:
         for index, id in named:
             counts[index] = _take(new, (scores.boards[index], id))
         return scores.only(counts)
+
+    def _without_late(self, scores: Scores) -> Scores:
+        """Leave out what was accepted before its board was deleted."""
+        deleted = {board: at for board in set(scores.boards) if (at := self._deleted.get(board)) is not None}
+        if not deleted:
+            return scores
+        accepted = scores.accepted[scores.message].tolist()
+        counts = [at > deleted.get(board, -1) for board, at in zip(scores.boards, accepted, strict=True)]
+        metrics.LATE.inc(counts.count(False))
+        return scores.only(np.array(counts, np.bool_))
 
     async def _work_out(
         self, connection: AsyncConnection, scores: Scores, new_boards: dict[str, BoardSettings]
@@ -326,9 +381,11 @@ class Standings:
         if reached == self._seen and not heads:
             self._seasons = seasons
             return
+        deleted = await self._store.deleted_boards(connection, self._seen.version)
         boards = await self._store.boards(connection, self._seen.version)
         if self._seen.version >= 0:
             heads |= {head.id: head for head in await self._store.heads_since(connection, self._seen.version)}
+        self._forget(deleted)
         self._know(boards)
         wanted = [head for head in heads.values() if self._is_wanted(head)]
         self._swap_in(await self._read(connection, wanted))
@@ -393,6 +450,18 @@ class Standings:
             results = Results(np.frombuffer(slots, np.int32), keys, np.frombuffer(at, np.int64), np.arange(len(slots)))
             ranking = await asyncio.to_thread(ranking.with_results, results)
         return Live(head, ranking)
+
+    def _forget(self, deleted: dict[str, int]) -> None:
+        """Show no more of boards that were deleted."""
+        self._deleted |= deleted
+        gone = {board for board in deleted if self._boards.pop(board, None) is not None}
+        if not gone:
+            return
+        self._names = [name for name in self._names if name not in gone]
+        for board in gone:
+            self._current.pop(board, None)
+        for key in [key for key in self._past if key[0] in gone]:
+            del self._past[key]
 
     def _know(self, boards: dict[str, BoardSettings]) -> None:
         """Show the settings of `boards`."""

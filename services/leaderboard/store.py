@@ -18,7 +18,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.scores import BoardSettings
 from bellhop.sql.database import BITE_SECONDS, Database
-from services.leaderboard.tables import applied_messages, applied_scores, boards, progress, rankings, results
+from services.leaderboard.tables import (
+    applied_messages,
+    applied_scores,
+    boards,
+    deleted_boards,
+    discarded_rankings,
+    progress,
+    rankings,
+    results,
+)
 
 LOCK = 0x6C656164  # any number would do; it names the writers' lock for ever
 PAGE = 2_000  # small enough for the processor cache: larger ones take half as long again
@@ -47,10 +56,11 @@ SAVE_ROWS = {size: SAVE.format("VALUES " + ", ".join(["(?, ?, ?, ?, ?)"] * size)
 # `value`.
 EACH = {"sqlite": "json_each(?)", "postgresql": "json_array_elements($1::text::json)"}
 SAVE_BOARDS = (
-    'INSERT INTO boards (board, "order", operator, season, version)'
-    " SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, CAST(value ->> 4 AS BIGINT) FROM {each} WHERE true"
+    'INSERT INTO boards (board, "order", operator, season, hidden, version)'
+    " SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, CAST(value ->> 4 AS BOOLEAN),"
+    " CAST(value ->> 5 AS BIGINT) FROM {each} WHERE true"
     ' ON CONFLICT (board) DO UPDATE SET "order" = excluded."order", operator = excluded.operator,'
-    " season = excluded.season, version = excluded.version"
+    " season = excluded.season, hidden = excluded.hidden, version = excluded.version"
 )
 SAVE_HEADS = (
     "INSERT INTO rankings (id, board, season, players, version, erasures)"
@@ -70,10 +80,11 @@ FIND_RESULTS = (
 # {table}, {one}, {two}: our own names, never data. One statement for any number of ids, and it says which were new.
 CLAIM = {
     "sqlite": "INSERT INTO {table} ({one}, {two}, applied_at)"
-    " SELECT value ->> 0, value ->> 1, ? FROM json_each(?) WHERE true ON CONFLICT DO NOTHING RETURNING {one}, {two}",
-    "postgresql": "INSERT INTO {table} ({one}, {two}, applied_at)"
-    " SELECT value ->> 0, value ->> 1, $1::bigint FROM json_array_elements($2::text::json) ON CONFLICT DO NOTHING"
+    " SELECT value ->> 0, value ->> 1, ? FROM json_each(?) WHERE true ON CONFLICT ({one}, {two}) {again}"
     " RETURNING {one}, {two}",
+    "postgresql": "INSERT INTO {table} ({one}, {two}, applied_at)"
+    " SELECT value ->> 0, value ->> 1, $1::bigint FROM json_array_elements($2::text::json)"
+    " ON CONFLICT ({one}, {two}) {again} RETURNING {one}, {two}",
 }
 
 
@@ -84,6 +95,13 @@ READ_SECONDS = 300.0
 
 ResultRow = tuple[int, str, float, int]
 """ranking, player, score, at."""
+
+
+# An id that was applied to a board that was deleted since counts again.
+REUSED = (
+    "DO UPDATE SET applied_at = excluded.applied_at WHERE applied_scores.applied_at <="
+    " (SELECT deleted_at FROM deleted_boards WHERE deleted_boards.board = applied_scores.board)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +176,40 @@ class Store:
     async def boards(self, connection: AsyncConnection, since: int = -1) -> dict[str, BoardSettings]:
         """Return the settings of all boards that were set up after version `since`."""
         chosen = sa.select(boards).where(boards.c.version > since)
-        return {row.board: _settings(row.order, row.operator, row.season) for row in await connection.execute(chosen)}
+        return {
+            row.board: _settings(row.order, row.operator, row.season, bool(row.hidden))
+            for row in await connection.execute(chosen)
+        }
 
     async def save_boards(self, connection: AsyncConnection, named: dict[str, BoardSettings], version: int) -> None:
         """Write the settings of boards, new or not."""
         rows = [
-            (board, settings.order.value, settings.operator.value, settings.season.value, version)
+            (board, settings.order.value, settings.operator.value, settings.season.value, settings.hidden, version)
             for board, settings in named.items()
         ]
         if rows:
             await self._with_list(connection, SAVE_BOARDS, rows)
+
+    async def deleted_boards(self, connection: AsyncConnection, since: int) -> dict[str, int]:
+        """Return when each board that was deleted after version `since` was deleted, in microseconds."""
+        chosen = sa.select(deleted_boards.c.board, deleted_boards.c.deleted_at)
+        rows = await connection.execute(chosen.where(deleted_boards.c.version > since))
+        return {row.board: row.deleted_at for row in rows}
+
+    async def delete_board(self, connection: AsyncConnection, board: str, at: int, version: int) -> int:
+        """Delete a board and its rankings; return when it was deleted. Its results are left to `discard`.
+
+        That is `at`, but not before any score was applied: the clocks of replicas may differ.
+        """
+        latest = await connection.scalar(sa.select(sa.func.max(applied_scores.c.applied_at)))
+        values = {"deleted_at": max(at, latest or 0), "version": version}
+        insert = self._database.insert(deleted_boards).values(board=board, **values)
+        await connection.execute(insert.on_conflict_do_update(index_elements=["board"], set_=values))
+        theirs = sa.select(rankings.c.id).where(rankings.c.board == board)
+        await connection.execute(sa.insert(discarded_rankings).from_select(["ranking"], theirs))
+        await connection.execute(sa.delete(rankings).where(rankings.c.board == board))
+        await connection.execute(sa.delete(boards).where(boards.c.board == board))
+        return values["deleted_at"]
 
     async def heads_since(self, connection: AsyncConnection, since: int) -> list[Head]:
         """Return the heads of all rankings that changed after version `since`."""
@@ -248,8 +290,9 @@ class Store:
     async def claim_scores(
         self, connection: AsyncConnection, keys: list[tuple[str, str]], at: int
     ) -> set[tuple[str, str]]:
-        """Note (board, id) of scores as applied; return those that were not yet."""
-        return await self._claim(connection, applied_scores, ("board", "id"), keys, at)
+        """Note (board, id) of scores as applied; return those that were not yet, on the board that there is now."""
+        different = list(dict.fromkeys(keys))  # PostgreSQL updates a row once in a statement
+        return await self._claim(connection, applied_scores, ("board", "id"), different, at, again=REUSED)
 
     async def _claim(
         self,
@@ -258,13 +301,34 @@ class Store:
         columns: tuple[str, str],
         keys: list[tuple[str, str]],
         at: int,
+        *,
+        again: str = "DO NOTHING",
     ) -> set[tuple[str, str]]:
-        statement = CLAIM[self._database.dialect].format(table=table.name, one=columns[0], two=columns[1])
+        statement = CLAIM[self._database.dialect].format(table=table.name, one=columns[0], two=columns[1], again=again)
         rows: Any = await connection.exec_driver_sql(statement, (at, orjson.dumps(keys).decode()))
         return {(one, two) for one, two in rows}
 
+    async def discard(self) -> int:
+        """Delete the results of deleted boards, a part at a time; return how many there were."""
+        discarded = 0
+        while True:
+            async with self._database.write() as connection:
+                ranking = await connection.scalar(sa.select(discarded_rankings.c.ranking).limit(1))
+                if ranking is None:
+                    return discarded
+                theirs = results.c.ranking == ranking
+                some = sa.select(results.c.player).where(theirs).limit(PRUNED_AT_ONCE)
+                deleted = await connection.execute(sa.delete(results).where(theirs, results.c.player.in_(some)))
+                if deleted.rowcount < PRUNED_AT_ONCE:
+                    await connection.execute(
+                        sa.delete(discarded_rankings).where(discarded_rankings.c.ranking == ranking)
+                    )
+                discarded += deleted.rowcount
+
     async def prune(self, before: int) -> int:
         """Forget what was applied earlier than `before`, a part at a time; return how many ids were forgotten."""
+        async with self._database.write() as connection:
+            await connection.execute(sa.delete(deleted_boards).where(deleted_boards.c.deleted_at < before))
         forgotten = 0
         for table in (applied_messages, applied_scores):
             columns = list(table.primary_key.columns)
@@ -280,6 +344,6 @@ class Store:
 
 
 @lru_cache
-def _settings(order: str, operator: str, season: str) -> BoardSettings:
+def _settings(order: str, operator: str, season: str, hidden: bool) -> BoardSettings:
     """Return the settings with these values: one object for all boards that share them."""
-    return BoardSettings.model_validate({"order": order, "operator": operator, "season": season})
+    return BoardSettings.model_validate({"order": order, "operator": operator, "season": season, "hidden": hidden})

@@ -15,7 +15,27 @@ boards = sa.Table(
     sa.Column("operator", sa.String(16), nullable=False),
     sa.Column("season", sa.String(16), nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("hidden", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("boards_by_version", "version"),
+)
+
+# Boards that were deleted, as long as the inbox remembers: scores accepted before `deleted_at` do not bring them back,
+# and the ids of their scores are free again.
+deleted_boards = sa.Table(
+    "deleted_boards",
+    metadata,
+    sa.Column("board", sa.String(128), primary_key=True),
+    sa.Column("deleted_at", sa.BigInteger, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Index("deleted_boards_by_version", "version"),
+    sqlite_with_rowid=False,
+)
+
+# Rankings of deleted boards whose results are still to be deleted, part by part.
+discarded_rankings = sa.Table(
+    "discarded_rankings",
+    metadata,
+    sa.Column("ranking", sa.Integer, primary_key=True, autoincrement=False),
 )
 
 # One row. Every commit that changes something takes the next `version` and writes it to all rows that it changes, so

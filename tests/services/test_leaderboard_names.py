@@ -85,6 +85,7 @@ async def test_a_name_that_nobody_has_is_a_problem_and_never_another_path(system
         (f"/v1/leaderboards/chess/players/{name}/around", "GET", b""),
         (f"/v1/leaderboards/{name}/ranks", "POST", b'{"players": ["ada"]}'),
         (f"/v1/leaderboards/{name}", "PUT", b"{}"),
+        (f"/v1/leaderboards/{name}", "DELETE", b""),
         (f"/v1/leaderboards/chess/players/{name}", "DELETE", b""),
     ]
     for path, method, body in asked:

@@ -29,13 +29,14 @@ AT = "2026-11-21T09:00:00Z"
 class Service:
     """One running replica, and what a test does with it."""
 
-    def __init__(self, amqp_url: str, database_url: str) -> None:
+    def __init__(self, amqp_url: str, database_url: str, **settings: Any) -> None:
         self.settings = LeaderboardSettings(
             amqp_url=amqp_url,
             database_url=database_url,
             token_key=KEY,
             pull_seconds=0.1,
             refresh_seconds=0.1,
+            **settings,
         )
         self.app = build(self.settings)
         self._stack = AsyncExitStack()
@@ -150,7 +151,7 @@ async def test_players_are_found_alone_with_neighbours_and_among_friends(service
 
 async def test_boards_are_listed_with_their_settings(service, publisher):
     """Those that were set up and those that began with a score, page by page."""
-    settings = {"order": "ascending", "operator": "last", "season": "weekly"}
+    settings = {"order": "ascending", "operator": "last", "season": "weekly", "hidden": False}
     response = await service.http.put("/v1/leaderboards/laps", json=settings)
     assert (response.status_code, response.json()) == (201, settings)
     await submit(publisher, scores(("ann", 5)))
@@ -177,7 +178,7 @@ async def test_settings_of_a_board_with_scores_stand(service, publisher):
     assert (await service.http.put("/v1/leaderboards/b", json={})).status_code == 200
     response = await service.http.put("/v1/leaderboards/b", json={"operator": "sum"})
     assert response.status_code == 409
-    assert "erase its players" in response.json()["detail"]
+    assert "delete this one first" in response.json()["detail"]
 
 
 async def test_an_erased_player_is_not_found(service, publisher):
@@ -249,6 +250,60 @@ async def test_a_bad_message_goes_to_the_dead_letters_alone(service, publisher, 
 
     await wait_until(applied)
     assert await vhost.get("dead-letters") is None
+
+
+async def test_scores_on_a_board_too_many_become_dead_letters_alone(vhost, publisher, tmp_path):
+    """The other scores of their message count; the letter holds what was refused, under an id of its own."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/leaderboard.db"
+    async with Service(vhost.amqp_url, url, boards_limit=1) as service:
+        await service.shown("", "the service is ready")
+        await service.http.put("/v1/leaderboards/b", json={"operator": "sum"})
+        body = orjson.loads(scores(("ann", 1), ("bob", 2)))
+        body["scores"][1]["board"] = "too-many"
+        await submit(publisher, orjson.dumps(body), id="mixed")
+
+        async def dead() -> Any:
+            return await vhost.get("dead-letters")
+
+        letter = await wait_until(dead, description="the refused score is a dead letter")
+        assert letter.headers["cloudEvents:id"] != "mixed"
+        assert "too-many" in letter.headers["bellhop-error"]
+        (refused,) = orjson.loads(letter.body)["scores"]
+        assert (refused["board"], refused["player"], refused["score"]) == ("too-many", "bob", 2.0)
+        assert (await service.shown("/b/players/ann"))["score"] == 1.0
+        await service.get("/too-many", 404)
+        assert (await service.http.put("/v1/leaderboards/too-many", json={})).status_code == 422
+
+
+async def test_a_deleted_board_is_not_found_until_it_begins_again(service, publisher):
+    """DELETE is safe to repeat; a later score begins an empty board."""
+    await submit(publisher, scores(("ann", 5), ("bob", 6)))
+    await service.shown("/b")
+    for _ in range(2):
+        assert (await service.http.delete("/v1/leaderboards/b")).status_code == 204
+        await service.get("/b", 404)
+    assert (await service.http.delete("/v1/leaderboards/never")).status_code == 404
+    await submit(publisher, scores(("cy", 1)))
+    assert [entry["player"] for entry in (await service.shown("/b"))["entries"]] == ["cy"]
+
+
+async def test_a_hidden_board_is_read_by_its_name_only(service, publisher, vhost):
+    """It is listed on demand, and its changes are not announced."""
+    channel = await vhost.channel()
+    queue = await channel.declare_queue(exclusive=True)
+    await queue.bind("notifications")
+    await service.http.put("/v1/leaderboards/b", json={"hidden": True})
+    await submit(publisher, scores(("ann", 5)))
+    await service.shown("/b/players/ann")
+    await submit(publisher, scores(("ann", 5), board="c"))
+
+    async def announced() -> Any:
+        return await queue.get(fail=False, no_ack=True)
+
+    change = LeaderboardChanged.model_validate_json((await wait_until(announced)).body)
+    assert change.board == "c"
+    assert [board["board"] for board in (await service.get(""))["boards"]] == ["c"]
+    assert [board["board"] for board in (await service.get("?hidden=true"))["boards"]] == ["b", "c"]
 
 
 async def test_changes_are_announced_to_everybody(service, publisher, vhost):

@@ -16,7 +16,7 @@ from bellhop.contracts.base import Contract, now
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import GATEWAY, OUR_CHANNELS, is_our_source
 from bellhop.contracts.notifications import MAX_SHOWN_BYTES, Notification
-from bellhop.contracts.scores import MAX_AHEAD, Score, ScoreBatch
+from bellhop.contracts.scores import ACCEPTED_AT, MAX_AHEAD, Score, ScoreBatch
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import check_content_type
@@ -102,9 +102,14 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
     at = now()
     _check_times(valid, at, ("body",) if not many else ("body", _EACH))
     body = orjson.dumps({"scores": [_score(score, at) for score in valid]})
-    entry = _event(request, caller, "score.submitted", body)
+    entry = _accepted_at(_event(request, caller, "score.submitted", body), at)
     answer = orjson.dumps({"id": entry.message.envelope.id, "accepted": len(valid)})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
+
+
+def _accepted_at(entry: Entry, at: datetime) -> Entry:
+    """Note when scores were accepted: a client's own `time` does not say that."""
+    return replace(entry, message=replace(entry.message, headers={ACCEPTED_AT: at.isoformat()}))
 
 
 _EACH = "*"
@@ -182,7 +187,8 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
         packed = orjson.dumps(data)
         if envelope.type == "notification.raised":
             _check_size(packed, number, "data")
-        entries.append(Entry("events", envelope.type, Message(packed, envelope)))
+        entry = Entry("events", envelope.type, Message(packed, envelope))
+        entries.append(_accepted_at(entry, now()) if envelope.type == "score.submitted" else entry)
     ids = [entry.message.envelope.id for entry in entries]
     answer = orjson.dumps({"id": ids[0]} if len(ids) == 1 else {"accepted": len(ids), "ids": ids})
     return await gateway(request).intake.publish(request, caller, entries, answer)

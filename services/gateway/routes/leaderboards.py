@@ -56,6 +56,12 @@ async def configure(request: Request, caller: Writer, board: Board) -> Response:
     return await _forward(request, Scope.LEADERBOARDS_WRITE)
 
 
+@router.delete("/v1/leaderboards/{board}", summary="Delete a board")
+async def delete(request: Request, caller: Writer, board: Board) -> Response:
+    """Forward the wish to delete a board with all its seasons."""
+    return await _forward(request, Scope.LEADERBOARDS_WRITE)
+
+
 @router.delete("/v1/leaderboards/{board}/players/{player}", summary="Erase a player")
 async def erase(request: Request, caller: Writer, board: Board, player: Player) -> Response:
     """Forward the wish to take a player out."""
