@@ -3,7 +3,7 @@
 import base64
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
@@ -222,6 +222,10 @@ class CancelTask(Contract):
 
     task_id: TaskId
     round: Annotated[int, Field(ge=1, le=INT32_MAX)]
+    state: Literal["cancelled", "suppressed"] = "cancelled"
+    """How the task ends."""
+    reason: Annotated[str, Field(max_length=2000)] | None = None
+    """Why, for its history."""
 
 
 def mail_document(content: MailContent) -> dict[str, Any]:

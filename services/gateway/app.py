@@ -53,6 +53,7 @@ from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
 from services.gateway.store.suppressions import Suppressions
+from services.gateway.store.withdrawals import Withdrawals
 from services.gateway.waiters import Waiters
 
 ROUTERS = (
@@ -75,6 +76,7 @@ ROUTERS = (
 KEY_CACHE_SECONDS = 5.0
 """How long a revoked key may still work."""
 
+WITHDRAW_SECONDS = 0.5
 PREPARE_SECONDS = 3600.0
 """A migration of a large database may take so long."""
 
@@ -141,8 +143,10 @@ def build(settings: Settings) -> FastAPI:
                     consumer.start()
                 relay.start(background)
                 gateway.newsletter.feeder.start(background)
+                background.every("withdrawals", WITHDRAW_SECONDS, partial(_withdraw, withdrawals, gateway.waiters))
                 background.every("retention", ROUND_SECONDS, Retention(database, settings).round, limit=ROUND_SECONDS)
 
+            withdrawals = Withdrawals(database)
             background: Background = app.state.background
             await publishing.start()
             await consuming.start()
@@ -184,6 +188,15 @@ async def _ready(gateway: Gateway, publisher: Publisher, table: list[Consumer]) 
         "publishing": publisher.trouble or "ok",
         "consuming": f"not yet from {', '.join(idle)}" if idle else "ok",
     }
+
+
+async def _withdraw(withdrawals: Withdrawals, waiters: Waiters) -> float | None:
+    """End some of what waits for people who get no mail any more; return 0 where there may be more."""
+    ended = await withdrawals.step()
+    if ended is None:
+        return None
+    waiters.wake(ended)
+    return 0.0
 
 
 class _Authenticator:

@@ -41,8 +41,9 @@ def cancelled(task: CancelTask, attempt: int, *, uncertain: bool) -> Outcome:
         task_id=task.task_id,
         round=task.round,
         attempt=attempt,
-        state=State.CANCELLED,
+        state=State(task.state),
         at=now(),
+        reply=task.reason,
         uncertain=uncertain,
     )
 

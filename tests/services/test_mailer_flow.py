@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.mail import CancelTask
 from bellhop.sql.database import Database
 from services.mailer import handlers
 from services.mailer.store import Inbox, Kept, Result, inbox
@@ -206,6 +207,17 @@ async def test_what_is_no_task_is_a_dead_letter(mailer: Running) -> None:
     await mailer.put("mail.normal", b'{"task_id": "t-1"}')
     letter = await mailer.dead_letter()
     assert letter.headers["bellhop-error"] == "not a MailTask: owner: Field required"
+
+
+async def test_a_withdrawn_task_ends_as_it_was_asked_to(mailer: Running, smtp_server: SmtpServer) -> None:
+    """The outcome says `suppressed` and why, and the mail is not sent."""
+    request = CancelTask(task_id="t-1", round=1, state="suppressed", reason="The address is suppressed: asked")
+    await mailer.put("mail.cancel", request.model_dump_json().encode(), "mail.cancelled")
+    outcome = await mailer.outcome()
+    assert (outcome["state"], outcome["reply"]) == ("suppressed", "The address is suppressed: asked")
+    await mailer.mail()
+    await mailer.outcome(2)
+    assert not smtp_server.mails
 
 
 async def test_a_cancelled_task_is_not_begun(mailer: Running, smtp_server: SmtpServer) -> None:

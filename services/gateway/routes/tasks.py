@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.addresses import canonical
 from bellhop.contracts.base import LATEST
 from bellhop.contracts.outcomes import State
 from bellhop.web.auth import Caller, Scope, require
@@ -174,7 +175,10 @@ async def cancel(
 async def retry(
     request: Request, task_id: str, caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
 ) -> Response:
-    """Send a failed, suppressed or cancelled mail after all, under the same id and Message-ID."""
+    """Send a failed, suppressed or cancelled mail after all, under the same id and Message-ID.
+
+    409 while its address is on the suppression list.
+    """
     parts = gateway(request)
     task = await _find(request, task_id, caller)
     if not State(task["state"]).final or task["state"] == State.SENT:
@@ -186,6 +190,9 @@ async def retry(
         task = await _find(request, task_id, caller)
         body = orjson.dumps({"id": task_id, "state": task["state"]})
         return Response(body, 202, {"Location": f"/v1/tasks/{task_id}"}, "application/json")
+    address = canonical(task["recipient"])
+    if address in (suppressed := await parts.newsletter.suppressions.reasons([address])):
+        raise Problem(409, "Conflict", f"The address is suppressed ({suppressed[address]}): release it first.")
     if task["document"] is None:
         raise Problem(409, "Conflict", "An event set this mail off; publish the event again under a new id instead.")
     state: State = await parts.commits.write(parts.ledger.retry, task_id)

@@ -19,8 +19,8 @@ from bellhop.sql.database import Database
 from services.gateway.audience.addresses import subscriber_id
 from services.gateway.store.ledger import Acceptance
 from services.gateway.store.outbox import Entry, now_ms
-from services.gateway.store.suppressions import Suppressions
-from services.gateway.store.tables import subscribers, subscriptions, suppressions
+from services.gateway.store.suppressions import Suppressions, withdrawal
+from services.gateway.store.tables import subscribers, subscriptions, suppressions, withdrawals
 from services.gateway.store.tally import Tally
 
 ASK_AGAIN_MS = 10 * 60_000
@@ -207,6 +207,8 @@ class Audience:
                 )
                 .values(state=Status.UNSUBSCRIBED.value, unsubscribed_at=now_ms())
             )
+            if email is not None:
+                await connection.execute(sa.insert(withdrawals), [withdrawal(email, list_) for list_ in lists])
 
     async def _email(self, connection: AsyncConnection, person: str) -> str | None:
         query = sa.select(subscribers.c.email).where(subscribers.c.id == person)
@@ -217,7 +219,10 @@ class Audience:
         async with self._database.write() as connection:
             # The person first: that waits for a sign-up under way, whose subscriptions can be seen after it.
             gone = await connection.execute(sa.delete(subscribers).where(subscribers.c.email == email))
-            await connection.execute(sa.delete(subscriptions).where(subscriptions.c.email == email))
+            left = sa.delete(subscriptions).where(subscriptions.c.email == email).returning(subscriptions.c.list)
+            lists = list((await connection.execute(left)).scalars())
+            if lists:
+                await connection.execute(sa.insert(withdrawals), [withdrawal(email, list_) for list_ in lists])
             return bool(gone.rowcount)
 
     async def get(self, email: str) -> dict[str, Any] | None:

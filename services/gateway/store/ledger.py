@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.amqp.message import Message
+from bellhop.contracts.addresses import canonical
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import EVENT_OWNER, GATEWAY
 from bellhop.contracts.mail import CancelTask, Lane
@@ -69,6 +70,7 @@ def mail_task(
         "attempt": 0,
         "lane": document.get("lane", Lane.NORMAL.value),
         "recipient": document["to"],
+        "address": canonical(document["to"]),
         "template": document.get("template"),
         "event_id": None,
         "document": packed,
@@ -88,9 +90,14 @@ def mail_entry(document: dict[str, Any], packed: bytes, *, due_at: int = 0, trac
     return Entry("work", lane.queue, Message(packed, envelope), task_id, due_at, envelope.id)
 
 
-def cancel_entry(task_id: str, round_: int) -> Entry:
-    """Return the message that asks the mailer not to begin, or not to try again, a round of a task."""
-    request = CancelTask(task_id=task_id, round=round_)
+def cancel_entry(task_id: str, round_: int, *, state: State = State.CANCELLED, reason: str | None = None) -> Entry:
+    """Return the message that asks the mailer not to begin, or not to try again, a round of a task.
+
+    `state` and `reason` are what the task then ends with.
+    """
+    request = CancelTask(
+        task_id=task_id, round=round_, state="suppressed" if state is State.SUPPRESSED else "cancelled", reason=reason
+    )
     envelope = Envelope(type="mail.cancelled", source=GATEWAY, subject=task_id)
     return Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
 
@@ -172,6 +179,7 @@ class Ledger:
                 "attempt": 0,
                 "lane": outcome.lane or "normal",
                 "recipient": outcome.to,
+                "address": canonical(outcome.to),
                 "template": outcome.template,
                 "event_id": outcome.event_id,
                 "event_source": outcome.event_source,

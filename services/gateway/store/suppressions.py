@@ -16,7 +16,7 @@ from bellhop.sql.database import Database
 from services.gateway.store import ledger
 from services.gateway.store.ledger import Acceptance, Accepted
 from services.gateway.store.outbox import now_ms
-from services.gateway.store.tables import attempts, suppressions, tasks
+from services.gateway.store.tables import attempts, suppressions, tasks, withdrawals
 
 SETTLED_SECONDS = 30.0
 """What was written so long ago is committed, or never will be."""
@@ -139,6 +139,7 @@ class Suppressions:
         # `keep`: what somebody decided for ever is not turned into something that ends.
         where = suppressions.c.expires_at.is_not(None) if keep else None
         await connection.execute(insert.on_conflict_do_update(index_elements=["address"], set_=values, where=where))
+        await connection.execute(sa.insert(withdrawals), [withdrawal(suppression.address)])
         self._empty = False
         self._added_at = monotonic()
 
@@ -151,13 +152,13 @@ class Suppressions:
     async def get(self, address: str) -> dict[str, Any] | None:
         """Return what is known about one address; None where mail may go to it."""
         async with self._database.read() as connection:
-            query = sa.select(suppressions).where(suppressions.c.address == address, _now())
+            query = sa.select(suppressions).where(suppressions.c.address == address, active())
             row = (await connection.execute(query)).mappings().one_or_none()
             return None if row is None else dict(row)
 
     async def page(self, *, after: str | None, source: str | None, limit: int) -> list[dict[str, Any]]:
         """Return what is suppressed now, in the order of addresses."""
-        query = sa.select(suppressions).where(_now()).order_by(suppressions.c.address).limit(limit)
+        query = sa.select(suppressions).where(active()).order_by(suppressions.c.address).limit(limit)
         if after is not None:
             query = query.where(suppressions.c.address > after)
         if source is not None:
@@ -166,8 +167,14 @@ class Suppressions:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
-def _now() -> sa.ColumnElement[bool]:
+def active() -> sa.ColumnElement[bool]:
+    """Return the condition for rows of the suppression list that have not expired."""
     return suppressions.c.expires_at.is_(None) | (suppressions.c.expires_at > now_ms())
+
+
+def withdrawal(address: str, list_: str | None = None) -> dict[str, Any]:
+    """Return the row that ends what waits for an address: mail of one list, or all mail (`withdrawals.py`)."""
+    return {"address": address, "list": list_, "due_at": now_ms(), "looks": 0}
 
 
 def ended_attempt(task: dict[str, Any], reason: str) -> dict[str, Any]:
@@ -203,5 +210,5 @@ def _ended(item: Acceptance, found: dict[str, str]) -> Acceptance:
 
 async def _reasons(connection: AsyncConnection, addresses: list[str]) -> dict[str, str]:
     columns = (suppressions.c.address, suppressions.c.reason)
-    found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), _now()))
+    found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), active()))
     return dict(found.all())

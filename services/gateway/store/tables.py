@@ -15,6 +15,7 @@ tasks = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("lane", sa.String(16), nullable=False),
     sa.Column("recipient", sa.String(320), nullable=False),
+    sa.Column("address", sa.String(320)),  # of the recipient, in its canonical spelling
     sa.Column("template", sa.String(128)),
     sa.Column("event_id", sa.String(255)),
     sa.Column("event_source", sa.String(1024)),
@@ -44,6 +45,8 @@ sa.Index(
 )
 _FINISHED = tasks.c.finished_at.is_not(None)
 sa.Index("tasks_by_finish", tasks.c.finished_at, sqlite_where=_FINISHED, postgresql_where=_FINISHED)
+_OPEN = tasks.c.finished_at.is_(None)
+sa.Index("tasks_open_by_address", tasks.c.address, sqlite_where=_OPEN, postgresql_where=_OPEN)
 # The first one makes sure that nobody is mailed twice, even if the feeder were wrong.
 _OF_BROADCAST = tasks.c.broadcast_id.is_not(None)
 sa.Index(
@@ -209,6 +212,17 @@ suppressions = sa.Table(
 )
 _ENDS = suppressions.c.expires_at.is_not(None)
 sa.Index("suppressions_by_end", suppressions.c.expires_at, sqlite_where=_ENDS, postgresql_where=_ENDS)
+
+withdrawals = sa.Table(
+    "withdrawals",
+    metadata,
+    sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
+    sa.Column("address", sa.String(320), nullable=False),
+    sa.Column("list", sa.String(64)),
+    sa.Column("due_at", sa.BigInteger, nullable=False),
+    sa.Column("looks", sa.Integer, nullable=False),
+    sa.Index("withdrawals_by_due", "due_at"),
+)
 
 broadcasts = sa.Table(
     "broadcasts",
