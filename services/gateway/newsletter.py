@@ -19,6 +19,7 @@ from services.gateway.settings import Settings
 from services.gateway.store.audience import Audience, SignedUp, SignUp
 from services.gateway.store.broadcasts import Broadcasts
 from services.gateway.store.feeding import TaskMaker
+from services.gateway.store.form_limits import FormLimits
 from services.gateway.store.ledger import Acceptance, mail_entry, mail_task
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.suppressions import Suppressions
@@ -50,6 +51,8 @@ class Newsletter:
     intake: Intake
     public_lists: dict[str, str]
     """Titles by name."""
+    form_limits: FormLimits
+    """Bounds the mails that the public form sets off."""
     limiter: Limiter = field(default_factory=lambda: Limiter(Limits(key_rate=None, address_rate=SIGN_UPS)))
     """Counts sign-ups at the public form."""
     progress: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
@@ -106,4 +109,7 @@ def build(settings: Settings, database: Database, suppressions: Suppressions, in
         commits=intake.commits,
         intake=intake,
         public_lists=titles,
+        form_limits=FormLimits(
+            database, domain_per_hour=settings.form_domain_per_hour, per_hour=settings.form_per_hour
+        ),
     )

@@ -76,6 +76,7 @@ def rules(settings: Settings) -> list[Rule]:
         Rule("attachments", ("attachments",), 0, expiry.delete_attachments, WIDE_ROWS),
         Rule("unconfirmed", ("subscriptions",), days(one.confirm_days), expiry.forget_unconfirmed),
         Rule("suppressions", ("suppressions",), 0, expiry.delete_suppressions),
+        Rule("form limits", ("form_limits",), 0, expiry.delete_form_limits),
         Rule("revoked keys", ("api_keys",), days(one.revoked_key_days), expiry.delete_revoked_keys),
     ]
 

@@ -55,6 +55,12 @@ class Settings(TokenSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[^,=]+(,[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[^,=]+)*$",
         description="the lists that anybody may join at /subscribe: name=Title,name=Title",
     )
+    form_per_hour: int = Field(
+        2000,
+        ge=1,
+        description="sign-ups at /subscribe in an hour at most; more people are asked to come back",
+    )
+    form_domain_per_hour: int = Field(500, ge=1, description="of these, at one mail domain")
     confirm_days: float = Field(
         7.0, gt=0, description="how long the link that confirms a subscription works; who has not by then is forgotten"
     )

@@ -25,6 +25,7 @@ from services.gateway.audience.links import Claim, Kind
 from services.gateway.deps import gateway
 from services.gateway.newsletter import Newsletter
 from services.gateway.store.audience import SignUp
+from services.gateway.store.form_limits import Verdict
 
 router = APIRouter(route_class=AnyQueryRoute, tags=["newsletter"], include_in_schema=False)
 
@@ -89,7 +90,12 @@ async def subscribe(request: Request) -> Response:
         return _form(parts, fields, " ".join(wrong))
     if not _first(fields, HONEYPOT):
         try:
-            await parts.sign_up(SignUp(email, lists, name, public=True))
+            verdict = await parts.form_limits.take(email)
+            if verdict is Verdict.FORM_BUSY:
+                return _busy()
+            # A mailbox that had its mails gets no other, and the page does not tell a stranger so.
+            if verdict is Verdict.ALLOWED:
+                await parts.sign_up(SignUp(email, lists, name, public=True))
         except DatabaseAway:
             return _away()
     return page(
@@ -223,6 +229,15 @@ def _void() -> Response:
         "This link does not work",
         '<p>It may be too old, or some of it is missing. To subscribe, <a href="subscribe">ask for a new one</a>.</p>',
         404,
+    )
+
+
+def _busy() -> Response:
+    return page(
+        "Please try again",
+        "<p>Too many people sign up at the moment. Please try it again in an hour.</p>",
+        429,
+        **{"Retry-After": "3600"},
     )
 
 

@@ -19,6 +19,7 @@ from services.gateway.store.tables import (
     audit,
     broadcasts,
     dead_letters,
+    form_limits,
     idempotency_keys,
     subscribers,
     subscriptions,
@@ -138,6 +139,12 @@ async def delete_suppressions(connection: AsyncConnection, before: int, limit: i
     ends = suppressions.c.expires_at
     over = sa.select(suppressions.c.address).where(ends.is_not(None), ends <= before).order_by(ends)
     return await _delete(connection, suppressions.c.address, over, limit)
+
+
+async def delete_form_limits(connection: AsyncConnection, before: int, limit: int) -> int:
+    """Delete counts of the public form whose window is over."""
+    over = sa.select(form_limits.c.name).where(form_limits.c.ends_at <= before).order_by(form_limits.c.ends_at)
+    return await _delete(connection, form_limits.c.name, over, limit)
 
 
 async def delete_revoked_keys(connection: AsyncConnection, before: int, limit: int) -> int:

@@ -200,6 +200,15 @@ subscriptions = sa.Table(
 _PENDING = subscriptions.c.state == "pending"
 sa.Index("subscriptions_pending", subscriptions.c.asked_at, sqlite_where=_PENDING, postgresql_where=_PENDING)
 
+form_limits = sa.Table(
+    "form_limits",
+    metadata,
+    sa.Column("name", sa.String(320), primary_key=True),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.Column("ends_at", sa.BigInteger, nullable=False),
+    sa.Index("form_limits_by_end", "ends_at"),
+)
+
 suppressions = sa.Table(
     "suppressions",
     metadata,
