@@ -54,6 +54,7 @@ THROTTLED_DOMAINS = 3
 STRIKE_SECONDS = 86_400.0
 """A pause within so many seconds of the one before is twice as long."""
 FORGET_SECONDS = 7 * 86_400.0
+FORGOTTEN_AT_ONCE = 1000
 
 TURN = "bellhop-turn"
 """The header with the appointment: attempt, Unix time, then each limit's name and generation."""
@@ -333,9 +334,16 @@ class Limits:
 
     async def forget(self) -> None:
         """Delete limits that nobody has asked for in a week."""
-        async with self._database.write(BITE_SECONDS) as connection:
-            old = time.time() - FORGET_SECONDS
-            await connection.execute(sa.delete(limits).where(limits.c.next_at < old, limits.c.climbs_from < old))
+        old = time.time() - FORGET_SECONDS
+        unused = sa.select(limits.c.name).where(limits.c.next_at < old, limits.c.climbs_from < old)
+        gone = FORGOTTEN_AT_ONCE
+        while gone == FORGOTTEN_AT_ONCE:
+            async with self._database.write(BITE_SECONDS) as connection:
+                rows = await connection.execute(unused.limit(FORGOTTEN_AT_ONCE).with_for_update(skip_locked=True))
+                names = list(rows.scalars())
+                if names:
+                    await connection.execute(sa.delete(limits).where(limits.c.name.in_(names)))
+            gone = len(names)
 
 
 def _fresh_row(name: str) -> dict[str, Any]:

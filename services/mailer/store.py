@@ -18,6 +18,7 @@ mail back for as long. A heartbeat is one small write every few seconds whatever
 within `LEASE_SECONDS`. Replicas that share a database must agree on the time to a few seconds.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +32,8 @@ from bellhop.sql.database import BITE_SECONDS, Database
 from bellhop.sql.group_commit import GroupCommit
 
 LEASE_SECONDS = 10.0
+FORGOTTEN_AT_ONCE = 2000
+FORGET_PAUSE_SECONDS = 0.05
 
 metadata = sa.MetaData()
 
@@ -46,6 +49,8 @@ inbox = sa.Table(
     sa.Column("outcome", sa.Text),
     sa.Column("created_at", sa.Double, nullable=False),  # Unix seconds
     sa.Column("cancel_requested", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("mailer_inbox_by_age", "created_at"),
+    sqlite_with_rowid=False,
 )
 
 replicas = sa.Table(
@@ -359,11 +364,29 @@ class Inbox:
         return set(found.scalars())
 
     async def forget(self, days: float) -> int:
-        """Delete rows older than `days`, and replicas that are long gone; return how many tasks were forgotten."""
+        """Delete rows older than `days`, and replicas that are long gone; return how many tasks were forgotten.
+
+        At most `FORGOTTEN_AT_ONCE` rows go in one transaction, so that claims are made meanwhile.
+        """
+        before = time.time() - days * 86_400
+        forgotten = 0
+        while gone := await self._forget_some(before):
+            forgotten += gone
+            await asyncio.sleep(FORGET_PAUSE_SECONDS)
         async with self._database.write(BITE_SECONDS) as connection:
             await connection.execute(sa.delete(replicas).where(replicas.c.seen_at < time.time() - 86_400))
-            gone = await connection.execute(sa.delete(inbox).where(inbox.c.created_at < time.time() - days * 86_400))
-        return int(gone.rowcount)
+        return forgotten
+
+    async def _forget_some(self, before: float) -> int:
+        async with self._database.write(BITE_SECONDS) as connection:
+            key = (inbox.c.task_id, inbox.c.round)
+            old = sa.select(*key).where(inbox.c.created_at < before).order_by(inbox.c.created_at)
+            # Another replica that forgets at the same time takes other rows.
+            rows = await connection.execute(old.limit(FORGOTTEN_AT_ONCE).with_for_update(skip_locked=True))
+            keys = [(task_id, round_) for task_id, round_ in rows]
+            if keys:
+                await connection.execute(sa.delete(inbox).where(sa.tuple_(*key).in_(keys)))
+            return len(keys)
 
 
 @lru_cache(1000)

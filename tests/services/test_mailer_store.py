@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+import sqlalchemy as sa
 
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
@@ -187,6 +188,31 @@ async def test_old_tasks_are_forgotten(database: Database) -> None:
     assert await inbox.forget(days=1) == 0
     assert await inbox.forget(days=0) == 1
     assert (await inbox.claim(KEY, 1)).verb is Verb.SEND
+
+
+async def test_a_large_inbox_is_forgotten_in_bites(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each transaction is short; what is younger stays."""
+    monkeypatch.setattr(store, "FORGOTTEN_AT_ONCE", 10)
+    monkeypatch.setattr(store, "FORGET_PAUSE_SECONDS", 0)
+    inbox = await replica(database, "a")
+    for number in range(35):
+        await inbox.claim((f"old-{number}", 1), 1)
+    async with database.write() as connection:
+        await connection.execute(sa.update(store.inbox).values(created_at=store.inbox.c.created_at - 2 * 86_400))
+    for number in range(5):
+        await inbox.claim((f"new-{number}", 1), 1)
+    deletions = []
+    sa.event.listen(
+        database.engine.sync_engine,
+        "after_cursor_execute",
+        lambda *call: deletions.append(call[1].rowcount) if call[2].startswith("DELETE FROM mailer_inbox") else None,
+    )
+
+    assert await inbox.forget(days=1) == 35
+
+    assert [count for count in deletions if count] == [10, 10, 10, 5]
+    async with database.read() as connection:
+        assert (await connection.execute(sa.select(sa.func.count()).select_from(store.inbox))).scalar_one() == 5
 
 
 async def test_freshness_ends_with_the_lease(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
