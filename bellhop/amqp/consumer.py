@@ -1,6 +1,7 @@
 """Push: the broker hands out deliveries, up to `prefetch` at a time, and each gets its handler."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from pika.channel import Channel
@@ -25,7 +26,13 @@ PATIENCE_SECONDS = 900.0
 """How long a delivery is held like that: well under the half hour after which RabbitMQ takes it for forgotten
 (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)."""
 
+BUDGET_BYTES = 32 * 1024 * 1024
+"""Bodies of one queue whose handlers run at once, in bytes: a handler parses its body and makes others of it, several
+times its size in memory. RabbitMQ limits what it hands out by number only, so the rest of `prefetch` waits unparsed."""
+
 log = get_logger(__name__)
+
+_Raw = tuple[Channel, Basic.Deliver, BasicProperties, bytes]
 
 
 class Consumer:
@@ -41,7 +48,11 @@ class Consumer:
         prefetch: int = 50,
         policy: RetryPolicy = DEFAULT,
     ) -> None:
-        """`publisher` moves messages to the retry ladder and to the dead letters."""
+        """`publisher` moves messages to the retry ladder and to the dead letters.
+
+        `prefetch`: deliveries at most that the broker has handed out and that are not settled. All of them may be as
+        large as the largest message of the queue, so it must be small where foreign messages come.
+        """
         self._connection = connection
         self._publisher = publisher
         self._queue = queue
@@ -54,6 +65,8 @@ class Consumer:
         self._holding = False
         # Ours, not the channel's: a lost connection must not cancel a handler half way through its effect.
         self._in_hand: set[asyncio.Task[None]] = set()
+        self._bytes = 0
+        self._waiting: deque[_Raw] = deque()
 
     @property
     def consuming(self) -> bool:
@@ -75,6 +88,9 @@ class Consumer:
         self._connection.remove(self)
         if self._channel is not None and self._channel.is_open:
             self._channel.basic_cancel(self._tag)
+        while self._waiting:
+            channel, method, _, _ = self._waiting.popleft()
+            settle(channel, method.delivery_tag, ack=False)
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=timeout)
         for task in self._in_hand:
@@ -90,8 +106,9 @@ class Consumer:
         self._channel = channel
 
     def closed(self, reason: str) -> None:
-        """Forget the channel; what is in hand goes on, and its ack will be dropped."""
+        """Forget the channel and what waits; what is in hand goes on, and its ack will be dropped."""
         self._channel = None
+        self._waiting.clear()  # the broker hands it out again
 
     def _on_cancelled_by_broker(self, frame: object) -> None:
         # The queue was deleted, its leader moved, or a delivery was held for longer than the broker's consumer
@@ -104,7 +121,15 @@ class Consumer:
         if self._stopping.is_set():
             settle(channel, method.delivery_tag, ack=False)
             return
-        spawn(self._handle(channel, method, properties, body), self._in_hand, "handling a delivery")
+        self._waiting.append((channel, method, properties, body))
+        self._start_handlers()
+
+    def _start_handlers(self) -> None:
+        """Start as many as the budget allows, in order; one that is larger than the budget runs alone."""
+        while self._waiting and (self._bytes == 0 or self._bytes + len(self._waiting[0][3]) <= BUDGET_BYTES):
+            channel, method, properties, body = self._waiting.popleft()
+            self._bytes += len(body)
+            spawn(self._handle(channel, method, properties, body), self._in_hand, "handling a delivery")
 
     async def _handle(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         """Run the handler; every way out settles the delivery."""
@@ -113,6 +138,9 @@ class Consumer:
             ack = await self._patiently(channel, method, properties, body)
         finally:
             settle(channel, method.delivery_tag, ack=ack)
+            self._bytes -= len(body)
+            if not self._stopping.is_set():
+                self._start_handlers()
 
     async def _patiently(
         self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes

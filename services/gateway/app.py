@@ -94,7 +94,8 @@ def consumers(connection: Connection, publisher: Publisher, gateway: Gateway) ->
     )
     return [
         Consumer(connection, publisher, "gateway.outcomes", outcome, prefetch=500),
-        Consumer(connection, publisher, "dead-letters", dead_letter, prefetch=100),
+        # Whatever could not be handled ends here, foreign messages of 16 MiB too.
+        Consumer(connection, publisher, "dead-letters", dead_letter, prefetch=8),
     ]
 
 

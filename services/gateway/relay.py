@@ -27,6 +27,7 @@ IDLE_SECONDS = 60.0
 MAX_DESTINATIONS = 50
 """Destinations that one sweep looks at; the next one goes on with the following."""
 MAX_IN_MEMORY = 20_000
+MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024
 LEASE_SHARE = 0.6
 """The part of a lease within which a message may be published."""
 COUNT_SHARE = 20
@@ -44,6 +45,7 @@ class Relay:
         self._publisher = publisher
         self._destinations = Destinations()
         self._handed_over: deque[tuple[Lease, Entry]] = deque()
+        self._handed_over_bytes = 0
         self._wake = asyncio.Event()
         self._publishing: set[asyncio.Task[None]] = set()
         self._swept: Destination | None = None
@@ -54,12 +56,15 @@ class Relay:
     @property
     def takes_more(self) -> bool:
         """Say whether a message handed over now would go out soon; if not, it is left to the sweep."""
-        return len(self._handed_over) < MAX_IN_MEMORY and self._publisher.trouble is None
+        room = len(self._handed_over) < MAX_IN_MEMORY and self._handed_over_bytes < MAX_IN_MEMORY_BYTES
+        return room and self._publisher.trouble is None
 
     def hand_over(self, entries: list[Entry]) -> None:
         """Publish messages whose rows this process committed as claimed."""
         lease = Lease.now()
-        self._handed_over.extend((lease, entry) for entry in entries if not entry.due_at)
+        handed_over = [(lease, entry) for entry in entries if not entry.due_at]
+        self._handed_over.extend(handed_over)
+        self._handed_over_bytes += sum(len(entry.message.body) for _, entry in handed_over)
         self._wake.set()
 
     def start(self, background: Background) -> None:
@@ -88,6 +93,7 @@ class Relay:
         if not self._handed_over:
             return None
         chunk = [self._handed_over.popleft() for _ in range(min(CHUNK, len(self._handed_over)))]
+        self._handed_over_bytes -= sum(len(entry.message.body) for _, entry in chunk)
         # Not awaited here: the next chunk may already fill the publisher's window while this one is confirmed.
         spawn(self._publish_chunk(chunk), self._publishing, "publishing a chunk")
         if len(self._publishing) >= 4:

@@ -40,6 +40,8 @@ FORGET_SECONDS = 3600.0
 PREPARE_SECONDS = 3600.0
 """A migration of a large database may take so long."""
 ATTACHMENT_SECONDS = 30.0
+MAX_PREFETCH = 160
+"""Of one lane, whose mails have at most about 1 MiB."""
 
 log = get_logger(__name__)
 
@@ -58,9 +60,9 @@ def table(connections: int) -> list[Row]:
 
     A lane has several times as many deliveries in hand as there are connections: while some are on the wire, most
     are being claimed, recorded or reported, each of which waits for a disk. More would be faster still, but whatever
-    is in hand when we crash counts as sent, perhaps.
+    is in hand when we crash counts as sent, perhaps; and a mail may have a megabyte.
     """
-    lanes = 8 * connections
+    lanes = min(8 * connections, MAX_PREFETCH)
     return [
         Row(Lane.URGENT.queue, handlers.send_mail, lanes),
         Row(Lane.NORMAL.queue, handlers.send_mail, lanes),

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from bellhop.amqp import consumer as consumer_module
 from bellhop.amqp.batches import BatchPuller
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer, Handler
@@ -59,6 +60,51 @@ async def harness(vhost: Vhost) -> AsyncIterator[Harness]:
     await harness.start()
     yield harness
     await harness.stop()
+
+
+async def test_handlers_run_within_a_budget_of_bytes(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large messages few are handled at once, whatever the prefetch, and one beyond the budget runs alone."""
+    monkeypatch.setattr(consumer_module, "BUDGET_BYTES", 250_000)
+    running, most, done = 0, 0, []
+    may_end = asyncio.Event()
+
+    async def handler(delivery: Delivery) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await may_end.wait()
+        running -= 1
+        done.append(len(delivery.body))
+
+    sizes = [100_000, 100_000, 100_000, 400_000, 100]
+    for number, size in enumerate(sizes):
+        await harness.publish(f"event-{number}", body=b"x" * size)
+    consumer = await harness.consume(handler)
+    await wait_until(lambda: len(consumer._waiting) == 3, 10, "all have arrived and two are handled")
+    assert running == 2
+
+    may_end.set()
+
+    await wait_until(lambda: len(done) == len(sizes), 10, "all are handled")
+    assert sorted(done) == sorted(sizes)
+    assert most == 2
+
+
+async def test_what_waits_for_the_budget_goes_back_at_a_stop(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was handed out and not begun is lost."""
+    monkeypatch.setattr(consumer_module, "BUDGET_BYTES", 1)
+
+    async def handler(_delivery: Delivery) -> None:
+        await asyncio.Event().wait()
+
+    for number in range(3):
+        await harness.publish(f"event-{number}", body=b"x" * 10)
+    consumer = await harness.consume(handler)
+    await wait_until(lambda: len(consumer._waiting) == 2, 10, "two wait")
+
+    await consumer.stop(0.1)
+
+    assert [delivery is not None for delivery in [await harness.vhost.get(QUEUE) for _ in range(3)]] == [True] * 3
 
 
 async def unsettled(vhost: Vhost, queue: str = QUEUE) -> int:
