@@ -22,6 +22,7 @@ from bellhop.contracts.base import (
     one_line,
     storable,
 )
+from bellhop.contracts.media_types import ContentType
 
 MAX_BODY = 512 * 1024
 MAX_HEADER = 998
@@ -100,18 +101,6 @@ MAX_INLINE = 64 * 1024
 """Bytes of an attachment that travels with the task; what is larger is uploaded and referred to."""
 
 
-def content_type(text: str) -> str:
-    """Refuse types that RFC 2046, 5.1 and 5.2, wants built of parts: an attachment goes out in base64."""
-    if text.lower().startswith(("multipart/", "message/")):
-        raise ValueError("must be the type of a file, not multipart/… or message/…")
-    return text
-
-
-ContentType = Annotated[
-    str,
-    StringConstraints(max_length=127, pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*$"),
-    AfterValidator(content_type),
-]
 Filename = Annotated[
     str,
     StringConstraints(min_length=1, max_length=200, pattern=r"^[^/\\]+$"),

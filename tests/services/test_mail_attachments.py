@@ -71,6 +71,24 @@ async def test_an_uploaded_file_arrives_byte_for_byte(both: Both, tmp_path: Path
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [upload["sha256"]]
 
 
+async def test_an_invitation_and_a_text_keep_their_parameters(both: Both) -> None:
+    """Uploaded and inline alike; where a text says no charset, none is added."""
+    invitation = (await both.upload(b"BEGIN:VCALENDAR", "i.ics", "text/calendar; method=REQUEST; charset=UTF-8")).json()
+    latin = (await both.upload(b"caf\xe9", "a.txt", "text/plain")).json()
+    inline = {"filename": "a.csv", "content_type": "text/csv; charset=utf-8", "content_base64": "YQ=="}
+
+    answer = await both.send({"id": invitation["id"]}, {"id": latin["id"]}, inline)
+
+    assert answer.status_code == 202, answer.text
+    parts = list((await both.arrived(answer.json()["id"])).iter_attachments())
+    # The parser of the standard library puts quotes around values.
+    assert [part["Content-Type"].replace('"', "") for part in parts] == [
+        "text/calendar; method=REQUEST; charset=UTF-8",
+        "text/plain",
+        "text/csv; charset=utf-8",
+    ]
+
+
 async def test_a_small_file_may_travel_with_the_request(both: Both) -> None:
     """Up to 64 KB in base64."""
     content = os.urandom(MAX_INLINE)

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest, ContentType, Filename
+from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest, Filename
+from bellhop.contracts.media_types import ContentType
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid, sentence
 from services.gateway.deps import check_mailer, gateway
@@ -40,7 +41,7 @@ async def upload(
     The same file under the same name again is the same attachment.
     """
     try:
-        content_type = _CONTENT_TYPE.validate_python(request.headers.get("content-type", "").partition(";")[0].strip())
+        content_type = _CONTENT_TYPE.validate_python(request.headers.get("content-type", ""))
     except ValidationError as error:
         raise Problem(
             415,
@@ -76,11 +77,13 @@ async def content(request: Request, attachment_id: str) -> Response:
     if found is None:
         raise Problem(404, "Not Found", "There is no such attachment, or its time is over.")
     headers = {
+        # Not as the media type of the response: Starlette would add a charset, which is wrong for some texts.
+        "Content-Type": found.content_type,
         "X-Filename": quote(found.filename, safe=""),
         "X-Content-SHA256": found.sha256,
         "Cache-Control": "no-store",
     }
-    return Response(found.content, 200, headers, found.content_type)
+    return Response(found.content, 200, headers)
 
 
 async def check(request: Request, wanted: list[AttachmentRequest], caller: Caller, at: int) -> None:
