@@ -82,6 +82,8 @@ class Seed:
     id: str
     created_at: int
     """Milliseconds since 1970."""
+    replay: bool
+    """The effect has happened already; only the answer is to be made again."""
 
 
 def seed_of(request: Request) -> Seed | None:

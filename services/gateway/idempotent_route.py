@@ -91,7 +91,7 @@ class AnyQueryIdempotentRoute(IdempotentRoute, AnyQueryRoute):
 async def _once(request: Request, key: IdempotencyKey, handler: Handler, stores_answer: bool) -> Response:
     commits = gateway(request).commits
     stored, ours = await _reserve(request, key)
-    request.scope[SEED] = Seed(stored.id, stored.created_at)
+    request.scope[SEED] = Seed(stored.id, stored.created_at, replay=not ours)
     if not ours:
         if stores_answer:
             return _stored_answer(stored)

@@ -21,7 +21,7 @@ from bellhop.sql.database import Database
 from bellhop.web.server import create_app
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.store import idempotency as store
-from services.gateway.store.tables import idempotency_keys
+from services.gateway.store.tables import api_keys, idempotency_keys
 from tests.services.gateway_support import RunningGateway, envelope_headers, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost
@@ -243,6 +243,22 @@ async def test_no_secret_lies_in_the_table_of_keys(vhost: Vhost, tmp_path: Path)
             answers = list((await connection.execute(sa.select(idempotency_keys.c.answer))).scalars())
         await database.close()
     assert answers == [b"", b""]
+
+
+async def test_a_key_that_was_revoked_stays_so(vhost: Vhost, tmp_path: Path) -> None:
+    """The request that made it, sent again, is answered the same, but does not bring the key back."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/gateway.db"
+    async with running_gateway(vhost, url) as gateway:
+        call = (await CASES["/v1/keys"](gateway)).first
+        made = (await call.send(gateway.admin, "k")).json()
+        database = Database(url)
+        async with database.write() as connection:
+            await connection.execute(sa.delete(api_keys).where(api_keys.c.id == made["id"]))
+        await database.close()
+        again = await call.send(gateway.admin, "k")
+        assert (again.status_code, again.json()) == (201, made)
+        async with gateway.client(made["key"]) as client:
+            assert (await client.get("/v1/templates")).status_code == 401
 
 
 async def test_a_refused_request_may_come_again_under_its_key(vhost: Vhost, tmp_path: Path) -> None:

@@ -42,15 +42,14 @@ class Keys:
             return None
         return Caller(row["id"], row["name"], frozenset(row["scopes"].split()))
 
-    async def create(self, name: str, scopes: list[Scope], key: str) -> tuple[str, str]:
-        """Make `key` a key, unless it is one; return its id and itself, which cannot be read again."""
+    async def create(self, name: str, scopes: list[Scope], key: str) -> None:
+        """Make `key` a key, unless it is one."""
         row = _row(key, name, scopes)
         async with self._database.write() as connection:
             await connection.execute(self._database.insert(api_keys).values(row).on_conflict_do_nothing())
             kept = await connection.scalar(sa.select(api_keys.c.hash).where(api_keys.c.id == row["id"]))
         if kept != row["hash"]:
             raise RuntimeError("two keys got the same id by chance; the next one will not")
-        return row["id"], key
 
     async def scopes_of(self, name: str) -> set[str]:
         """Return all scopes that the open keys of `name` have together."""
