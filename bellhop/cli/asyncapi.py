@@ -224,7 +224,7 @@ def _matches(kind: str, pattern: str, key: str) -> bool:
 
 HEADERS: Document = {
     "type": "object",
-    "description": "CloudEvents 1.0.2 in binary mode; source and id together name the event for ever",
+    "description": "CloudEvents 1.0.2 in binary mode; owner, source and id together identify the event",
     "required": [
         "cloudEvents:specversion",
         "cloudEvents:id",
@@ -240,6 +240,7 @@ HEADERS: Document = {
         "cloudEvents:type": {"type": "string"},
         "cloudEvents:time": {"type": "string", "format": "date-time"},
         "cloudEvents:subject": {"type": "string"},
+        "bellhop-owner": {"type": "string", "description": "name of the API key that published it; none on our own"},
         "attempt": {"type": "integer", "minimum": 1, "description": "counts our own retries, from 1"},
         "traceparent": {"type": "string", "description": "W3C Trace Context"},
     },

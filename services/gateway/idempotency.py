@@ -5,6 +5,7 @@ others are executed under a reservation, by `IdempotentRoute` (`idempotent_route
 stored: a request that was refused had no effect, and may come again under its key.
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -19,6 +20,8 @@ from bellhop.web.auth import Caller
 from bellhop.web.problems import Problem
 from services.gateway.store.idempotency import IdempotencyKey
 
+LARGE_BYTES = 1_048_576
+"""A body beyond this is hashed in a thread: an upload has up to 25 MB, which takes tens of milliseconds."""
 _KEY = re.compile(r'"?([\x21\x23-\x7e][\x20\x21\x23-\x7e]{0,254})"?')
 SEED = "bellhop.idempotency.seed"
 
@@ -54,7 +57,11 @@ async def key_of(request: Request, caller: Caller) -> IdempotencyKey | None:
 async def _fingerprint(request: Request) -> str:
     """Return what tells this request from another one: method, path, query, body, and the headers that belong to it."""
     digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
-    digest.update(await request.body())
+    body = await request.body()
+    if len(body) > LARGE_BYTES:
+        await asyncio.to_thread(digest.update, body)
+    else:
+        digest.update(body)
     content_type = request.headers.get("content-type", "").strip().lower()
     # The value is the one of earlier versions where nothing else says what is asked, so that keys outlive an upgrade.
     if content_type.partition(";")[0].rstrip() == "application/json":

@@ -13,6 +13,7 @@ import orjson
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.base import one_line
 from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import OUR_CHANNELS
 from bellhop.contracts.notifications import MAX_SHOWN_BYTES, Notification
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.contracts.scores import LeaderboardChanged
@@ -129,10 +130,21 @@ SHOWN: dict[str, Callable[[Envelope, bytes], Shown]] = {
     "leaderboard.changed": _leaderboard,
     **{f"mail.{state}": _outcome for state in State},
 }
+_OF_CLIENTS: dict[str, Callable[[Envelope, bytes], Shown]] = {"notification.raised": _notification}
 
 
 def _show(envelope: Envelope, body: bytes, live_types: dict[str, str]) -> Shown:
-    if (show := SHOWN.get(envelope.type)) is not None:
+    if envelope.owner is None:
+        return _shown(envelope, body, live_types, SHOWN)
+    # It comes from a client, which can neither report what only we know, nor publish on a channel of ours.
+    channels, data = _shown(envelope, body, live_types, _OF_CLIENTS)
+    return [channel for channel in channels if not channel.startswith(OUR_CHANNELS)], data
+
+
+def _shown(
+    envelope: Envelope, body: bytes, live_types: dict[str, str], known: dict[str, Callable[[Envelope, bytes], Shown]]
+) -> Shown:
+    if (show := known.get(envelope.type)) is not None:
         return show(envelope, body)
     template = live_types.get(envelope.type)
     if template is None or ("{subject}" in template and not envelope.subject):

@@ -1,6 +1,7 @@
 """What a browser is shown of an event, and on which channel."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -116,3 +117,27 @@ def test_the_tag_follows_from_source_and_id_alone() -> None:
     assert read("deploy.done", 1).id == read("deploy.done", 2).id
     assert read("deploy.done", 1).id.endswith(":7")
     assert read("deploy.done", 1).id != read("deploy.done", 1, source="/elsewhere").id
+
+
+def _delivery(envelope: Envelope, data: object) -> Delivery:
+    return Delivery(json.dumps(data).encode(), envelope, 1, {}, "notifier.log", "", "", False, 7)
+
+
+def test_a_client_is_not_heard_on_channels_of_ours() -> None:
+    """Neither by a type that only we publish, nor by a channel that follows from its subject or stands in the data."""
+    live = {"note": "{subject}"}
+    outcome = {"task_id": "t", "state": "sent", "at": "2026-01-01T00:00:00Z", "owner": "shop"}
+    cases = [
+        ("mail.sent", outcome, None, ["tasks:shop"]),
+        ("note", {}, "tasks:shop", ["tasks:shop"]),
+        ("note", {}, "orders:9", ["orders:9"]),
+        ("notification.raised", {"channels": ["news", "task:1"], "title": "t"}, None, ["news", "task:1"]),
+    ]
+    for type_, data, subject, channels in cases:
+        envelope = Envelope(type=type_, source="/s", subject=subject)
+        shown = {
+            owner: list(read_event(_delivery(replace(envelope, owner=owner), data), live).channels)
+            for owner in (None, "blog")
+        }
+        assert shown[None] == channels
+        assert shown["blog"] == [channel for channel in channels if not channel.startswith(("tasks:", "task:"))]

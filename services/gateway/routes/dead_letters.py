@@ -93,7 +93,12 @@ async def replay_group(request: Request, wish: GroupReplay, caller: Writer) -> d
 
 @router.post("/v1/dead-letters/{letter_id}/replay", status_code=202, summary="Replay one")
 async def replay(request: Request, letter_id: str, caller: Writer, edit: Edit | None = None) -> dict[str, int]:
-    """Send one dead letter back to its queue, as it was or with another body."""
+    """Send one dead letter back to its queue, as it was or with another body.
+
+    Another body takes the scope `admin`: it says who does what, as the message of any service and any client does.
+    """
+    if edit is not None:
+        caller.check(Scope.ADMIN)
     body = None if edit is None else orjson.dumps(edit.body)
     try:
         count = await gateway(request).dead_letters.replay(
