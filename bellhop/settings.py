@@ -85,3 +85,32 @@ class TokenSettings(ServiceSettings):
     token_key: SecretStr = Field(
         min_length=32, description="signs tokens (HS256); the same for the gateway, the notifier and the leaderboard"
     )
+
+
+class LiveSettings(TokenSettings):
+    """Those of the gateway, which publishes events to the notifier's stream, and of the notifier, which shows them."""
+
+    live_types: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="further event types to show live, each with its channel: order.placed=orders:{subject},…"
+        " `{subject}` and `{type}` stand for those of the event. The same for the gateway and the notifier",
+    )
+
+    @field_validator("live_types", mode="before")
+    @classmethod
+    def _read_types(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
+        for name, equals, template in pairs:
+            if not (name.strip() and equals and template.strip()):
+                raise ValueError("must look like order.placed=orders:{subject},order.paid=orders:{subject}")
+        return {name.strip(): template.strip() for name, _, template in pairs}
+
+    @field_validator("live_types")
+    @classmethod
+    def _known_fields(cls, value: dict[str, str]) -> dict[str, str]:
+        for template in value.values():
+            if set("{}") & set(template.replace("{subject}", "").replace("{type}", "")):
+                raise ValueError(f"the channel {template!r} may only use {{subject}} and {{type}}")
+        return value

@@ -14,6 +14,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 
+from bellhop.amqp.topology import PROPERTY, VERSION
 from bellhop.amqp.urls import split_urls
 from bellhop.background import Background
 from bellhop.observe.logs import get_logger
@@ -217,7 +218,7 @@ def _parameters(url: str, name: str) -> pika.URLParameters:
     parameters.socket_timeout = 5
     parameters.stack_timeout = 10
     parameters.connection_attempts = 1
-    parameters.client_properties = {"connection_name": name, "product": "Bellhop"}
+    parameters.client_properties = {"connection_name": name, "product": "Bellhop", PROPERTY: VERSION}
     return parameters
 
 

@@ -60,6 +60,11 @@ class Publisher:
         return len(self._outstanding)
 
     @property
+    def connected(self) -> bool:
+        """Say whether there is a channel on which RabbitMQ takes messages at the moment."""
+        return self._channel is not None and self._connection.usable
+
+    @property
     def trouble(self) -> str | None:
         """Return as a sentence why publishing is hopeless at the moment; None when it is not."""
         if self._channel is None or not self._connection.usable:
@@ -69,8 +74,10 @@ class Publisher:
             return f"RabbitMQ has confirmed nothing for {self._timeout:g} s"
         return None
 
-    async def publish(self, exchange: str, routing_key: str, message: Message) -> None:
+    async def publish(self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True) -> None:
         """Publish and return once the broker confirmed.
+
+        Without `mandatory` it is also confirmed where no queue is bound: for copies that nobody needs to receive.
 
         Raises:
             BrokerAway: not sent.
@@ -78,9 +85,11 @@ class Publisher:
             Unroutable: no binding matches.
             Unconfirmed: sent, but its fate is unknown.
         """
-        await (await self.begin(exchange, routing_key, message))
+        await (await self.begin(exchange, routing_key, message, mandatory=mandatory))
 
-    async def begin(self, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
+    async def begin(
+        self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True
+    ) -> "asyncio.Future[None]":
         """Send, once there is room in the window, and return what will tell the confirm or raise as `publish` does.
 
         For whoever has many messages: a future costs less than a task for each.
@@ -91,9 +100,10 @@ class Publisher:
             await self._wait_for_room()
         else:
             await self._room.acquire()  # does not yield: there is room
+        send = self._send if mandatory else self._send_copy
         if traces.tracer is not None:
-            return spans.publishing(traces.tracer, self._send, exchange, routing_key, message)
-        return self._send(exchange, routing_key, message)
+            return spans.publishing(traces.tracer, send, exchange, routing_key, message)
+        return send(exchange, routing_key, message)
 
     async def _wait_for_room(self) -> None:
         try:
@@ -105,7 +115,12 @@ class Publisher:
             self._room.release()
             raise BrokerAway(trouble)
 
-    def _send(self, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
+    def _send_copy(self, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
+        return self._send(exchange, routing_key, message, mandatory=False)
+
+    def _send(
+        self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True
+    ) -> "asyncio.Future[None]":
         loop = asyncio.get_running_loop()
         message_id = next(self._message_ids)
         envelope = message.envelope
@@ -122,7 +137,7 @@ class Publisher:
         assert self._channel is not None
         faults.point("publisher.before_write")
         try:
-            self._channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=True)
+            self._channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=mandatory)
         except AMQPError as error:
             self._room.release()
             raise BrokerAway(f"RabbitMQ's channel is closing: {error}") from error

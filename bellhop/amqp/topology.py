@@ -9,15 +9,12 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
-
-import httpx
 
 from bellhop.amqp.retry import LADDER
 from bellhop.contracts.mail import Lane
+from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 
 Definitions = dict[str, Any]
 
@@ -28,6 +25,12 @@ DELIVERY_LIMIT = 20
 NO_DELIVERY_LIMIT = 1_000_000_000
 
 WEEK_MS = 7 * 24 * 3600 * 1000
+
+VERSION = 2
+"""Of the table: 2 is the first one in which a confirm means the queue that must receive the message."""
+
+PROPERTY = "bellhop_topology"
+"""The client property in which a connection of ours says by which version of the table it publishes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,9 @@ def _work(limit: int = 2_000_000) -> dict[str, Any]:
 
 
 EXCHANGES = (
-    Exchange("events", "topic", {"alternate-exchange": "unrouted"}),
+    # Copies, for queues of anybody's own. Never an alternate exchange: see the decision on required queues.
+    Exchange("events", "topic"),
+    # What must arrive. On each of these a message reaches our queue or nobody, so that a confirm means that queue.
     Exchange("notifications", "fanout"),
     Exchange("work", "direct"),
     Exchange("outcomes", "topic"),
@@ -96,6 +101,7 @@ WORK_QUEUES = (
     Queue("mailer.reactions", policy=_work()),
     Queue("leaderboard.scores", single_active_consumer=True, policy=_work()),
     Queue("gateway.outcomes", policy=_work()),
+    Queue(ANNOUNCEMENTS, policy=_work()),
 )
 
 QUEUES = (
@@ -134,13 +140,8 @@ QUEUES = (
 )
 
 BINDINGS = (
-    Binding("events", "leaderboard.scores", "score.submitted"),
-    Binding("events", "notifications", "notification.raised", to_exchange=True),
     Binding("notifications", "notifier.log"),
     Binding("outcomes", "gateway.outcomes", "#"),
-    # A broadcast's own progress says what became of bulk mail; a million single notifications would drown the rest.
-    Binding("outcomes", "notifications", "mail.urgent.*", to_exchange=True),
-    Binding("outcomes", "notifications", "mail.normal.*", to_exchange=True),
     # Every consuming queue by its own name: there the retry ladder and a replay hand messages back.
     *(Binding("work", queue.name, queue.name) for queue in WORK_QUEUES),
     *(Binding(rung.name, rung.name) for rung in LADDER),
@@ -152,24 +153,21 @@ _LADDER_AND_DEAD = r"retry\..+|dead"
 
 RIGHTS = {
     "gateway": Rights(
-        write=rf"^(events|work|{_LADDER_AND_DEAD})$", read=r"^(gateway\.outcomes|dead-letters)$", tags="monitoring"
+        write=rf"^(events|notifications|work|unrouted|{_LADDER_AND_DEAD})$",
+        read=r"^(gateway\.(outcomes|announcements)|dead-letters|unrouted)$",
+        tags="monitoring",
     ),
-    # The mailer binds its own reactions queue to the event types that its templates name, and nothing else.
     "mailer": Rights(
-        write=rf"^(work|outcomes|mailer\.reactions|{_LADDER_AND_DEAD})$",
-        read=r"^(mail\.(urgent|normal|bulk|cancel)|mailer\.reactions|events)$",
+        write=rf"^(work|outcomes|{_LADDER_AND_DEAD})$",
+        read=r"^(mail\.(urgent|normal|bulk|cancel)|mailer\.reactions)$",
     ),
     "notifier": Rights(write="^$", read=r"^notifier\.log$"),
     "leaderboard": Rights(write=rf"^(notifications|{_LADDER_AND_DEAD})$", read=r"^leaderboard\.scores$"),
 }
 
 
-def definitions(*, live_types: Iterable[str] = ()) -> Definitions:
-    """Render the table as RabbitMQ definitions, without virtual host, users or rights.
-
-    `live_types` are further event types that the notifier shows.
-    """
-    bindings = [*BINDINGS, *(Binding("events", "notifications", name, to_exchange=True) for name in live_types)]
+def definitions() -> Definitions:
+    """Render the table as RabbitMQ definitions, without virtual host, users or rights."""
     return {
         "exchanges": [
             {"name": one.name, "type": one.type, "durable": True, "auto_delete": False, "internal": False,
@@ -182,7 +180,7 @@ def definitions(*, live_types: Iterable[str] = ()) -> Definitions:
         "bindings": [
             {"source": one.source, "destination": one.destination, "routing_key": one.key, "arguments": {},
              "destination_type": "exchange" if one.to_exchange else "queue"}
-            for one in bindings
+            for one in BINDINGS
         ],
         "policies": [
             *(_policy(one.name, "exchanges", one.policy) for one in EXCHANGES if one.policy),
@@ -208,12 +206,12 @@ def _arguments(queue: Queue) -> dict[str, Any]:
     return arguments
 
 
-def boot_definitions(passwords: dict[str, str], *, vhost: str = "/", live_types: Iterable[str] = ()) -> Definitions:
+def boot_definitions(passwords: dict[str, str], *, vhost: str = "/") -> Definitions:
     """Render the file that a blank broker loads at boot: the table, one user a service, and no `guest`.
 
     `passwords` maps the users of `RIGHTS`, and `deploy` (an administrator), to their passwords.
     """
-    table = definitions(live_types=live_types)
+    table = definitions()
     for items in table.values():
         for item in items:
             item["vhost"] = vhost
@@ -241,25 +239,6 @@ def password_hash(password: str, salt: bytes | None = None) -> str:
     """
     salt = salt or os.urandom(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
-
-
-async def apply(management_url: str, vhost: str = "/", *, live_types: Iterable[str] = ()) -> None:
-    """Bring a running broker to the table; what is there already stays, and nothing is deleted.
-
-    `management_url` is like http://user:password@host:15672.
-
-    Raises:
-        TopologyError: the broker did not take it.
-    """
-    try:
-        async with httpx.AsyncClient(base_url=management_url, timeout=30) as client:
-            response = await client.post(
-                f"/api/definitions/{quote(vhost, safe='')}", json=definitions(live_types=live_types)
-            )
-    except httpx.HTTPError as error:
-        raise TopologyError(f"the management API does not answer: {error or type(error).__name__}") from error
-    if response.is_error:
-        raise TopologyError(f"RabbitMQ refused the topology ({response.status_code}): {response.text[:500]}")
 
 
 class TopologyError(Exception):

@@ -17,9 +17,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from bellhop.amqp import topology
+from bellhop.contracts import reactions
 from bellhop.contracts.mail import CancelTask, Lane, MailTask
 from bellhop.contracts.notifications import Notification
 from bellhop.contracts.outcomes import Outcome, State
+from bellhop.contracts.reactions import MailerStarted
 from bellhop.contracts.scores import LeaderboardChanged, ScoreBatch
 
 Document = dict[str, Any]
@@ -121,7 +123,7 @@ def _channels() -> Iterator[tuple[str, Document]]:
                 }
             },
         }
-        if message.parameters:
+        if message.parameters and exchange.type != "fanout":
             channel["parameters"] = {
                 name: {"enum": values} if values else {"description": "any event type"}
                 for name, values in message.parameters.items()
@@ -206,9 +208,6 @@ def queues_of(exchange: str, key: str) -> set[str]:
         if binding.source != exchange or not _matches(kind, binding.key, key):
             continue
         reached |= queues_of(binding.destination, key) if binding.to_exchange else {binding.destination}
-    # What the mailer binds by itself, one key for each event type that a template names.
-    if exchange == "events":
-        reached.add("mailer.reactions")
     return reached
 
 
@@ -248,12 +247,22 @@ HEADERS: Document = {
 
 # Which message goes where.
 MESSAGES = (
-    Described("score.submitted", ScoreBatch, "events", "score.submitted", "gateway", "up to 1,000 scores"),
+    Described("score.submitted", ScoreBatch, "work", "leaderboard.scores", "gateway", "up to 1,000 scores"),
     Described(
-        "notification.raised", Notification, "events", "notification.raised", "gateway", "something to show live"
+        "notification.raised", Notification, "notifications", "notification.raised", "gateway",
+        "something to show live",
     ),
     Described(
-        "event", None, "events", "{type}", "gateway", "any CloudEvent that a client published", {"type": []}
+        "event", None, "events", "{type}", "gateway",
+        "a copy of every event, score.submitted and notification.raised too, for queues of anybody's own",
+        {"type": []},
+    ),
+    Described(
+        "reaction", None, "work", "mailer.reactions", "gateway", "an event of a type that a mail template names",
+    ),
+    Described("unrouted", None, "unrouted", "{type}", "gateway", "an event that no queue is bound to", {"type": []}),
+    Described(
+        reactions.TYPE, MailerStarted, "work", reactions.QUEUE, "mailer", "which event types mail templates name",
     ),
     Described(
         "mail.requested", MailTask, "work", "mail.{lane}", "gateway", "one mail to one recipient",
@@ -263,6 +272,11 @@ MESSAGES = (
     Described(
         "outcome", Outcome, "outcomes", "mail.{lane}.{state}", "mailer", "one step of one task, of type mail.<state>",
         {"lane": [lane.value for lane in Lane], "state": [state.value for state in State]},
+    ),
+    Described(
+        "task.changed", Outcome, "notifications", "mail.{state}", "gateway",
+        "an outcome of urgent or normal mail, of type mail.<state>, once the ledger has it",
+        {"state": [state.value for state in State]},
     ),
     Described(
         "leaderboard.changed", LeaderboardChanged, "notifications", "leaderboard.changed", "leaderboard",

@@ -5,6 +5,7 @@ They are made once, kept in one volume that nobody else mounts, and handed out b
     kept/                                        as `bellhop up` keeps its own, see `secrets.py`
     gateway/ mailer/ notifier/ leaderboard/      bellhop_…, one file a setting (`BELLHOP_SECRETS_DIR`)
     rabbitmq/                                    definitions.json (hashes, no password), erlang-cookie
+    topology/                                    management-url, with the administrator's password
     postgres/                                    password, and the password of each role
     grafana/                                     password
 
@@ -23,7 +24,6 @@ from bellhop.amqp import topology
 from bellhop.cli import secrets as made
 from bellhop.cli.errors import CannotRun
 from bellhop.cli.node import VHOST
-from bellhop.cli.settings import UpSettings
 from bellhop.web.tokens import service_key
 
 ROOT = Path("/secrets")
@@ -32,7 +32,7 @@ WITH_TABLES = ("gateway", "mailer", "leaderboard")
 WITH_TOKENS = ("gateway", "notifier", "leaderboard")
 
 
-def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> list[str]:
+def hand_out(root: Path, renewed: list[str]) -> list[str]:
     """Make what is missing under `root`, after forgetting what is `renewed`, and write everybody's files.
 
     Return the lines that tell the user how to get in.
@@ -59,7 +59,9 @@ def hand_out(root: Path, live_types: list[str], renewed: list[str]) -> list[str]
             values["management_url"] = f"http://gateway:{ours.passwords['gateway']}@rabbitmq:15672"
         for name, value in values.items():
             made.write(root / service / f"bellhop_{name}", value)
-    _write_definitions(root / "rabbitmq" / "definitions.json", ours.passwords, live_types)
+    _write_definitions(root / "rabbitmq" / "definitions.json", ours.passwords)
+    # For container_topology.py: an administrator, whom nobody else needs to be.
+    made.write(root / "topology" / "management-url", f"http://deploy:{ours.passwords['deploy']}@rabbitmq:15672")
     made.write_readable(
         root / "rabbitmq" / "erlang-cookie", made.once(kept / "erlang-cookie", lambda: secrets.token_hex(32))
     )
@@ -92,12 +94,12 @@ def _renew(kept: Path, renewed: list[str]) -> None:
         made.renew_link_key(kept)
 
 
-def _write_definitions(file: Path, passwords: dict[str, str], live_types: list[str]) -> None:
+def _write_definitions(file: Path, passwords: dict[str, str]) -> None:
     """Write what RabbitMQ loads at boot; the same bytes as before where nothing changed.
 
     RabbitMQ then skips it, and what an operator has changed on the living broker stays.
     """
-    definitions = topology.boot_definitions(passwords, vhost=VHOST, live_types=live_types)
+    definitions = topology.boot_definitions(passwords, vhost=VHOST)
     try:
         before = {user["name"]: user["password_hash"] for user in json.loads(file.read_text())["users"]}
     except (OSError, ValueError, LookupError):
@@ -116,7 +118,7 @@ def _keep_hash(user: dict[str, Any], before: str | None, password: str) -> None:
 def main() -> None:
     """Hand out, and tell the user how to get in."""
     try:
-        lines = hand_out(ROOT, UpSettings.load().live_type_names, sys.argv[1:])
+        lines = hand_out(ROOT, sys.argv[1:])
     except CannotRun as error:
         raise SystemExit(f"bellhop: {error}") from None
     print("Every service has its secrets. Yours:", *lines, sep="\n  ")

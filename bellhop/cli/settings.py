@@ -22,7 +22,6 @@ class UpSettings(BaseSettings):
         None, description="http://user:password@host:15672 of that broker; with it the topology is applied"
     )
     smtp_host: str | None = Field(None, description="send mail through this relay instead of the development mailbox")
-    live_types: str = Field("", description="the notifier's further event types, which the topology must bind")
 
     gateway_port: int = Field(8000, ge=1, le=65535)
     notifier_port: int = Field(8001, ge=1, le=65535)
@@ -59,11 +58,6 @@ class UpSettings(BaseSettings):
             distribution=self.node_distribution_port,
             epmd=self.node_epmd_port,
         )
-
-    @property
-    def live_type_names(self) -> list[str]:
-        """Only the types of `live_types`, which also says their channels."""
-        return [pair.partition("=")[0].strip() for pair in self.live_types.split(",") if pair.strip()]
 
 
 def inherited() -> dict[str, str]:

@@ -13,24 +13,17 @@ from bellhop.cli.errors import CannotRun
 commands = typer.Typer(no_args_is_help=True, help="Exchanges, queues and bindings: one table.")
 
 Vhost = Annotated[str, typer.Option(help="The virtual host.")]
-LiveTypes = Annotated[
-    str,
-    typer.Option(
-        envvar="BELLHOP_LIVE_TYPES",
-        help="The notifier's further event types, as in its setting: order.placed=orders:{subject},…",
-    ),
-]
 
 # The table is imported by the commands that need it, so that `--help` answers at once.
 
 
 @commands.command()
-def show(live_types: LiveTypes = "") -> None:
+def show() -> None:
     """Print the table."""
     from rich.console import Console
 
     console = Console()
-    for table in tables(type_names(live_types)):
+    for table in tables():
         console.print(table)
 
 
@@ -44,18 +37,24 @@ def apply(
         ),
     ],
     vhost: Vhost = "/",
-    live_types: LiveTypes = "",
+    keep_policies: Annotated[
+        bool, typer.Option(help="Leave policies of Bellhop's that are there already as they are.")
+    ] = False,
 ) -> None:
-    """Bring a running broker to the table. What is there already stays; nothing is deleted."""
-    from bellhop.amqp import topology
+    """Bring a running broker to the table, and remove what an earlier version of it had. Safe to repeat.
+
+    Queues, bindings and policies of others are never touched.
+    """
+    from bellhop.amqp import applying
+    from bellhop.amqp.topology import TopologyError
 
     try:
-        asyncio.run(topology.apply(url, vhost, live_types=type_names(live_types)))
-    except topology.TopologyError as error:
+        done = asyncio.run(applying.apply(url, vhost, keep_policies=keep_policies))
+    except TopologyError as error:
         raise CannotRun(
             f"The topology was not applied: {error}. Look at BELLHOP_MANAGEMENT_URL and at the broker."
         ) from (error)
-    print(f"applied to the virtual host {vhost}")
+    print(f"applied to the virtual host {vhost}", *done.lines, sep="\n")
 
 
 @commands.command()
@@ -65,25 +64,18 @@ def definitions(
         Path | None,
         typer.Option(help="Folder with one file a user, named like it: adds users and rights, for a blank broker."),
     ] = None,
-    live_types: LiveTypes = "",
 ) -> None:
     """Print the table as RabbitMQ's definitions.json, to load at boot (`load_definitions`) or to import."""
     from bellhop.amqp import topology
 
-    names = type_names(live_types)
     if passwords is None:
-        document = topology.definitions(live_types=names)
+        document = topology.definitions()
         for items in document.values():
             for item in items:
                 item["vhost"] = vhost
     else:
-        document = topology.boot_definitions(read_passwords(passwords), vhost=vhost, live_types=names)
+        document = topology.boot_definitions(read_passwords(passwords), vhost=vhost)
     print(json.dumps(document, indent=2))
-
-
-def type_names(live_types: str) -> list[str]:
-    """Return only the types of the setting, which also says their channels."""
-    return [pair.partition("=")[0].strip() for pair in live_types.split(",") if pair.strip()]
 
 
 def read_passwords(folder: Path) -> dict[str, str]:
@@ -101,7 +93,7 @@ def read_passwords(folder: Path) -> dict[str, str]:
     return found
 
 
-def tables(live_types: list[str]) -> list["object"]:
+def tables() -> list["object"]:
     """Return what `show` prints: exchanges, queues, bindings."""
     from rich.table import Table
 
@@ -116,8 +108,7 @@ def tables(live_types: list[str]) -> list["object"]:
             kind = f"{queue.type}, one active consumer" if queue.single_active_consumer else queue.type
             queues.add_row(queue.name, kind, "the same" if number else policy)
     bindings = Table("from", "key", "to", title="Bindings", title_justify="left")
-    live = [topology.Binding("events", "notifications", name, to_exchange=True) for name in live_types]
-    for binding in (*topology.BINDINGS, *live):
+    for binding in topology.BINDINGS:
         kind = "exchange" if binding.to_exchange else "queue"
         bindings.add_row(binding.source, binding.key, f"{kind} {binding.destination}")
     return [exchanges, queues, bindings]

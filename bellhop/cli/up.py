@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bellhop.amqp import topology
+from bellhop.amqp import applying
+from bellhop.amqp.topology import TopologyError
 from bellhop.amqp.urls import split_urls
 from bellhop.cli import packages, processes, secrets
 from bellhop.cli.errors import CannotRun
@@ -166,9 +167,11 @@ class _Run:
             return
         url = given.get_secret_value() if given is not None and not self._private else self._node.management_url
         try:
-            await topology.apply(url, self._vhost(), live_types=self._settings.live_type_names)
-        except topology.TopologyError as error:
+            done = await applying.apply(url, self._vhost())
+        except TopologyError as error:
             raise CannotRun(f"The topology could not be applied: {error}") from error
+        for line in done.lines:
+            self._say(f"topology: {line}")
 
     def _vhost(self) -> str:
         if self._settings.amqp_url is None:

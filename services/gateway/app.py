@@ -17,6 +17,7 @@ from bellhop.amqp.publisher import Publisher
 from bellhop.background import Background
 from bellhop.contracts.identity import ADMIN, is_reserved_name
 from bellhop.contracts.mail import MAX_ATTACHMENT
+from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
@@ -29,6 +30,8 @@ from bellhop.web.server import create_app
 from services.gateway import handlers, metrics, newsletter
 from services.gateway.deps import Gateway
 from services.gateway.intake import Intake, unavailable
+from services.gateway.live import LiveOutcomes
+from services.gateway.outgoing import Outgoing
 from services.gateway.relay import Relay
 from services.gateway.retention import ROUND_SECONDS, Retention
 from services.gateway.routes import (
@@ -47,11 +50,13 @@ from services.gateway.routes import (
     tasks,
     templates,
 )
+from services.gateway.routing import UNROUTED, Routing
 from services.gateway.settings import Settings
 from services.gateway.store.attachments import Attachments
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
+from services.gateway.store.reactions import ReactionTypes
 from services.gateway.store.suppressions import Suppressions
 from services.gateway.store.withdrawals import Withdrawals
 from services.gateway.waiters import Waiters
@@ -77,6 +82,8 @@ KEY_CACHE_SECONDS = 5.0
 """How long a revoked key may still work."""
 
 WITHDRAW_SECONDS = 0.5
+ROUTING_SECONDS = 5.0
+"""Until an event type that a mailer announced is known to every gateway."""
 PREPARE_SECONDS = 3600.0
 """A migration of a large database may take so long."""
 
@@ -85,7 +92,15 @@ log = get_logger(__name__)
 
 def consumers(connection: Connection, publisher: Publisher, gateway: Gateway) -> list[Consumer]:
     """Return the table: queue -> handler."""
-    outcome = partial(handlers.apply_outcome, commits=gateway.commits, ledger=gateway.ledger, waiters=gateway.waiters)
+    outcome = partial(
+        handlers.apply_outcome,
+        commits=gateway.commits,
+        ledger=gateway.ledger,
+        waiters=gateway.waiters,
+        live=LiveOutcomes(publisher),
+    )
+    unrouted = partial(handlers.store_unrouted, commits=gateway.commits, dead_letters=gateway.dead_letters)
+    announcement = partial(handlers.note_reactions, commits=gateway.commits, reactions=gateway.reactions)
     dead_letter = partial(
         handlers.store_dead_letter,
         commits=gateway.commits,
@@ -96,6 +111,8 @@ def consumers(connection: Connection, publisher: Publisher, gateway: Gateway) ->
         Consumer(connection, publisher, "gateway.outcomes", outcome, prefetch=500),
         # Whatever could not be handled ends here, foreign messages of 16 MiB too.
         Consumer(connection, publisher, "dead-letters", dead_letter, prefetch=8),
+        Consumer(connection, publisher, UNROUTED, unrouted, prefetch=20),
+        Consumer(connection, publisher, ANNOUNCEMENTS, announcement, prefetch=10),
     ]
 
 
@@ -111,10 +128,12 @@ def build(settings: Settings) -> FastAPI:
         publishing = Connection(url, f"bellhop/gateway/{settings.instance}/publish")
         consuming = Connection(url, f"bellhop/gateway/{settings.instance}/consume")
         publisher = Publisher(publishing, window=2000)
-        relay = Relay(database, commits, publisher)
+        routing = Routing(settings.live_types)
+        outgoing = Outgoing(publisher, routing)
+        relay = Relay(database, commits, publisher, outgoing)
         metrics.OUTBOX.set_function(lambda: relay.waiting)
         suppressions = Suppressions(database, settings.bounce_days)
-        intake = Intake(commits, relay, publisher, settings.outbox_limit, suppressions.accept)
+        intake = Intake(commits, relay, publisher, outgoing, settings.outbox_limit, suppressions.accept)
         async with httpx.AsyncClient(timeout=10) as http:
             gateway = Gateway(
                 settings=settings,
@@ -123,10 +142,11 @@ def build(settings: Settings) -> FastAPI:
                 intake=intake,
                 ledger=Ledger(database, suppressions.note_bounces),
                 keys=Keys(database),
-                dead_letters=DeadLetters(database),
+                dead_letters=DeadLetters(database, settings.unrouted_limit),
                 attachments=Attachments(
                     database, settings.attachment_days, settings.attachment_quota, settings.attachment_total
                 ),
+                reactions=ReactionTypes(database, routing),
                 waiters=Waiters(),
                 http=http,
                 newsletter=newsletter.build(settings, database, suppressions, intake),
@@ -140,11 +160,13 @@ def build(settings: Settings) -> FastAPI:
                 await migrate(settings.database_url.get_secret_value(), "services.gateway")
                 await gateway.keys.ensure_admin(settings.admin_key.get_secret_value())
                 await _warn_of_reserved_names(gateway.keys)
+                await gateway.reactions.load()
                 for consumer in table:
                     consumer.start()
                 relay.start(background)
                 gateway.newsletter.feeder.start(background)
                 background.every("withdrawals", WITHDRAW_SECONDS, partial(_withdraw, withdrawals, gateway.waiters))
+                background.every("routing by templates", ROUTING_SECONDS, gateway.reactions.load)
                 background.every("retention", ROUND_SECONDS, Retention(database, settings).round, limit=ROUND_SECONDS)
 
             withdrawals = Withdrawals(database)

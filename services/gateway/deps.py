@@ -16,6 +16,7 @@ from services.gateway.store.attachments import Attachments
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
+from services.gateway.store.reactions import ReactionTypes
 from services.gateway.waiters import Waiters
 
 
@@ -34,6 +35,7 @@ class Gateway:
     waiters: Waiters
     http: httpx.AsyncClient
     newsletter: Newsletter
+    reactions: ReactionTypes
 
 
 def gateway(request: Request) -> Gateway:

@@ -5,16 +5,24 @@ from pydantic import ValidationError
 from bellhop.amqp.errors import NotNow, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.outcomes import Outcome
+from bellhop.contracts.reactions import MailerStarted
 from bellhop.sql.database import DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway import metrics
+from services.gateway.live import LiveOutcomes
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.ledger import Ledger
+from services.gateway.store.reactions import ReactionTypes
 from services.gateway.waiters import Waiters
 
 
-async def apply_outcome(delivery: Delivery, *, commits: GroupCommit, ledger: Ledger, waiters: Waiters) -> None:
-    """Note in the ledger what became of a task, then wake who waits for it."""
+async def apply_outcome(
+    delivery: Delivery, *, commits: GroupCommit, ledger: Ledger, waiters: Waiters, live: LiveOutcomes
+) -> None:
+    """Note in the ledger what became of a task, then tell those who wait for it and those who watch.
+
+    Watchers are told before the delivery is acked, so that a crash in between repeats it.
+    """
     try:
         outcome = Outcome.read(delivery.body)
     except ValidationError as error:
@@ -24,6 +32,7 @@ async def apply_outcome(delivery: Delivery, *, commits: GroupCommit, ledger: Led
     except DatabaseAway as error:
         raise NotNow(str(error)) from error
     waiters.wake([outcome.task_id])
+    await live.show(delivery, outcome)
 
 
 async def store_dead_letter(
@@ -37,3 +46,25 @@ async def store_dead_letter(
     if task_id is not None:
         waiters.wake([task_id])
     metrics.DEAD_LETTERS.inc()
+
+
+async def store_unrouted(delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters) -> None:
+    """Keep an event of a type that no queue is bound to, for a replay."""
+    try:
+        await commits.write(dead_letters.add_unrouted, delivery, patient=True)
+    except DatabaseAway as error:
+        raise NotNow(str(error)) from error
+    metrics.UNROUTED.inc()
+
+
+async def note_reactions(delivery: Delivery, *, commits: GroupCommit, reactions: ReactionTypes) -> None:
+    """Note which event types a mailer reacts to, and route by it from now on."""
+    try:
+        started = MailerStarted.read(delivery.body)
+    except ValidationError as error:
+        raise Reject(f"not an announcement: {error.error_count()} fields are wrong") from None
+    try:
+        await commits.write(reactions.announce, list(started.reacts_to), patient=True)
+        await reactions.load()
+    except DatabaseAway as error:
+        raise NotNow(str(error)) from error

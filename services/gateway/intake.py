@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop import faults
-from bellhop.amqp.errors import PublishError
 from bellhop.amqp.publisher import Publisher
 from bellhop.observe import traces
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.auth import Caller
 from bellhop.web.problems import Problem, invalid
 from services.gateway.idempotency import conflict, key_of
+from services.gateway.outgoing import Outgoing
 from services.gateway.relay import Relay
 from services.gateway.store import ledger
 from services.gateway.store.ledger import Acceptance, Accepted
@@ -33,6 +33,7 @@ class Intake:
     commits: GroupCommit
     relay: Relay
     publisher: Publisher
+    outgoing: Outgoing
     outbox_limit: int
     accept: Callable[[AsyncConnection, list[Acceptance]], Awaitable[list[Accepted]]] = ledger.accept
     """`Suppressions.accept`, which looks at the addresses first."""
@@ -59,25 +60,23 @@ class Intake:
             raise unavailable(f"{self.relay.waiting} messages wait for RabbitMQ already, and more cannot be kept.")
 
     async def publish(self, request: Request, caller: Caller, entries: list[Entry], answer: bytes) -> Response:
-        """Answer 202 once the broker confirmed every message, or else the outbox holds it."""
+        """Answer 202 once every event is durable: each destination confirmed it, or the outbox holds it.
+
+        Raises Problem and DatabaseAway as `commit` does.
+        """
         key = await key_of(request, caller)
         if key is not None:
             # A key has to be remembered, so there is a commit to make anyway, and the messages ride on it.
             acceptance = Acceptance(answer, entries=entries, key=key)
             return answer_202(await self.commit(acceptance))
-        results = await asyncio.gather(*map(self._confirmed, entries))
-        kept = [entry for entry, confirmed in zip(entries, results, strict=True) if not confirmed]
+        if not self.outgoing.ready:
+            raise unavailable("The gateway has just started and does not know yet where events go.")
+        results = await asyncio.gather(*map(self.outgoing.publish, entries))
+        kept = [rest for result in results for rest in result.left]
         faults.point("accept.published")
         if kept:
             await self.commit(Acceptance(answer, entries=kept, claimed=False))
         return answer_202(Accepted(answer, new=True))
-
-    async def _confirmed(self, entry: Entry) -> bool:
-        try:
-            await self.publisher.publish(entry.exchange, entry.routing_key, entry.message)
-        except PublishError:
-            return False
-        return True
 
 
 def answer_202(accepted: Accepted, location: str | None = None) -> Response:

@@ -19,6 +19,7 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway.destinations import CHUNK, Destinations
+from services.gateway.outgoing import Outgoing, Published, Underway
 from services.gateway.store import outbox
 from services.gateway.store.outbox import Destination, Entry, Fate, Released
 
@@ -39,10 +40,11 @@ log = get_logger(__name__)
 class Relay:
     """Publishes the outbox."""
 
-    def __init__(self, database: Database, commits: GroupCommit, publisher: Publisher) -> None:
+    def __init__(self, database: Database, commits: GroupCommit, publisher: Publisher, outgoing: Outgoing) -> None:
         self._database = database
         self._commits = commits
         self._publisher = publisher
+        self._outgoing = outgoing
         self._destinations = Destinations()
         self._handed_over: deque[tuple[Lease, Entry]] = deque()
         self._handed_over_bytes = 0
@@ -145,14 +147,19 @@ class Relay:
         The first of our leases on them is `lease`, and the last one ends at `lease_until` (milliseconds since 1970).
         """
         faults.point("relay.claimed")
-        confirms = [(entry, await self._begin(entry, lease)) for entry in entries]
+        underway = [await self._begin(entry, lease) for entry in entries]
         published: list[Entry] = []
+        partly: list[tuple[Entry, tuple[Entry, ...]]] = []
         kept: dict[Fate, list[Entry]] = {}
         refusals: dict[Destination, str] = {}
-        for entry, confirm in confirms:
-            error = await _error_of(confirm)
+        for one in underway:
+            result = await self._outgoing.end(one) if isinstance(one, Underway) else one
+            entry, error = result.entry, result.error
             if error is None:
                 published.append(entry)
+                continue
+            if result.left != (entry,):
+                partly.append((entry, result.left))
                 continue
             fate = self._fate(error)
             kept.setdefault(fate, []).append(entry)
@@ -163,6 +170,8 @@ class Relay:
         try:
             if published:
                 await self._commits.write(outbox.delete_published, published, patient=True)
+            for item in partly:
+                await self._commits.write(outbox.replace, item, patient=True)
             for fate, some in kept.items():
                 await self._commits.write(outbox.release, Released(some, fate, lease_until), patient=True)
         except DatabaseAway as error:
@@ -185,19 +194,13 @@ class Relay:
         for destination, reason in refusals.items():
             self._destinations.refused(destination, reason, some_taken=destination in taken)
 
-    async def _begin(self, entry: Entry, lease: "Lease") -> "asyncio.Future[None] | PublishError":
+    async def _begin(self, entry: Entry, lease: "Lease") -> Underway | Published:
         if lease.over:
-            return BrokerAway("the lease ran out before the message could be published")
+            error = BrokerAway("the lease ran out before the message could be published")
+            return Published(entry, (entry,), error)
         if self._destinations.closed(entry.destination):
-            return BrokerAway("the destination refused messages a moment ago")
-        try:
-            return await self._publisher.begin(entry.exchange, entry.routing_key, entry.message)
-        except PublishError as error:
-            return error
-        except Exception as error:
-            # One message that cannot be sent at all must not keep the others from going out.
-            log.exception("a message cannot be published", exchange=entry.exchange, id=entry.message.envelope.id)
-            return Unroutable(f"cannot be published: {error}")
+            return Published(entry, (entry,), BrokerAway("the destination refused messages a moment ago"))
+        return await self._outgoing.begin(entry)
 
 
 class Lease(NamedTuple):
@@ -217,13 +220,3 @@ class Lease(NamedTuple):
     def over(self) -> bool:
         """Say whether nothing should be published by it any more."""
         return monotonic() > self.safe_until
-
-
-async def _error_of(confirm: "asyncio.Future[None] | PublishError") -> PublishError | None:
-    if isinstance(confirm, PublishError):
-        return confirm
-    try:
-        await confirm
-    except PublishError as error:
-        return error
-    return None

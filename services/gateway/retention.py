@@ -29,6 +29,7 @@ WIDE_ROWS = 20
 
 KEPT = {
     "outbox": "a message is deleted when the broker has confirmed it",
+    "reaction_types": "a type is deleted when no mailer has announced it for an hour, while mailers announced others",
     "subscribers": "a person stays until they are deleted, or their last unconfirmed subscription is",
     "attachment_usage": "one row for each key with attachments",
 }
@@ -70,6 +71,7 @@ def rules(settings: Settings) -> list[Rule]:
         Rule("replayed bodies", letters, days(one.dead_letter_body_days), expiry.erase_replayed_letters, WIDE_ROWS),
         Rule("dead letters", letters, days(one.dead_letter_days), expiry.give_up_waiting_letters, WIDE_ROWS, loss=True),
         Rule("dead letter records", letters, days(one.dead_letter_record_days), expiry.delete_letters),
+        Rule("unrouted events", letters, days(one.unrouted_days), expiry.delete_unrouted),
         Rule("audit entries", ("audit",), days(one.audit_days), expiry.delete_audit),
         Rule("contents", all_broadcasts, days(one.broadcast_content_days), expiry.erase_contents, WIDE_ROWS),
         Rule("broadcasts", all_broadcasts, days(one.broadcast_days), expiry.delete_broadcasts),

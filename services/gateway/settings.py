@@ -2,11 +2,11 @@
 
 from pydantic import Field, SecretStr, field_validator
 
-from bellhop.settings import TokenSettings
+from bellhop.settings import LiveSettings
 from bellhop.web.tokens import service_key
 
 
-class Settings(TokenSettings):
+class Settings(LiveSettings):
     """What only the gateway needs."""
 
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
@@ -43,6 +43,10 @@ class Settings(TokenSettings):
     attachment_quota: int = Field(1_073_741_824, gt=0, description="bytes of attachments that one key may have")
     attachment_total: int = Field(10_737_418_240, gt=0, description="bytes of attachments of all keys together")
     revoked_key_days: float = Field(365.0, gt=0, description="how long a revoked API key is listed")
+    unrouted_days: float = Field(
+        7.0, gt=0, description="how long an event of a type that no queue is bound to is kept for a replay"
+    )
+    unrouted_limit: int = Field(100_000, ge=1, description="such events kept at most; the oldest are deleted first")
     outbox_limit: int = Field(1_000_000, gt=0, description="messages waiting for the broker before requests get 503")
     max_body: int = Field(1_048_576, gt=0, description="bytes of a request body at most")
     public_url: str = Field(

@@ -11,7 +11,6 @@ from importlib.metadata import version
 import httpx
 from fastapi import FastAPI
 
-from bellhop.amqp.bindings import Bindings
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.message import Delivery
@@ -24,6 +23,7 @@ from bellhop.sql.migrations import migrate
 from bellhop.web.health import check
 from bellhop.web.server import create_app
 from services.mailer import handlers, metrics, reactions
+from services.mailer.announcing import REPEAT_SECONDS, announce
 from services.mailer.attachments import Attachments
 from services.mailer.compose import Composer
 from services.mailer.limits import Limits
@@ -81,7 +81,7 @@ def build(settings: MailerSettings) -> FastAPI:
         templates = Templates(settings.templates)
     except BadTemplate as error:
         raise SystemExit(str(error)) from None
-    bindings = dict.fromkeys(reaction_types(settings.templates), "mailer.reactions")
+    reacts_to = sorted(reaction_types(settings.templates))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -105,7 +105,6 @@ def build(settings: MailerSettings) -> FastAPI:
             Consumer(consuming, mailer.publisher, row.queue, guarded(row.handler, mailer), prefetch=row.prefetch)
             for row in table(sum(each.connections for each in settings.all_relays))
         ]
-        consuming.add(Bindings("events", bindings))
         metrics.CONNECTIONS.set_function(lambda: relays.busy)
         background: Background = app.state.background
 
@@ -118,6 +117,7 @@ def build(settings: MailerSettings) -> FastAPI:
                 consumer.start()
             background.every("heartbeat", BEAT_SECONDS, inbox.beat)
             background.every("refreshing the limits", BEAT_SECONDS, limits.refresh)
+            background.every("announcing templates", REPEAT_SECONDS, partial(announce, mailer.publisher, reacts_to))
             background.every("closing idle connections", BEAT_SECONDS, relays.sweep)
             background.every(
                 "retention", FORGET_SECONDS, partial(_forget, settings, inbox, limits), limit=FORGET_SECONDS

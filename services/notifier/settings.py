@@ -5,19 +5,14 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from bellhop.settings import TokenSettings
+from bellhop.settings import LiveSettings
 
 
-class NotifierSettings(TokenSettings):
+class NotifierSettings(LiveSettings):
     """The settings of all services, and the notifier's own."""
 
     port: int = Field(8001, ge=0, le=65535, description="port that the HTTP face listens on")
 
-    live_types: Annotated[dict[str, str], NoDecode] = Field(
-        default_factory=dict,
-        description="further event types to show and on which channel: order.placed=orders:{subject},… "
-        "The topology must bind these types as well",
-    )
     live_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="origins of other sites whose pages may read streams: https://shop.example,… Exact, no wildcards",
@@ -30,25 +25,6 @@ class NotifierSettings(TokenSettings):
     # At least what is written at once (two pieces of PIECE bytes): it does not make a reader slow.
     slow_reader_bytes: int = Field(2**20, ge=2**20, description="unsent bytes at which a slow reader is cut off")
     ping_seconds: int = Field(15, ge=1, description="seconds between two signs of life on a quiet stream")
-
-    @field_validator("live_types", mode="before")
-    @classmethod
-    def _read_types(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
-        for name, equals, template in pairs:
-            if not (name.strip() and equals and template.strip()):
-                raise ValueError("must look like order.placed=orders:{subject},order.paid=orders:{subject}")
-        return {name.strip(): template.strip() for name, _, template in pairs}
-
-    @field_validator("live_types")
-    @classmethod
-    def _known_fields(cls, value: dict[str, str]) -> dict[str, str]:
-        for template in value.values():
-            if set("{}") & set(template.replace("{subject}", "").replace("{type}", "")):
-                raise ValueError(f"the channel {template!r} may only use {{subject}} and {{type}}")
-        return value
 
     @field_validator("live_origins", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from datetime import UTC
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -20,6 +21,7 @@ from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from services.gateway import handlers as gateway_handlers
+from services.gateway.live import LiveOutcomes
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.ledger import Ledger
 from services.gateway.store.outbox import pack, unpack
@@ -178,7 +180,11 @@ async def store(tmp_path: Path, database_url: str) -> Any:
     database = Database(database_url)
     commits = GroupCommit(database)
     yield SimpleNamespace(
-        commits=commits, ledger=Ledger(database), dead_letters=DeadLetters(database), waiters=Waiters()
+        commits=commits,
+        ledger=Ledger(database),
+        dead_letters=DeadLetters(database),
+        waiters=Waiters(),
+        live=AsyncMock(spec=LiveOutcomes),
     )
     await commits.close()
     await database.close()
@@ -200,7 +206,7 @@ async def test_an_outcome_is_applied_or_rejected(store: Any, body: bytes) -> Non
     """On both databases: no value that the contract lets through is one that a column refuses."""
     try:
         await gateway_handlers.apply_outcome(
-            delivery(body, GOOD), commits=store.commits, ledger=store.ledger, waiters=store.waiters
+            delivery(body, GOOD), commits=store.commits, ledger=store.ledger, waiters=store.waiters, live=store.live
         )
     except Reject as error:
         assert str(error)

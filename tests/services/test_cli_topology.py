@@ -28,14 +28,6 @@ def test_show_names_everything() -> None:
     said = run("show").stdout
     for one in (*topology.EXCHANGES, *topology.QUEUES):
         assert f" {one.name} " in said
-    assert "mail.urgent.*" in said
-
-
-def test_show_has_the_types_that_the_notifier_is_told_to_show() -> None:
-    """Of the setting `order.placed=orders:{subject}`, the type is what is bound."""
-    said = run("show", BELLHOP_LIVE_TYPES="order.placed=orders:{subject}").stdout
-    assert " order.placed " in said
-    assert "orders:" not in said
 
 
 def test_definitions_are_the_table_in_one_virtual_host() -> None:

@@ -19,6 +19,8 @@ from tests.support.broker import Vhost
 
 @pytest.fixture
 async def gateway(vhost: Vhost, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    channel = await vhost.channel()
+    await (await channel.declare_queue("theirs", durable=True)).bind("events", "#")
     async with running_gateway(vhost, f"sqlite+aiosqlite:///{tmp_path}/gateway.db") as running:
         yield running
 
@@ -110,7 +112,7 @@ async def test_scores_under_one_idempotency_key_are_one_event(gateway: RunningGa
 
 
 async def test_a_cloudevent_in_structured_mode(gateway: RunningGateway) -> None:
-    """An event that nobody reacts to is no error: it is kept in `unrouted`, attributes and all."""
+    """Anybody's own queue gets a copy, attributes and all."""
     event = {
         "specversion": "1.0", "id": "e-1", "source": "/shop", "type": "order.placed", "subject": "order-9",
         "tenant": "t1", "data": {"total": 12},
@@ -120,7 +122,7 @@ async def test_a_cloudevent_in_structured_mode(gateway: RunningGateway) -> None:
     )
 
     assert (answer.status_code, answer.json()) == (202, {"id": "e-1"})
-    message = await wait_until(lambda: gateway.vhost.get("unrouted"), 10, "the event is kept")
+    message = await wait_until(lambda: gateway.vhost.get("theirs"), 10, "the copy for others")
     assert json(message.body) == {"total": 12}
     assert message.headers["cloudEvents:source"] == "/shop"
     assert message.headers["cloudEvents:tenant"] == "t1"
@@ -135,7 +137,7 @@ async def test_a_cloudevent_in_binary_mode(gateway: RunningGateway) -> None:
     answer = await gateway.admin.post("/v1/events", content=b'{"total": 3}', headers=headers)
 
     assert answer.status_code == 202, answer.text
-    message = await wait_until(lambda: gateway.vhost.get("unrouted"), 10, "the event is kept")
+    message = await wait_until(lambda: gateway.vhost.get("theirs"), 10, "the copy for others")
     assert message.headers["cloudEvents:subject"] == "café"
 
 
@@ -147,7 +149,7 @@ async def test_cloudevents_in_batch_mode(gateway: RunningGateway) -> None:
     )
 
     assert answer.json() == {"accepted": 3, "ids": ["0", "1", "2"]}
-    assert await gateway.vhost.depth("unrouted") == 3
+    assert await gateway.vhost.depth("theirs") == 3
 
 
 async def test_events_that_we_read_ourselves_are_checked(gateway: RunningGateway) -> None:
@@ -183,7 +185,7 @@ async def test_bad_cloudevents_are_refused(gateway: RunningGateway) -> None:
         await gateway.admin.post("/v1/events", content=b"{}", headers={"Content-Type": "text/plain"})
     ).status_code == 415
     assert (await gateway.admin.post("/v1/events", json={})).status_code == 422
-    assert await gateway.vhost.depth("unrouted") == 0
+    assert await gateway.vhost.depth("theirs") == 0
 
 
 async def test_a_stream_token_names_its_channels(gateway: RunningGateway) -> None:

@@ -280,7 +280,7 @@ async def test_stopping_in_the_middle_of_much_work_ends_in_time(start: Start, sm
 
 async def event(mailer: Running, data: Any, **envelope: Any) -> None:
     message = Message(b"", Envelope(type="order.placed", source="/shop", **envelope))
-    await mailer.vhost.publish("events", "order.placed", json.dumps(data).encode(), headers=to_headers(message))
+    await mailer.vhost.publish("work", "mailer.reactions", json.dumps(data).encode(), headers=to_headers(message))
 
 
 async def test_an_event_sends_the_mails_of_its_templates(mailer: Running, smtp_server: SmtpServer) -> None:
@@ -437,7 +437,7 @@ async def test_a_new_book_is_mailed_to_everybody_who_follows_its_genre(
     book = {"genre": "crime", "title": "The Bell", "author": "A. Hop", "followers": followers}
     message = Message(b"", Envelope(type="book.published", source="/shop", id="e-1"))
     for _ in range(2):
-        await mailer.vhost.publish("events", "book.published", json.dumps(book).encode(), headers=to_headers(message))
+        await mailer.vhost.publish("work", "mailer.reactions", json.dumps(book).encode(), headers=to_headers(message))
     await mailer.outcome(40, timeout=20)
     assert len(smtp_server.mails) == 10
     (mail,) = smtp_server.to("reader-7@example.com")

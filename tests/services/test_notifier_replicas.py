@@ -18,7 +18,7 @@ from tests.support.raw import Raw, field, publish, text
 async def raise_notification(vhost: Vhost, title: str, id: str | None = None) -> None:
     body = json.dumps({"channels": [NEWS], "title": title}).encode()
     envelope = Envelope(type="notification.raised", source="/tests", id=id or f"event {title}")
-    await vhost.publish("events", "notification.raised", body, headers=to_headers(Message(body, envelope)))
+    await vhost.publish("notifications", "notification.raised", body, headers=to_headers(Message(body, envelope)))
 
 
 def titles(documents: list[dict[str, Any]]) -> list[str]:

@@ -31,13 +31,14 @@ class Allowed:
 
 ALLOWED = {
     "gateway": Allowed(
-        publishes=frozenset({"events", "work", "dead"} | RETRIES), reads=frozenset({"gateway.outcomes", "dead-letters"})
+        publishes=frozenset({"events", "notifications", "work", "unrouted", "dead"} | RETRIES),
+        reads=frozenset({"gateway.outcomes", "gateway.announcements", "dead-letters", "unrouted"}),
+        # RabbitMQ's rights know names, not kinds: whoever reads the queue `unrouted` may bind to its exchange.
+        binds=frozenset(("unrouted", queue) for queue in {"unrouted"} | RETRIES),
     ),
     "mailer": Allowed(
         publishes=frozenset({"work", "outcomes", "dead"} | RETRIES),
         reads=frozenset({"mail.urgent", "mail.normal", "mail.bulk", "mail.cancel", "mailer.reactions"}),
-        # RabbitMQ's rights know names, not kinds: whoever publishes to the exchange of a rung may write its queue.
-        binds=frozenset({("events", "mailer.reactions"), *(("events", rung) for rung in RETRIES)}),
     ),
     "notifier": Allowed(publishes=frozenset(), reads=frozenset({"notifier.log"})),
     "leaderboard": Allowed(
@@ -159,7 +160,7 @@ async def test_it_empties_no_queue_of_another(user: User) -> None:
 
 
 async def test_it_binds_nothing_but_what_is_its_own(user: User) -> None:
-    """Only the mailer binds: its own queue, to get the events that its templates name."""
+    """No service binds: what reaches a queue of ours is the table's business alone."""
     pairs = [(exchange.name, queue.name) for exchange in EXCHANGES for queue in QUEUES]
     allowed = {pair for pair in pairs if await user.may(partial(bind, *pair))}
     assert allowed == ALLOWED[user.service].binds

@@ -96,5 +96,5 @@ async def test_close_connections_closes_others_and_says_how_many(vhost: Vhost) -
 
 async def test_a_vhost_has_the_topology(vhost: Vhost) -> None:
     """An event that a service reacts to lies in that service's queue."""
-    await vhost.publish("events", "score.submitted", b"{}")
+    await vhost.publish("work", "leaderboard.scores", b"{}")
     await wait_until(lambda: vhost.depth("leaderboard.scores"), 5, "the event is in the queue")

@@ -10,7 +10,7 @@ from typing import Any
 import aio_pika
 import httpx
 
-from bellhop.amqp import topology
+from bellhop.amqp import applying
 from bellhop.cli.node import Node, Ports
 from bellhop.cli.ports import free_ports
 
@@ -81,7 +81,7 @@ class Vhost:
 
     async def apply_topology(self) -> None:
         """Make Bellhop's exchanges, queues and bindings, as the deploy step does."""
-        await topology.apply(self.broker.management_url, self.name)
+        await applying.apply(self.broker.management_url, self.name)
 
     async def close(self) -> None:
         """Delete the virtual host and everything in it."""

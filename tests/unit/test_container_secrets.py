@@ -16,7 +16,7 @@ def root(tmp_path: Path) -> Path:
     """The volumes, empty and made out to us as the image has them."""
     for reader in READERS:
         (tmp_path / reader).mkdir(mode=0o700)
-    hand_out(tmp_path, [], [])
+    hand_out(tmp_path, [])
     return tmp_path
 
 
@@ -28,7 +28,7 @@ def contents(root: Path) -> dict[str, str]:
 def test_again_it_hands_out_the_same(root: Path) -> None:
     """Byte for byte: RabbitMQ then leaves alone what an operator has changed."""
     before = contents(root)
-    hand_out(root, [], [])
+    hand_out(root, [])
     assert contents(root) == before
 
 
@@ -44,7 +44,7 @@ def test_rabbitmq_gets_hashes_and_no_password(root: Path) -> None:
 def test_a_renewed_service_gets_new_passwords_and_nobody_else(root: Path) -> None:
     """Renewing the mailer changes its password at RabbitMQ and at PostgreSQL, and no other file."""
     before = contents(root)
-    hand_out(root, [], ["mailer"])
+    hand_out(root, ["mailer"])
     after = contents(root)
     assert {name for name in after if after[name] != before[name]} == {
         "kept/secrets/amqp/mailer",
@@ -60,7 +60,7 @@ def test_an_unknown_name_is_refused(root: Path) -> None:
     """A slip of the finger renews nothing, and the sentence says what there is."""
     before = contents(root)
     with pytest.raises(CannotRun, match="no secret 'mialer': name one of admin-key, token-key, link-key, postgres"):
-        hand_out(root, [], ["mailer", "mialer"])
+        hand_out(root, ["mailer", "mialer"])
     assert contents(root) == before
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.contracts.base import AnyJson, Contract, Name
+from bellhop.contracts.base import AnyJson, Contract, Line, Name
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
@@ -35,6 +35,8 @@ class GroupReplay(Contract):
     """`POST /v1/dead-letters/replay`."""
 
     queue: Name
+    type: Annotated[Line, Field(max_length=255)] | None = None
+    """Only those of this type."""
     limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
     rate: Annotated[float, Field(gt=0, le=1000)] = 50.0
     """Messages a second, so that a mended consumer is not buried at once again."""
@@ -56,7 +58,10 @@ async def show_all(
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
-    """Return the newest dead letters, and how many wait in each group (queue, type, reason)."""
+    """Return the newest dead letters, and how many wait in each group (queue, type, reason).
+
+    With `queue=unrouted`: the events of types that no queue is bound to, which are kept for a while.
+    """
     before = None if cursor is None else _PAGES.read(cursor)[0]
     store = gateway(request).dead_letters
     letters = await store.page(queue=queue, before=before, waiting=waiting, limit=limit)
@@ -84,9 +89,12 @@ async def show(request: Request, letter_id: str, caller: Reader) -> dict[str, An
 
 @router.post("/v1/dead-letters/replay", status_code=202, summary="Replay a group")
 async def replay_group(request: Request, wish: GroupReplay, caller: Writer) -> dict[str, int]:
-    """Send the dead letters of one queue back to it, oldest first, at most `rate` a second."""
+    """Send the dead letters of one queue back to it, oldest first, at most `rate` a second.
+
+    Those of the queue `unrouted` are events: each goes to the destinations that its type has by then.
+    """
     count = await gateway(request).dead_letters.replay(
-        ids=None, queue=wish.queue, actor=caller.name, rate=wish.rate, limit=wish.limit, body=None
+        ids=None, queue=wish.queue, actor=caller.name, rate=wish.rate, limit=wish.limit, body=None, type_=wish.type
     )
     return {"replayed": count}
 

@@ -30,5 +30,7 @@ async def show(request: Request, caller: Annotated[Caller, Depends(require(Scope
         },
         "outbox": {"waiting": parts.intake.relay.waiting, "trouble": parts.intake.publisher.trouble},
         "dead_letters": await parts.dead_letters.waiting(),
+        "unrouted": await parts.dead_letters.unrouted(),
+        "reacts_to": parts.reactions.known,
         "broker": await broker_view(parts.http, None if url is None else url.get_secret_value()),
     }

@@ -12,6 +12,7 @@ from bellhop.amqp.settling import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
+from services.gateway.routing import EVENTS, UNROUTED
 from services.gateway.store import dead_tasks, outbox
 from services.gateway.store.ledger import Ledger
 from services.gateway.store.outbox import Entry, now_ms, pack, to_ms, unpack
@@ -30,10 +31,13 @@ class Superseded(Exception):
 class DeadLetters:
     """The store behind `/v1/dead-letters`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, unrouted_limit: int = 100_000) -> None:
+        """`unrouted_limit`: events of types that no queue is bound to that are kept at most, roughly."""
         self._database = database
         self._ledger = Ledger(database)
         self._groups = Tally(self._count)
+        self._unrouted_limit = unrouted_limit
+        self._added = 0
 
     async def add(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[str | None]:
         """Store dead letters, and fail their tasks; one that comes twice counts once.
@@ -48,6 +52,22 @@ class DeadLetters:
         await self._ledger.apply(connection, list(failed.values()))
         return [failed[row["id"]].task_id if row["id"] in failed else None for row in rows]
 
+    async def add_unrouted(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[None]:
+        """Store events that no queue is bound to; one that comes twice is stored once, and the oldest make room."""
+        rows = [_row(delivery) | _unrouted(delivery) for delivery in deliveries]
+        await connection.execute(self._database.insert(dead_letters).on_conflict_do_nothing(), rows)
+        self._added += len(rows)
+        if self._added >= min(_TRIM_EVERY, self._unrouted_limit):
+            self._added = 0
+            await self._trim(connection)
+        return [None] * len(rows)
+
+    async def _trim(self, connection: AsyncConnection) -> None:
+        newest = sa.select(dead_letters.c.id).where(_UNROUTED).order_by(dead_letters.c.id.desc())
+        last = (await connection.execute(newest.offset(self._unrouted_limit).limit(1))).scalar_one_or_none()
+        if last is not None:
+            await connection.execute(sa.delete(dead_letters).where(_UNROUTED, dead_letters.c.id <= last))
+
     async def get(self, letter_id: str) -> dict[str, Any] | None:
         """Return one dead letter with envelope and body."""
         async with self._database.read() as connection:
@@ -61,8 +81,8 @@ class DeadLetters:
         query = sa.select(*columns).order_by(dead_letters.c.id.desc()).limit(limit)
         if waiting:
             query = query.where(_WAITING)
-        if queue is not None:
-            query = query.where(dead_letters.c.queue == queue)
+        # Events of types that no queue is bound to are no failures; they are listed only where they are asked for.
+        query = query.where(dead_letters.c.queue == queue if queue is not None else ~_UNROUTED)
         if before is not None:
             query = query.where(dead_letters.c.id < before)
         async with self._database.read() as connection:
@@ -84,7 +104,15 @@ class DeadLetters:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
     async def replay(
-        self, *, ids: list[str] | None, queue: str | None, actor: str, rate: float, limit: int, body: bytes | None
+        self,
+        *,
+        ids: list[str] | None,
+        queue: str | None,
+        actor: str,
+        rate: float,
+        limit: int,
+        body: bytes | None,
+        type_: str | None = None,
     ) -> int:
         """Put waiting dead letters back on the way to their queue, at most `rate` a second; return how many.
 
@@ -100,6 +128,8 @@ class DeadLetters:
                 query = query.where(dead_letters.c.id.in_(ids))
             if queue is not None:
                 query = query.where(dead_letters.c.queue == queue)
+            if type_ is not None:
+                query = query.where(dead_letters.c.type == type_)
             # Locked: another gateway may be asked for the same at the same time.
             locked = query.with_for_update(skip_locked=True)
             letters = [dict(letter) for letter in (await connection.execute(locked)).mappings()]
@@ -111,9 +141,8 @@ class DeadLetters:
                 raise Superseded(next(iter(revivals.values())).over)
             going = [(letter, revivals[letter["id"]]) for letter in letters if revivals[letter["id"]].over is None]
             entries = [
-                Entry(
-                    "work",
-                    letter["queue"],
+                _way_back(
+                    letter,
                     _revived(letter, body, revival.attempt),
                     revival.task_id,
                     revival.due_at or start + round(number * 1000 / rate),
@@ -142,10 +171,17 @@ class DeadLetters:
             return bool(done.rowcount)
 
     async def waiting(self) -> int:
-        """Return how many wait for a decision, as of the last count."""
-        return sum(group["count"] for group in await self.groups())
+        """Return how many dead letters wait for a decision, as of the last count; without unrouted events."""
+        return sum(group["count"] for group in await self.groups() if group["queue"] != UNROUTED)
+
+    async def unrouted(self) -> int:
+        """Return how many events are kept because no queue is bound to their type, as of the last count."""
+        return sum(group["count"] for group in await self.groups() if group["queue"] == UNROUTED)
 
 
+_TRIM_EVERY = 1000
+# A literal, because a partial index is not used for a parameter.
+_UNROUTED = dead_letters.c.queue == sa.literal_column(f"'{UNROUTED}'")
 _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)
 
 
@@ -172,6 +208,25 @@ def _row(delivery: Delivery) -> dict[str, Any]:
         "replayed_at": None,
         "deleted_at": None,
     }
+
+
+def _unrouted(delivery: Delivery) -> dict[str, Any]:
+    """Return what is different about an event that no queue is bound to."""
+    envelope = delivery.envelope
+    kept_at = str(delivery.headers.get(DIED_AT))
+    return {
+        "identity": derived_id(UNROUTED, envelope.source, envelope.id, kept_at),
+        "queue": UNROUTED,
+        "reason": UNROUTED,
+        "error": f"No queue is bound to events of the type {envelope.type}.",
+    }
+
+
+def _way_back(letter: Any, message: Message, task_id: str | None, due_at: int) -> Entry:
+    """Return the entry that hands a letter back: to its queue, or an event to the destinations that it has by then."""
+    if letter["queue"] == UNROUTED:
+        return Entry(EVENTS, message.envelope.type, message, due_at=due_at)
+    return Entry("work", letter["queue"], message, task_id, due_at)
 
 
 def _last_death(headers: dict[str, Any]) -> dict[str, Any]:

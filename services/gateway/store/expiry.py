@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.gateway.routing import UNROUTED
 from services.gateway.store.attachments import attachments, take_off_usage
 from services.gateway.store.audience import Status
 from services.gateway.store.outbox import now_ms
@@ -98,6 +99,12 @@ async def delete_letters(connection: AsyncConnection, before: int, limit: int) -
     """Delete the rows of dead letters that were decided about."""
     decided = sa.select(dead_letters.c.id).where(dead_letters.c.id < _id_at(before), _NOT_WAITING)
     return await _delete(connection, dead_letters.c.id, decided.order_by(dead_letters.c.id), limit)
+
+
+async def delete_unrouted(connection: AsyncConnection, before: int, limit: int) -> int:
+    """Delete events of types that no queue is bound to, replayed ones too."""
+    old = sa.select(dead_letters.c.id).where(dead_letters.c.queue == UNROUTED, dead_letters.c.id < _id_at(before))
+    return await _delete(connection, dead_letters.c.id, old.order_by(dead_letters.c.id), limit)
 
 
 async def delete_audit(connection: AsyncConnection, before: int, limit: int) -> int:

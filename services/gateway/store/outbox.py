@@ -230,6 +230,13 @@ async def delete_published(connection: AsyncConnection, chunks: list[list[Entry]
     return [None] * len(chunks)
 
 
+async def replace(connection: AsyncConnection, items: list[tuple[Entry, tuple[Entry, ...]]]) -> list[None]:
+    """Put what is left of partly confirmed messages in their place, in one commit."""
+    await connection.execute(sa.delete(outbox).where(outbox.c.id.in_([entry.id for entry, _ in items])))
+    await add(connection, [rest for _, left in items for rest in left])
+    return [None] * len(items)
+
+
 async def release(connection: AsyncConnection, items: list[Released]) -> list[None]:
     """Give up claims on messages that were not confirmed. A claim that is another process's by now stays."""
     for item in items:

@@ -150,6 +150,15 @@ dead_letters = sa.Table(
 )
 _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)
 sa.Index("dead_letters_waiting", dead_letters.c.id, sqlite_where=_WAITING, postgresql_where=_WAITING)
+# Events of types that no queue is bound to lie in the same table; a list of dead letters does not walk over them.
+_FAILED = dead_letters.c.queue != "unrouted"
+sa.Index("dead_letters_failed", dead_letters.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
+sa.Index(
+    "dead_letters_failed_waiting",
+    dead_letters.c.id,
+    sqlite_where=_FAILED & _WAITING,
+    postgresql_where=_FAILED & _WAITING,
+)
 sa.Index(
     "dead_letters_waiting_by_queue",
     dead_letters.c.queue,
@@ -159,6 +168,13 @@ sa.Index(
 )
 _REPLAYED = dead_letters.c.replayed_at.is_not(None) & dead_letters.c.erased_at.is_(None)
 sa.Index("dead_letters_replayed", dead_letters.c.replayed_at, sqlite_where=_REPLAYED, postgresql_where=_REPLAYED)
+
+reaction_types = sa.Table(
+    "reaction_types",
+    metadata,
+    sa.Column("type", sa.String(128), primary_key=True),
+    sa.Column("announced_at", sa.BigInteger, nullable=False),
+)
 
 audit = sa.Table(
     "audit",
