@@ -21,6 +21,7 @@ from bellhop.observe.metrics import RequestMetrics, describe_build, watch_loop
 from bellhop.settings import ServiceSettings
 from bellhop.web import health, problems
 from bellhop.web.auth import Caller
+from bellhop.web.deadline import Deadline
 from bellhop.web.head import HeadAsGet
 from bellhop.web.limits import BodyLimit, Hosts, Limiter, Limits, RateLimit
 from bellhop.web.protocol import LimitedProtocol
@@ -68,6 +69,7 @@ def create_app(
         #   RequestSpans    where traces are made, so that all else happens within the request's span
         #   RequestMetrics  sees every answer, also those that the layers below it give
         #   CatchAll        turns what they raise into problem documents, so it must stand around them
+        #   Deadline        within it, because it answers with a problem document and cancels the rest
         #   Hosts           costs least and needs nothing
         #   RateLimit       before anything of a body is read: whoever sends too much shall cost little
         #   BodyLimit       stands between the route and the body
@@ -79,6 +81,7 @@ def create_app(
             *([] if traces.tracer is None else [Middleware(traces.RequestSpans, exempt=health.PATHS)]),
             Middleware(RequestMetrics),
             Middleware(problems.CatchAll),
+            Middleware(Deadline),
             Middleware(Hosts, allowed=frozenset(hosts)),
             Middleware(RateLimit, limiter=limiter, exempt=health.PATHS),
             Middleware(BodyLimit, size=limits.body, sizes=limits.bodies),

@@ -14,6 +14,8 @@ from bellhop.contracts.base import new_id
 from bellhop.web.problems import Problem
 
 _ALGORITHM = "HS256"
+LEEWAY_SECONDS = 60
+"""The clocks of those who mint and of those who read may differ by so much."""
 _MAX_LENGTH = 16 * 1024
 
 
@@ -73,8 +75,9 @@ def read(token: str, key: str, audience: str) -> Claims:
         if len(token) > _MAX_LENGTH:
             raise ValueError("longer than any token that was minted here")
         claims = jwt.decode(
-            token, key, algorithms=[_ALGORITHM], audience=audience, options={"require": ["jti", "sub", "exp", "aud"]}
-        )
+            token, key, algorithms=[_ALGORITHM], audience=audience, leeway=LEEWAY_SECONDS,
+            options={"require": ["jti", "sub", "exp", "aud"]},
+        )  # fmt: skip
         return Claims(
             id=_text(claims["jti"]),
             subject=_text(claims["sub"]),
@@ -82,6 +85,14 @@ def read(token: str, key: str, audience: str) -> Claims:
             scopes=tuple(_text(claims.get("scope", "")).split()),
             expires_at=datetime.fromtimestamp(claims["exp"], UTC),
         )
+    except jwt.ImmatureSignatureError:
+        raise Problem(
+            401,
+            "Unauthorized",
+            f"The token was made more than {LEEWAY_SECONDS} s later than it is here: the clocks of the server that made"
+            " it and of this one differ. Whoever runs them must set the clocks.",
+            headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+        ) from None
     except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):
         raise Problem(
             401,

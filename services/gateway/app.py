@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
 
-import httpx
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,13 +17,14 @@ from bellhop.background import Background
 from bellhop.contracts.identity import ADMIN, is_reserved_name
 from bellhop.contracts.mail import MAX_ATTACHMENT
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
+from bellhop.http import internal_client
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller
 from bellhop.web.health import check
-from bellhop.web.limits import Limits
+from bellhop.web.limits import Limits, Rate
 from bellhop.web.problems import problem_response
 from bellhop.web.server import create_app
 from services.gateway import handlers, metrics, newsletter
@@ -134,7 +134,7 @@ def build(settings: Settings) -> FastAPI:
         metrics.OUTBOX.set_function(lambda: relay.waiting)
         suppressions = Suppressions(database, settings.bounce_days)
         intake = Intake(commits, relay, publisher, outgoing, settings.outbox_limit, suppressions.accept)
-        async with httpx.AsyncClient(timeout=10) as http:
+        async with internal_client() as http:
             gateway = Gateway(
                 settings=settings,
                 database=database,
@@ -186,6 +186,7 @@ def build(settings: Settings) -> FastAPI:
                 await database.close()
 
     limits = Limits(
+        key_rate=Rate(settings.rate_limit, 2 * settings.rate_limit) if settings.rate_limit else None,
         body=settings.max_body,
         bodies={attachments.UPLOAD: MAX_ATTACHMENT, subscribers.IMPORT_PATH: subscribers.MAX_IMPORT},
     )

@@ -1,6 +1,7 @@
 """Requests that another service answers, under the gateway's address and keys."""
 
 import time
+from email.utils import parsedate_to_datetime
 
 import httpx
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from bellhop.web import tokens
 from bellhop.web.auth import Scope
 from bellhop.web.problems import Problem
+from bellhop.web.tokens import LEEWAY_SECONDS
 from services.gateway.deps import gateway
 from services.gateway.intake import traceparent, unavailable
 
@@ -31,7 +33,7 @@ async def forward(request: Request, service: str, base_url: str, scope: Scope, k
     except httpx.HTTPError:
         raise unavailable(f"The {service} does not answer.") from None
     if answer.status_code in (401, 403):
-        raise Problem(502, "Bad Gateway", f"The {service} does not know this gateway: their token keys differ.")
+        raise Problem(502, "Bad Gateway", f"The {service} does not know this gateway: {_difference(answer, service)}.")
     kept = {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers}
     return Response(answer.content, answer.status_code, kept)
 
@@ -50,3 +52,14 @@ def token_for(key: str, service: str, scope: Scope) -> str:
         token = tokens.mint(key, "gateway", TOKEN_SECONDS, service, scopes=[scope])
         _tokens[key, service, scope] = (time.monotonic(), token)
     return token
+
+
+def _difference(answer: httpx.Response, service: str) -> str:
+    """Say why a service that shares our key does not take a token of ours: its clock tells whether it is the time."""
+    try:
+        skew = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        skew = 0.0
+    if abs(skew) > LEEWAY_SECONDS:
+        return f"the clocks of this gateway and of the {service} differ by {abs(skew):,.0f} s"
+    return "their token keys differ"

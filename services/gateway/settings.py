@@ -72,7 +72,9 @@ class Settings(LiveSettings):
     broadcast_window: int = Field(
         2000, ge=1, le=100_000, description="recipients of one broadcast that may be under way at once"
     )
-    rate_limit: int = Field(0, ge=0, description="requests a second for each key; 0 is no limit")
+    rate_limit: int = Field(
+        10_000, ge=0, description="requests a second for each key, and twice as many at once; 0 is no limit"
+    )
 
     @field_validator("link_keys")
     @classmethod

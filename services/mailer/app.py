@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
-import httpx
 from fastapi import FastAPI
 
 from bellhop.amqp.connection import Connection
@@ -17,6 +16,7 @@ from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.background import Background
 from bellhop.contracts.mail import Lane
+from bellhop.http import internal_client
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.migrations import migrate
@@ -93,7 +93,7 @@ def build(settings: MailerSettings) -> FastAPI:
         limits = Limits(database, settings.domain_limits, settings.sender_limits)
         for each in settings.all_relays:
             limits.add_relay(each.limit, each.rate)
-        http = httpx.AsyncClient(timeout=ATTACHMENT_SECONDS, trust_env=False)
+        http = internal_client(ATTACHMENT_SECONDS)
         # The name alone would not do: a container that was killed comes back with its old host name and process id.
         inbox = Inbox(database, f"{settings.instance}/{secrets.token_hex(8)}")
         key = settings.service_key.get_secret_value() if settings.service_key else None

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
+from bellhop.web.deadline import extend
 from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
 from services.notifier.admission import read_request
 from services.notifier.streams import Live, poll
@@ -61,6 +62,7 @@ async def get_poll(
     live: Live = request.app.state.live
     del token, channels, last_event_id  # read from the request, as for a stream
     asked = read_request(request.scope["query_string"], request.headers, after, also=("after", "wait"))
+    extend(request.scope, wait)
     return Response(await poll(live, asked, wait), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 

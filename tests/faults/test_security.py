@@ -58,7 +58,7 @@ def scope_of(face: Face) -> dict[tuple[str, str], Scope]:
 
 async def test_every_route_wants_a_key(faces: list[Face]) -> None:
     """No key, a wrong one, one of another service, an expired one: 401, and always the same words."""
-    expired = tokens.mint(TOKEN_KEY, "x", -10, "stream", channels=["news"])
+    expired = tokens.mint(TOKEN_KEY, "x", -70, "stream", channels=["news"])
     forged = tokens.mint("another key, which is long enough: 0123456789", "x", 60, "stream", channels=["news"])
     unsigned = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJ4IiwiYXVkIjoic3RyZWFtIiwiZXhwIjo5OTk5OTk5OTk5fQ."
     for face in faces:

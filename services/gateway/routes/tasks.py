@@ -15,6 +15,7 @@ from bellhop.contracts.base import LATEST
 from bellhop.contracts.outcomes import State
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
+from bellhop.web.deadline import extend
 from bellhop.web.problems import Problem
 from services.gateway.deps import gateway
 from services.gateway.idempotent_route import IdempotentRoute
@@ -97,10 +98,10 @@ def _etag(task: dict[str, Any]) -> str:
 
 def wait_seconds(request: Request, wait: int | None) -> tuple[int, bool]:
     """Return how long the client wants to wait, and whether it asked by `Prefer: wait=` (RFC 7240, 4.3)."""
-    if wait is not None:
-        return wait, False
-    preferred = _WAIT.search(request.headers.get("prefer", ""))
-    return (min(int(preferred[1]), MAX_WAIT_SECONDS), True) if preferred else (0, False)
+    preferred = None if wait is not None else _WAIT.search(request.headers.get("prefer", ""))
+    seconds = min(int(preferred[1]), MAX_WAIT_SECONDS) if preferred else wait or 0
+    extend(request.scope, seconds)
+    return seconds, preferred is not None
 
 
 @router.get("/v1/tasks/{task_id}", summary="What became of a task")
