@@ -15,6 +15,7 @@ BENCHES = {
     "urgent": "urgent mail behind 100,000 bulk mails",
     "broadcast": "a mail to 1,000,000 subscribers: rate, and memory of gateway and mailer",
     "ranks": "scores applied and ranks read, beside Redis (needs redis-server); read over HTTP",
+    "growth": "lists, accepts and claims beside 2,000,000 tasks and 10,000,000 inbox rows, SQLite and PostgreSQL",
     "fanout": "one event to many browsers, beside Nchan (needs nginx with Nchan)",
 }
 
