@@ -20,10 +20,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
 from bellhop.amqp import topology
 from bellhop.cli import secrets as made
 from bellhop.cli.errors import CannotRun
 from bellhop.cli.node import VHOST
+from bellhop.cli.ports import LOOPBACK
 from bellhop.web.tokens import service_key
 
 ROOT = Path("/secrets")
@@ -32,7 +35,17 @@ WITH_TABLES = ("gateway", "mailer", "leaderboard")
 WITH_TOKENS = ("gateway", "notifier", "leaderboard")
 
 
-def hand_out(root: Path, renewed: list[str]) -> list[str]:
+class PublishedPorts(BaseSettings):
+    """Ports of this machine that compose.yaml publishes, which tell the user where to look."""
+
+    model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
+
+    gateway_port: int = 8000
+    rabbitmq_port: int = 15672
+    grafana_port: int = 3000
+
+
+def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None) -> list[str]:
     """Make what is missing under `root`, after forgetting what is `renewed`, and write everybody's files.
 
     Return the lines that tell the user how to get in.
@@ -69,11 +82,13 @@ def hand_out(root: Path, renewed: list[str]) -> list[str]:
         made.write_readable(root / "postgres" / ("password" if role == "postgres" else role), password)
     grafana = made.once(kept / "grafana", made.new_password)
     made.write_readable(root / "grafana" / "password", grafana)
-    return [
-        f"admin key       {ours.admin_key}",
-        f"RabbitMQ        http://127.0.0.1:15672   user deploy, password {ours.passwords['deploy']}",
-        f"Grafana         http://127.0.0.1:3000    user admin, password {grafana} (with --profile monitoring)",
+    ports = ports or PublishedPorts()
+    rows = [
+        ("gateway", ports.gateway_port, f"admin key {ours.admin_key}"),
+        ("RabbitMQ", ports.rabbitmq_port, f"user deploy, password {ours.passwords['deploy']}"),
+        ("Grafana", ports.grafana_port, f"user admin, password {grafana} (with --profile monitoring)"),
     ]
+    return [f"{name:<16}http://{LOOPBACK}:{port:<8}{login}" for name, port, login in rows]
 
 
 def _renew(kept: Path, renewed: list[str]) -> None:

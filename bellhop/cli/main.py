@@ -32,10 +32,10 @@ def up() -> None:
 @commands.command("admin-key")
 def admin_key() -> None:
     """Print the admin key of the Bellhop that runs here, by `bellhop up` or by `docker compose up`."""
-    from bellhop.cli.running import find_admin_key
+    from bellhop.cli.running import find
     from bellhop.cli.settings import UpSettings
 
-    print(find_admin_key(UpSettings.load().home))
+    print(find(UpSettings.load()).admin_key)
 
 
 @commands.command()

@@ -23,6 +23,9 @@ class UpSettings(BaseSettings):
     )
     smtp_host: str | None = Field(None, description="send mail through this relay instead of the development mailbox")
 
+    public_url: str | None = Field(None, description="where people reach the gateway, if not at its port here")
+    notifier_url: str | None = Field(None, description="where browsers reach the notifier, if not at its port here")
+
     gateway_port: int = Field(8000, ge=1, le=65535)
     notifier_port: int = Field(8001, ge=1, le=65535)
     leaderboard_port: int = Field(8002, ge=1, le=65535)

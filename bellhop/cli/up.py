@@ -17,6 +17,7 @@ from bellhop.amqp import applying
 from bellhop.amqp.topology import TopologyError
 from bellhop.amqp.urls import split_urls
 from bellhop.cli import packages, processes, secrets
+from bellhop.cli.addresses import Addresses
 from bellhop.cli.errors import CannotRun
 from bellhop.cli.node import VHOST, Node
 from bellhop.cli.ports import LOOPBACK, check_free
@@ -127,6 +128,7 @@ class _Run:
             await (self._mailbox if program.name == "mailbox" else self._supervisor).start(program)
         await asyncio.gather(*(self._ready(program) for program in programs))
         self._supervisor.all_up = self._mailbox.all_up = True
+        Addresses.of(self._settings).write(self._home)
         self._say(banner(self._settings, self._home))
 
     def _check_ports(self) -> None:
@@ -217,13 +219,14 @@ class _Run:
 
 def plan(settings: UpSettings, home: Path, made: Secrets, node: Node) -> list[Program]:
     """Return what to run, after writing each service's secrets."""
+    addresses = Addresses.of(settings)
     common = inherited() | {MARK: str(home), "PYTHONUNBUFFERED": "1"}
     common |= {
-        "BELLHOP_NOTIFIER_URL": f"http://{LOOPBACK}:{settings.notifier_port}",
-        "BELLHOP_LEADERBOARD_URL": f"http://{LOOPBACK}:{settings.leaderboard_port}",
-        "BELLHOP_MAILER_URL": f"http://{LOOPBACK}:{settings.mailer_port}",
-        "BELLHOP_GATEWAY_URL": f"http://{LOOPBACK}:{settings.gateway_port}",
-        "BELLHOP_PUBLIC_URL": os.environ.get("BELLHOP_PUBLIC_URL", f"http://{LOOPBACK}:{settings.gateway_port}"),
+        "BELLHOP_NOTIFIER_URL": addresses.public_notifier,
+        "BELLHOP_LEADERBOARD_URL": addresses.leaderboard,
+        "BELLHOP_MAILER_URL": addresses.mailer,
+        "BELLHOP_GATEWAY_URL": addresses.gateway,
+        "BELLHOP_PUBLIC_URL": addresses.public,
     }
     programs = []
     if settings.smtp_host is None:
@@ -233,7 +236,7 @@ def plan(settings: UpSettings, home: Path, made: Secrets, node: Node) -> list[Pr
             "BELLHOP_SMTP_PORT": str(settings.mailbox_smtp_port),
             "BELLHOP_SMTP_TLS": "none",
             "BELLHOP_MAIL_FROM": os.environ.get("BELLHOP_MAIL_FROM", "hello@bellhop.example"),
-            "BELLHOP_MAILBOX_URL": f"http://{LOOPBACK}:{settings.mailbox_http_port}",
+            "BELLHOP_MAILBOX_URL": addresses.mailbox,
         }
     (home / "data").mkdir(mode=0o700, exist_ok=True)
     for name in SERVICES:
@@ -273,17 +276,21 @@ def banner(settings: UpSettings, home: Path) -> str:
     """Return what to say once everything answers."""
     key = secrets.ADMIN_KEY
     shown = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
-    base = f"http://{LOOPBACK}:{settings.gateway_port}"
+    addresses = Addresses.of(settings)
+    base = addresses.gateway
     rows = [
         ("gateway, console", f"{base}/   (API: {base}/docs)"),
-        ("notifier", f"http://{LOOPBACK}:{settings.notifier_port}/"),
-        ("leaderboard", f"http://{LOOPBACK}:{settings.leaderboard_port}/"),
+        ("notifier", f"{addresses.notifier}/"),
+        ("leaderboard", f"{addresses.leaderboard}/"),
     ]
+    if addresses.public != base:
+        rows.append(("links in mails", f"{addresses.public}/"))
+    if addresses.public_notifier != addresses.notifier:
+        rows.append(("streams", f"{addresses.public_notifier}/"))
     if settings.smtp_host is None:
-        rows.append(("mailbox", f"http://{LOOPBACK}:{settings.mailbox_http_port}/"))
+        rows.append(("mailbox", f"{addresses.mailbox}/"))
     if settings.amqp_url is None:
-        management = f"http://{LOOPBACK}:{settings.node_management_port}/"
-        rows.append(("RabbitMQ", f"{management}   (user deploy, password in {shown}/secrets/amqp/deploy)"))
+        rows.append(("RabbitMQ", f"{addresses.management}/   (user deploy, password in {shown}/secrets/amqp/deploy)"))
     rows.append(("admin key", f"{shown}/{key}   (make admin-key prints it)"))
     lines = ["everything is up; Ctrl-C stops it", ""]
     lines += [f"    {name:<18}{text}" for name, text in rows]

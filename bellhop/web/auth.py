@@ -127,6 +127,11 @@ def bearer(request: Request) -> str:
     return credentials if kind.lower() == "bearer" else ""
 
 
+def system_id(admin_key: str) -> str:
+    """Return the public id of the system with this admin key, of which it tells nothing."""
+    return hashlib.blake2b(admin_key.encode(), digest_size=8, person=b"bellhop-system").hexdigest()
+
+
 def new_key(random: bytes | None = None) -> str:
     """Return a fresh API key. Keep its id and the hash of its secret (`split_key`, `hash_key`), and show it once.
 

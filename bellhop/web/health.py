@@ -26,12 +26,16 @@ router = APIRouter(route_class=StrictRoute, tags=["health"])
 
 
 @router.get("/healthz")
-async def healthz() -> Response:
+async def healthz(request: Request) -> Response:
     """Say that this process answers; it says nothing about what the process stands on.
 
-    So that nobody restarts a healthy service because its broker is away.
+    So that nobody restarts a healthy service because its broker is away. A gateway also tells which system it is of, so
+    that no client sends it another system's key.
     """
-    return Response(b'{"status":"ok"}', media_type="application/json")
+    system: str | None = getattr(request.app.state, "system", None)
+    return Response(
+        orjson.dumps({"status": "ok"} | ({"system": system} if system else {})), media_type="application/json"
+    )
 
 
 @router.get("/readyz", responses={503: {"description": "not now; the checks say what is missing"}})

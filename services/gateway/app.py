@@ -22,7 +22,7 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
-from bellhop.web.auth import Caller
+from bellhop.web.auth import Caller, system_id
 from bellhop.web.health import check
 from bellhop.web.limits import Limits, Rate
 from bellhop.web.problems import problem_response
@@ -192,6 +192,7 @@ def build(settings: Settings) -> FastAPI:
     )
     app = create_app("Bellhop gateway", "1", lifespan, ROUTERS, limits=limits)
     app.add_exception_handler(DatabaseAway, _database_away)
+    app.state.system = system_id(settings.admin_key.get_secret_value())
     return app
 
 

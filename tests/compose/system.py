@@ -44,7 +44,6 @@ class System:
             "BELLHOP_LEADERBOARD_PORT": str(leaderboard),
             "BELLHOP_RABBITMQ_PORT": str(rabbitmq),
             "BELLHOP_MAILPIT_PORT": str(mailpit),
-            "BELLHOP_NOTIFIER_URL": self.notifier_url,
         }
 
     def compose(self, *arguments: str, timeout: float = 600) -> str:

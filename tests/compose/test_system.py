@@ -12,7 +12,8 @@ import httpx
 import pytest
 import yaml
 
-from bellhop.cli.running import find_admin_key
+from bellhop.cli.running import find
+from bellhop.cli.settings import UpSettings
 from bellhop.web.tokens import mint
 from tests.compose.system import SERVICES, TAG, System, counted
 from tests.services.notifier_support import browser
@@ -180,7 +181,8 @@ async def test_its_first_step_tells_how_to_get_in(system: System) -> None:
 def test_make_admin_key_finds_the_containers(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command as for `make up` prints the key of the composed system."""
     monkeypatch.setenv("COMPOSE_PROJECT_NAME", system.name)
-    assert find_admin_key(system.folder / "no-such-home") == system.key
+    found = find(UpSettings(home=system.folder / "no-such-home"))
+    assert (found.url, found.mailbox_url, found.admin_key) == (system.url, system.mailbox_url, system.key)
 
 
 async def test_a_mail_a_ranking_and_a_live_notification(system: System) -> None:

@@ -1,12 +1,12 @@
-"""Where the demo finds the system that it drives."""
+"""Where the demo, and `bellhop keys`, find the system that they talk to."""
 
 from typing import Self
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bellhop.cli.ports import LOOPBACK
-from bellhop.cli.running import find_admin_key
+from bellhop.cli.addresses import Addresses
+from bellhop.cli.running import check_system, find
 from bellhop.cli.settings import UpSettings
 
 
@@ -22,16 +22,21 @@ class DemoSettings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment; raises `CannotRun` where there is no key."""
-        local = UpSettings.load()
-        # What the environment says wins over what is guessed here.
-        defaults = {
-            "url": f"http://{LOOPBACK}:{local.gateway_port}",
-            "mailbox_url": f"http://{LOOPBACK}:{local.mailbox_http_port}",
-        }
-        given = _Given()
-        key = given.admin_key or SecretStr(find_admin_key(local.home))
-        return cls.model_validate(defaults | given.model_dump(exclude_none=True) | {"admin_key": key})
+        """Read the environment, and find what it does not say.
+
+        Raises:
+            CannotRun: nothing runs here, or the key that was found is not of the system at the URL.
+        """
+        given, local = _Given(), UpSettings.load()
+        values = given.model_dump(exclude_none=True)
+        if given.url is not None and given.admin_key is not None:
+            return cls.model_validate({"mailbox_url": Addresses.of(local).mailbox} | values)
+        found = find(local)
+        values = {"url": found.url, "mailbox_url": found.mailbox_url, "admin_key": found.admin_key} | values
+        settings = cls.model_validate(values)
+        # What was given and what was found may be of two systems: neither gets the key of the other.
+        check_system(settings.url, settings.admin_key.get_secret_value())
+        return settings
 
 
 class _Given(BaseSettings):

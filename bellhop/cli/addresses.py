@@ -1,0 +1,60 @@
+"""Where each part of a Bellhop that `bellhop up` runs is reached: worked out here and nowhere else."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from bellhop.cli import secrets
+from bellhop.cli.ports import LOOPBACK
+from bellhop.cli.settings import UpSettings
+
+FILE = "addresses.json"
+"""In the folder of the running system."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """URLs on this machine, and the two that people elsewhere use."""
+
+    gateway: str
+    notifier: str
+    leaderboard: str
+    mailer: str
+    mailbox: str
+    management: str
+    public: str
+    """Stands in mails: where people reach the gateway."""
+    public_notifier: str
+    """Stands in stream tokens and pages: where browsers reach the notifier."""
+
+    @classmethod
+    def of(cls, settings: UpSettings) -> Self:
+        """Return the addresses that these settings mean."""
+        gateway, notifier = _local(settings.gateway_port), _local(settings.notifier_port)
+        return cls(
+            gateway=gateway,
+            notifier=notifier,
+            leaderboard=_local(settings.leaderboard_port),
+            mailer=_local(settings.mailer_port),
+            mailbox=_local(settings.mailbox_http_port),
+            management=_local(settings.node_management_port),
+            public=settings.public_url or gateway,
+            public_notifier=settings.notifier_url or notifier,
+        )
+
+    def write(self, home: Path) -> None:
+        """Keep them for other commands, which may have been told other ports."""
+        secrets.write(home / FILE, json.dumps(asdict(self), indent=2))
+
+    @classmethod
+    def read(cls, home: Path) -> Self | None:
+        """Return what the system that runs from `home` wrote, or None."""
+        try:
+            return cls(**json.loads((home / FILE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def _local(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
