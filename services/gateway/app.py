@@ -28,6 +28,7 @@ from bellhop.web.limits import Limits, Rate
 from bellhop.web.problems import problem_response
 from bellhop.web.server import create_app
 from services.gateway import handlers, metrics, newsletter
+from services.gateway.boards import LATER_SECONDS, Boards
 from services.gateway.deps import Gateway
 from services.gateway.intake import Intake, unavailable
 from services.gateway.live import LiveOutcomes
@@ -53,6 +54,7 @@ from services.gateway.routes import (
 from services.gateway.routing import UNROUTED, Routing
 from services.gateway.settings import Settings
 from services.gateway.store.attachments import Attachments
+from services.gateway.store.board_names import BoardNames
 from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
@@ -147,6 +149,7 @@ def build(settings: Settings) -> FastAPI:
                     database, settings.attachment_days, settings.attachment_quota, settings.attachment_total
                 ),
                 reactions=ReactionTypes(database, routing),
+                boards=Boards(BoardNames(database), settings, http),
                 waiters=Waiters(),
                 http=http,
                 newsletter=newsletter.build(settings, database, suppressions, intake),
@@ -167,6 +170,7 @@ def build(settings: Settings) -> FastAPI:
                 gateway.newsletter.feeder.start(background)
                 background.every("withdrawals", WITHDRAW_SECONDS, partial(_withdraw, withdrawals, gateway.waiters))
                 background.every("routing by templates", ROUTING_SECONDS, gateway.reactions.load)
+                background.every("reading the names of boards", LATER_SECONDS, gateway.boards.read_existing)
                 background.every("retention", ROUND_SECONDS, Retention(database, settings).round, limit=ROUND_SECONDS)
 
             withdrawals = Withdrawals(database)

@@ -9,6 +9,7 @@ from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
 from bellhop.web.auth import bearer
+from services.gateway.boards import Boards
 from services.gateway.intake import Intake
 from services.gateway.newsletter import Newsletter
 from services.gateway.settings import Settings
@@ -32,6 +33,7 @@ class Gateway:
     keys: Keys
     dead_letters: DeadLetters
     attachments: Attachments
+    boards: Boards
     waiters: Waiters
     http: httpx.AsyncClient
     newsletter: Newsletter

@@ -75,6 +75,13 @@ class Settings(LiveSettings):
     rate_limit: int = Field(
         10_000, ge=0, description="requests a second for each key, and twice as many at once; 0 is no limit"
     )
+    boards_per_hour: int = Field(
+        1000, ge=0, description="new leaderboards that scores of keys of one name may begin in an hour"
+    )
+    boards_per_key: int = Field(
+        10_000, ge=0, description="leaderboards that scores of keys of one name may begin in all"
+    )
+    boards_limit: int = Field(100_000, ge=1, description="leaderboards at most; the same number for the leaderboard")
 
     @field_validator("link_keys")
     @classmethod

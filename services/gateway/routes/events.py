@@ -101,6 +101,7 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
         raise invalid_body(error, skip=0 if many else 1) from None
     at = now()
     _check_times(valid, at, ("body",) if not many else ("body", _EACH))
+    await gateway(request).boards.admit(caller, {score.board for score in valid})
     body = orjson.dumps({"scores": [_score(score, at) for score in valid]})
     entry = _accepted_at(_event(request, caller, "score.submitted", body), at)
     answer = orjson.dumps({"id": entry.message.envelope.id, "accepted": len(valid)})
@@ -175,7 +176,8 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
     if body:
         check_content_type(request)
     events = cloudevents.read(request.headers, body)
-    entries = []
+    entries: list[Entry] = []
+    boards: set[str] = set()
     for number, (envelope, data) in enumerate(events):
         if is_our_source(envelope.source):
             raise _ours(number, "source")
@@ -188,7 +190,12 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
         if envelope.type == "notification.raised":
             _check_size(packed, number, "data")
         entry = Entry("events", envelope.type, Message(packed, envelope))
-        entries.append(_accepted_at(entry, now()) if envelope.type == "score.submitted" else entry)
+        if envelope.type == "score.submitted":
+            entry = _accepted_at(entry, now())
+            boards.update(score["board"] for score in data["scores"])
+        entries.append(entry)
+    if boards:
+        await gateway(request).boards.admit(caller, boards)
     ids = [entry.message.envelope.id for entry in entries]
     answer = orjson.dumps({"id": ids[0]} if len(ids) == 1 else {"accepted": len(ids), "ids": ids})
     return await gateway(request).intake.publish(request, caller, entries, answer)

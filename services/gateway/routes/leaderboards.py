@@ -3,6 +3,7 @@
 The names are looked at here as well: a path is forwarded as it came, and `..` in it would lead somewhere else.
 """
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
@@ -10,11 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.contracts.scores import PathName
+from bellhop.sql.database import DatabaseAway
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.strict_json import check_content_type
 from services.gateway.deps import gateway
 from services.gateway.forwarding import forward
 from services.gateway.idempotent_route import AnyQueryIdempotentRoute
+from services.gateway.intake import unavailable
 
 router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["leaderboards"])
 
@@ -53,13 +56,23 @@ async def ranks(request: Request, caller: Reader, board: Board) -> Response:
 @router.put("/v1/leaderboards/{board}", summary="Set a board up")
 async def configure(request: Request, caller: Writer, board: Board) -> Response:
     """Forward the settings of a board."""
-    return await _forward(request, Scope.LEADERBOARDS_WRITE)
+    answer = await _forward(request, Scope.LEADERBOARDS_WRITE)
+    if answer.status_code < 300:
+        with suppress(DatabaseAway):  # then the first score notes it
+            await gateway(request).boards.note_set_up(board, caller)
+    return answer
 
 
 @router.delete("/v1/leaderboards/{board}", summary="Delete a board")
 async def delete(request: Request, caller: Writer, board: Board) -> Response:
     """Forward the wish to delete a board with all its seasons."""
-    return await _forward(request, Scope.LEADERBOARDS_WRITE)
+    answer = await _forward(request, Scope.LEADERBOARDS_WRITE)
+    if answer.status_code < 300:
+        try:
+            await gateway(request).boards.note_deleted(board)
+        except DatabaseAway as error:
+            raise unavailable(f"The board is deleted, but still counts as one of its key's: {error}.") from None
+    return answer
 
 
 @router.delete("/v1/leaderboards/{board}/players/{player}", summary="Erase a player")

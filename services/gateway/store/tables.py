@@ -103,6 +103,15 @@ outbox = sa.Table(
     sa.Index("outbox_by_task", "task_id"),
 )
 
+board_names = sa.Table(
+    "board_names",
+    metadata,
+    sa.Column("board", sa.String(128), primary_key=True),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Index("board_names_by_owner", "owner", "created_at"),
+)
+
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
