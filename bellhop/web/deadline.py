@@ -13,6 +13,7 @@ from bellhop.web.problems import Problem, problem_response
 
 SECONDS = 9.0
 RETRY_SECONDS = 5
+TICK_SECONDS = 0.25
 _KEY = "bellhop.deadline"
 
 
@@ -29,6 +30,9 @@ class Deadline:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        # One timer for all requests costs less than a timer for each.
+        self._live: set[_Request] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -36,6 +40,10 @@ class Deadline:
             await self.app(scope, receive, send)
             return
         request = scope[_KEY] = _Request(receive, send)
+        self._live.add(request)
+        if self._loop is not request.loop:
+            self._loop = request.loop
+            self._loop.call_later(TICK_SECONDS, self._tick, self._loop)
         try:
             await self.app(scope, request.receive, request.send)
         except asyncio.CancelledError:
@@ -45,28 +53,38 @@ class Deadline:
             if not request.overdue:  # else it was answered, and this comes of the cancellation
                 raise
         finally:
-            await request.end()
+            self._live.discard(request)
+            if request.answering is not None:
+                await request.answering
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for request in self._live:
+            request.look(now)
+        if self._live:
+            loop.call_later(TICK_SECONDS, self._tick, loop)
+        else:
+            self._loop = None
 
 
 class _Request:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
-        self.until = self._loop.time() + SECONDS
+        self.until = self.loop.time() + SECONDS
         self.extra = 0.0
         self.overdue = False
         self._complete = self._started = False
-        self._answering: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_at(self.until, self._ring)
+        self.answering: asyncio.Task[None] | None = None
 
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
         self.until = float("inf")  # the client's time, not ours
         message = await self._receive()
-        self.until = self._loop.time() + SECONDS + self.extra
+        self.until = self.loop.time() + SECONDS + self.extra
         self._complete = not message.get("more_body", False)
         return message
 
@@ -76,24 +94,16 @@ class _Request:
         self._started = True
         await self._send(message)
 
-    def _ring(self) -> None:
-        if self._started:
-            return
-        now = self._loop.time()
-        if now < self.until:
-            self._timer = self._loop.call_at(min(self.until, now + SECONDS), self._ring)
+    def look(self, now: float) -> None:
+        """Answer, and cancel the rest, if it is time."""
+        if self._started or self.overdue or now < self.until:
             return
         self.overdue = True
-        self._answering = self._loop.create_task(self._answer())
+        self.answering = self.loop.create_task(self._answer())
         self.task.cancel()
 
     async def _answer(self) -> None:
         await problem_response(_late())({"type": "http"}, self._receive, self._send)
-
-    async def end(self) -> None:
-        self._timer.cancel()
-        if self._answering is not None:
-            await self._answering
 
 
 def _late() -> Problem:
