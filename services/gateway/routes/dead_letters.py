@@ -24,6 +24,8 @@ _PAGES = Cursor("dead-letters", str)
 Reader = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_WRITE))]
 
+SHOWN_BYTES = 256 * 1024
+
 
 class Edit(Contract):
     """A body in place of the one that failed."""
@@ -75,16 +77,24 @@ async def show_all(
 
 @router.get("/v1/dead-letters/{letter_id}", summary="One dead letter, whole")
 async def show(request: Request, letter_id: str, caller: Reader) -> dict[str, Any]:
-    """Return a dead letter with its envelope and its body, as JSON where it is JSON."""
+    """Return a dead letter with its envelope and its body, as JSON where it is JSON.
+
+    Of a body larger than 256 KiB the beginning is shown as text, with `body_bytes` beside it.
+    """
     letter = await gateway(request).dead_letters.get(letter_id)
     if letter is None:
         raise _none()
-    body: Any
+    return _document(letter) | {"envelope": orjson.loads(letter["envelope"])} | _shown(letter["body"])
+
+
+def _shown(body: bytes) -> dict[str, Any]:
+    # Foreign messages have up to 16 MiB: as JSON they take seconds, in which nothing else is served.
+    if len(body) > SHOWN_BYTES:
+        return {"body": body[:SHOWN_BYTES].decode(errors="replace"), "body_bytes": len(body)}
     try:
-        body = orjson.loads(letter["body"])
+        return {"body": orjson.loads(body)}
     except orjson.JSONDecodeError:
-        body = letter["body"].decode(errors="replace")
-    return _document(letter) | {"envelope": orjson.loads(letter["envelope"]), "body": body}
+        return {"body": body.decode(errors="replace")}
 
 
 @router.post("/v1/dead-letters/replay", status_code=202, summary="Replay a group")

@@ -1,0 +1,43 @@
+"""What is bounded in bytes, because its number alone bounds nothing."""
+
+import pytest
+
+from bellhop.amqp.message import Message
+from bellhop.contracts.envelope import Envelope
+from services.gateway import relay as relay_module
+from services.gateway.relay import Relay
+from services.gateway.routes.dead_letters import SHOWN_BYTES, _shown
+from services.gateway.store.outbox import Entry
+
+
+class Broker:
+    """A publisher that could publish."""
+
+    trouble = None
+
+
+def entry(size: int) -> Entry:
+    return Entry("work", "mail.normal", Message(b"x" * size, Envelope(type="t", source="s")))
+
+
+def test_the_relay_takes_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has no memory for stays in the outbox, however few messages that are."""
+    monkeypatch.setattr(relay_module, "MAX_IN_MEMORY_BYTES", 1000)
+    relay = Relay(None, None, Broker(), None)  # type: ignore[arg-type]
+    relay.hand_over([entry(600)])
+    assert relay.takes_more
+
+    relay.hand_over([entry(600)])
+
+    assert not relay.takes_more
+
+
+def test_of_a_large_dead_letter_the_beginning_is_shown() -> None:
+    """It is not read as JSON, which would take seconds; a small one is."""
+    assert _shown(b'{"a":1}') == {"body": {"a": 1}}
+    assert _shown(b"\xff") == {"body": "\ufffd"}
+
+    shown = _shown(b"[" + b"0," * SHOWN_BYTES + b"0]")
+
+    assert shown["body_bytes"] == 2 * SHOWN_BYTES + 3
+    assert len(shown["body"]) == SHOWN_BYTES
