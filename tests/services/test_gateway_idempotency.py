@@ -18,9 +18,14 @@ from fastapi import APIRouter, FastAPI
 
 from bellhop.contracts.base import new_id, now
 from bellhop.sql.database import Database
+from bellhop.sql.group_commit import GroupCommit
+from bellhop.sql.migrations import migrate
 from bellhop.web.server import create_app
 from bellhop.web.strict_json import StrictRoute
 from services.gateway.store import idempotency as store
+from services.gateway.store import ledger
+from services.gateway.store.idempotency import IdempotencyKey
+from services.gateway.store.ledger import Acceptance
 from services.gateway.store.tables import api_keys, idempotency_keys
 from tests.services.gateway_support import RunningGateway, envelope_headers, mail, running_gateway
 from tests.support import wait_until
@@ -314,3 +319,28 @@ async def test_a_reservation_whose_gateway_died_is_taken_over(
     assert (busy.status_code, busy.headers["retry-after"]) == (409, "1")
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert sum(answer.status_code == 201 and "idempotency-replay" not in answer.headers for answer in answers) == 1
+
+
+async def test_of_two_gateways_that_store_the_same_keys_each_key_has_one_first(database_url: str) -> None:
+    """Many at once, in opposite orders, each with another answer: nobody fails, and both see the same answers."""
+    await migrate(database_url, "services.gateway")
+    databases = [Database(database_url), Database(database_url)]
+
+    def acceptances(side: int) -> list[Acceptance]:
+        keys = [IdempotencyKey("shop", f"k{number}", "f") for number in range(40)]
+        answers = [Acceptance(f'{{"id":"{side}-{key.key}"}}'.encode(), key=key) for key in keys]
+        return answers if side else answers[::-1]
+
+    async def accept(side: int) -> dict[bytes, bool]:
+        results = await asyncio.gather(
+            *(commits[side].write(ledger.accept, acceptance) for acceptance in acceptances(side))
+        )
+        return {result.answer: result.new for result in results}
+
+    commits = [GroupCommit(database, max_items=7) for database in databases]
+    one, two = await asyncio.gather(accept(0), accept(1))
+    for part, database in zip(commits, databases, strict=True):
+        await part.close()
+        await database.close()
+    assert one.keys() == two.keys()
+    assert all(one[answer] is not two[answer] for answer in one)
