@@ -59,6 +59,8 @@ from services.gateway.store.dead_letters import DeadLetters
 from services.gateway.store.keys import Keys
 from services.gateway.store.ledger import Ledger
 from services.gateway.store.reactions import ReactionTypes
+from services.gateway.store.stale import ROUND_SECONDS as STALE_SECONDS
+from services.gateway.store.stale import StaleTasks
 from services.gateway.store.suppressions import Suppressions
 from services.gateway.store.withdrawals import Withdrawals
 from services.gateway.waiters import Waiters
@@ -171,6 +173,8 @@ def build(settings: Settings) -> FastAPI:
                 background.every("withdrawals", WITHDRAW_SECONDS, partial(_withdraw, withdrawals, gateway.waiters))
                 background.every("routing by templates", ROUTING_SECONDS, gateway.reactions.load)
                 background.every("reading the names of boards", LATER_SECONDS, gateway.boards.read_existing)
+                stale = StaleTasks(database, gateway.newsletter.maker, relay, settings.republish_minutes * 60)
+                background.every("asking for late outcomes", STALE_SECONDS, stale.round)
                 background.every("retention", ROUND_SECONDS, Retention(database, settings).round, limit=ROUND_SECONDS)
 
             withdrawals = Withdrawals(database)

@@ -61,6 +61,11 @@ class Relay:
         room = len(self._handed_over) < MAX_IN_MEMORY and self._handed_over_bytes < MAX_IN_MEMORY_BYTES
         return room and self._publisher.trouble is None
 
+    @property
+    def works(self) -> bool:
+        """Say whether messages can be published now."""
+        return self._publisher.trouble is None
+
     def hand_over(self, entries: list[Entry]) -> None:
         """Publish messages whose rows this process committed as claimed."""
         lease = Lease.now()

@@ -47,6 +47,12 @@ class Settings(LiveSettings):
         7.0, gt=0, description="how long an event of a type that no queue is bound to is kept for a replay"
     )
     unrouted_limit: int = Field(100_000, ge=1, description="such events kept at most; the oldest are deleted first")
+    republish_minutes: float = Field(
+        60.0,
+        gt=0,
+        description="how long a task may wait without an outcome; then its message is published again, and the mailer"
+        " answers with what it did, or does it",
+    )
     outbox_limit: int = Field(1_000_000, gt=0, description="messages waiting for the broker before requests get 503")
     max_body: int = Field(1_048_576, gt=0, description="bytes of a request body at most")
     public_url: str = Field(

@@ -5,11 +5,15 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
+import sqlalchemy as sa
 
 from bellhop.contracts.base import now
 from bellhop.contracts.mail import MailTask
 from bellhop.contracts.outcomes import State
+from bellhop.sql.database import Database
+from services.gateway.store.tables import subscribers
 from tests.services.gateway_support import RunningGateway, running_gateway
 from tests.services.newsletter_support import StandIn, sent
 from tests.support import wait_until
@@ -325,3 +329,25 @@ async def test_two_replicas_feed_each_recipient_once(vhost: Vhost, database_url:
 
     assert counted(final) == {"sent": 600}
     assert sorted(mailer.recipients) == emails
+
+
+async def test_a_mail_that_cannot_be_made_for_one_person_fails_that_task_alone(
+    gateway: RunningGateway, database_url: str
+) -> None:
+    """Such as one whose attributes were stored by an earlier version."""
+    await people(gateway, 3)
+    attributes: dict[str, Any] = {}
+    for _ in range(40):
+        attributes = {"a": attributes}
+    database = Database(database_url)
+    async with database.write() as connection:
+        await connection.execute(
+            sa.update(subscribers)
+            .where(subscribers.c.email == "reader-0001@example.com")
+            .values(attributes=orjson.dumps(attributes))
+        )
+    await database.close()
+    async with StandIn(sent).running(gateway.vhost):
+        wish = {"template": "welcome", "subject": None, "text": None}
+        final = await reached(gateway, await broadcast(gateway, **wish), "finished")
+    assert counted(final) == {"sent": 2, "failed": 1}

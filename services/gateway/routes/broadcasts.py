@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query
-from pydantic import StringConstraints
+from pydantic import StringConstraints, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -23,7 +23,7 @@ from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.deps import gateway
 from services.gateway.idempotency import commits_its_key, conflict, key_of
 from services.gateway.idempotent_route import IdempotentRoute, replay
-from services.gateway.intake import answer_202
+from services.gateway.intake import answer_202, invalid_body
 from services.gateway.newsletter import Newsletter
 from services.gateway.routes import attachments, templates
 from services.gateway.routes.tasks import (
@@ -34,6 +34,7 @@ from services.gateway.routes.tasks import (
     time_of,
     wait_seconds,
 )
+from services.gateway.store import feeding
 from services.gateway.store.broadcasts import Action, NewBroadcast, Phase
 from services.gateway.store.outbox import now_ms, to_ms
 from services.gateway.store.tally import REST_FACTOR
@@ -87,6 +88,10 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
             raise Problem(422, "Unprocessable Content", f"{error}.") from None
     else:
         await templates.check(request, wish.template)
+    try:
+        feeding.check(content, list_, caller.name, parts.links)
+    except ValidationError as error:
+        raise invalid_body(error) from None
     send_at = to_ms(wish.send_at) if wish.send_at is not None else None
     if wish.attachments:
         await attachments.check(request, wish.attachments, caller, max(send_at or 0, now_ms()))

@@ -147,7 +147,12 @@ async def _revive(
     if later_round or stopped or (state.final and state is not State.FAILED):
         return Revival(over=state)
     if state is State.FAILED:
-        values: dict[str, Any] = {"state": State.QUEUED.value, "finished_at": None, "updated_at": now_ms()}
+        values: dict[str, Any] = {
+            "state": State.QUEUED.value,
+            "finished_at": None,
+            "updated_at": now_ms(),
+            "cancel_requested_at": None,
+        }
         if body is not None and row["document"] is not None:
             values["document"] = body
         await connection.execute(sa.update(tasks).where(tasks.c.id == row["id"]).values(values))

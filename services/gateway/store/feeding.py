@@ -5,16 +5,17 @@ replicas one makes the step, and a pause or a cancel comes before it or after it
 while its holder still works: the lock ends with the transaction, however that ends.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.mail import Lane, MailTask
 from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from services.gateway.audience.links import Links
@@ -144,6 +145,31 @@ class TaskMaker:
     ) -> "_Again":
         locked = query.order_by(tasks.c.recipient).with_for_update()
         old = {task["recipient"]: dict(task) for task in (await connection.execute(locked)).mappings()}
+        chunk = await self._made_again(connection, row, old)
+        if chunk.tasks:
+            await connection.execute(_AGAIN, [{f"to_{name}": task[name] for name in _CHANGED} for task in chunk.tasks])
+        await insert_many(connection, attempts, chunk.attempts)
+        await outbox.add(connection, chunk.entries, claimed=claimed)
+        return _Again(len(old), next(reversed(old), ""), chunk.entries)
+
+    async def messages(
+        self, connection: AsyncConnection, row: dict[str, Any], numbers: dict[str, int], old: list[dict[str, Any]]
+    ) -> dict[str, Entry]:
+        """Return by task id the messages of open tasks of a broadcast once more, as attempt `numbers[id]`.
+
+        Without those of people who may not be mailed any more.
+        """
+        # `_Chunk` makes the round that follows.
+        before = {task["recipient"]: task | {"round": task["round"] - 1} for task in old}
+        chunk = await self._made_again(connection, row, before)
+        made = {str(entry.task_id): entry for entry in chunk.entries}
+        return {
+            id_: replace(entry, message=replace(entry.message, attempt=numbers[id_])) for id_, entry in made.items()
+        }
+
+    async def _made_again(
+        self, connection: AsyncConnection, row: dict[str, Any], old: dict[str, dict[str, Any]]
+    ) -> "_Chunk":
         people = await connection.execute(
             sa.select(subscribers)
             .join(subscriptions, subscriptions.c.email == subscribers.c.email)
@@ -157,13 +183,8 @@ class TaskMaker:
         suppressed = await self._suppressions.among(connection, list(old))
         chunk = _Chunk(row, self._links)
         for recipient, task in old.items():
-            person = found.get(recipient)
-            chunk.add(person, suppressed.get(recipient), again=task)
-        if chunk.tasks:
-            await connection.execute(_AGAIN, [{f"to_{name}": task[name] for name in _CHANGED} for task in chunk.tasks])
-        await insert_many(connection, attempts, chunk.attempts)
-        await outbox.add(connection, chunk.entries, claimed=claimed)
-        return _Again(len(old), next(reversed(old), ""), chunk.entries)
+            chunk.add(found.get(recipient), suppressed.get(recipient), again=task)
+        return chunk
 
 
 _CHANGED = ("id", "state", "round", "updated_at", "finished_at")
@@ -229,29 +250,55 @@ class _Chunk:
         except CannotFill as error:
             self._end(task, State.FAILED, str(error))
             return
-        self.entries.append(mail_entry(document, orjson.dumps(document)))
+        packed = orjson.dumps(document)
+        try:
+            MailTask.read(packed)  # as the mailer will: what it refused would be a dead letter
+        except ValidationError as error:
+            self._end(task, State.FAILED, f"The mail cannot be made for this person: {_first_problem(error)}")
+            return
+        self.entries.append(mail_entry(document, packed))
 
     def _end(self, task: dict[str, Any], state: State, reason: str) -> None:
         task |= {"state": state.value, "finished_at": self._now}
         self.attempts.append(ended_attempt(task, reason))
 
+    def envelope(self, person: dict[str, Any]) -> dict[str, Any]:
+        """Return the content as it was given, with what the list adds for one person."""
+        mail = self._content | {"list_unsubscribe": self._links.unsubscribe(person["id"], self._row["list"])}
+        if person["name"]:
+            mail["to_name"] = person["name"]
+        own = self._content.get("headers", {})
+        mail["headers"] = {"List-Id": f"<{self._row['list']}.{self._links.host}>"} | own
+        return mail
+
     def _mail(self, person: dict[str, Any]) -> dict[str, Any]:
-        list_ = self._row["list"]
-        url = self._links.unsubscribe(person["id"], list_)
+        mail = self.envelope(person)
         subscriber = {
             "email": person["email"],
             "name": person["name"],
             "attributes": orjson.loads(person["attributes"]),
-            "unsubscribe_url": url,
+            "unsubscribe_url": mail["list_unsubscribe"],
         }
-        mail = self._content | {"list_unsubscribe": url}
-        if person["name"]:
-            mail["to_name"] = person["name"]
-        mail["headers"] = {"List-Id": f"<{list_}.{self._links.host}>"} | self._content.get("headers", {})
         if self._words is None:
             mail["data"] = self._content.get("data", {}) | {"subscriber": subscriber}
             return mail
         return mail | self._words.fill(subscriber)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+def check(content: dict[str, Any], list_: str, owner: str, links: Links) -> None:
+    """Raise ValidationError where the mail of a broadcast breaks the contract of a mail task for everybody.
+
+    `content` is what the client sent; the mail that is fed has the headers of the list besides.
+    """
+    row = {"id": new_id(), "owner": owner, "list": list_, "content": orjson.dumps(content)}
+    subscriber = {"id": new_id(), "email": "somebody@example.com", "name": "", "attributes": b"{}"}
+    mail = _Chunk(row, links).envelope(subscriber) | {"owner": owner, "task_id": new_id(), "to": subscriber["email"]}
+    MailTask.read(orjson.dumps(mail))
 
 
 async def hold(connection: AsyncConnection, broadcast_id: str) -> None:

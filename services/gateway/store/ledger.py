@@ -82,12 +82,14 @@ def mail_task(
     }
 
 
-def mail_entry(document: dict[str, Any], packed: bytes, *, due_at: int = 0, traceparent: str | None = None) -> Entry:
+def mail_entry(
+    document: dict[str, Any], packed: bytes, *, due_at: int = 0, traceparent: str | None = None, attempt: int = 1
+) -> Entry:
     """Return the message that makes the mailer do the task of this document."""
     task_id = document["task_id"]
     envelope = Envelope(type="mail.requested", source=GATEWAY, subject=task_id, traceparent=traceparent)
     lane = Lane(document.get("lane", Lane.NORMAL))
-    return Entry("work", lane.queue, Message(packed, envelope), task_id, due_at, envelope.id)
+    return Entry("work", lane.queue, Message(packed, envelope, attempt), task_id, due_at, envelope.id)
 
 
 def cancel_entry(task_id: str, round_: int, *, state: State = State.CANCELLED, reason: str | None = None) -> Entry:
@@ -269,6 +271,8 @@ class Ledger:
                 .values(state=State.CANCELLED.value, updated_at=current, finished_at=current)
             )
             return State.CANCELLED
+        # Noted, so that a task that has to be asked for again is not sent instead.
+        await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(cancel_requested_at=current))
         await outbox.add(connection, [cancel_entry(task["id"], task["round"])])
         return State(task["state"])
 
@@ -287,7 +291,7 @@ class Ledger:
             sa.update(tasks)
             .where(tasks.c.id == task["id"])
             .values(state=State.QUEUED.value, round=document["round"], attempt=0, updated_at=now_ms(),
-                    finished_at=None, document=packed)
+                    finished_at=None, document=packed, cancel_requested_at=None)
         )  # fmt: skip
         await outbox.add(connection, [mail_entry(document, packed)])
         return State.QUEUED

@@ -4,6 +4,12 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
+
+def _ordered(length: int) -> sa.String:
+    """Return the type of a text by which lists are ordered: by its bytes, as in SQLite, in any locale."""
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
+
+
 tasks = sa.Table(
     "tasks",
     metadata,
@@ -14,8 +20,8 @@ tasks = sa.Table(
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("lane", sa.String(16), nullable=False),
-    sa.Column("recipient", sa.String(320), nullable=False),
-    sa.Column("address", sa.String(320)),  # of the recipient, in its canonical spelling
+    sa.Column("recipient", _ordered(320), nullable=False),
+    sa.Column("address", _ordered(320)),  # of the recipient, in its canonical spelling
     sa.Column("template", sa.String(128)),
     sa.Column("event_id", sa.String(255)),
     sa.Column("event_source", sa.String(1024)),
@@ -28,6 +34,8 @@ tasks = sa.Table(
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Column("send_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
+    sa.Column("republished_at", sa.BigInteger),
+    sa.Column("cancel_requested_at", sa.BigInteger),
     # Both begin with the state, also for lists without one: `task_lists.py` says why.
     sa.Index("tasks_by_state", "state", "created_at", "id"),
     sa.Index("tasks_by_owner", "owner", "state", "created_at", "id"),
@@ -199,7 +207,7 @@ audit = sa.Table(
 subscribers = sa.Table(
     "subscribers",
     metadata,
-    sa.Column("email", sa.String(320), primary_key=True),
+    sa.Column("email", _ordered(320), primary_key=True),
     sa.Column("id", sa.String(36), nullable=False),
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("attributes", sa.LargeBinary, nullable=False),
@@ -212,7 +220,7 @@ subscriptions = sa.Table(
     "subscriptions",
     metadata,
     sa.Column("list", sa.String(64), primary_key=True),
-    sa.Column("email", sa.String(320), primary_key=True),
+    sa.Column("email", _ordered(320), primary_key=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("asked_at", sa.BigInteger),
@@ -237,7 +245,7 @@ form_limits = sa.Table(
 suppressions = sa.Table(
     "suppressions",
     metadata,
-    sa.Column("address", sa.String(320), primary_key=True),
+    sa.Column("address", _ordered(320), primary_key=True),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("source", sa.String(64), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),

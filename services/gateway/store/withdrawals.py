@@ -89,6 +89,8 @@ async def _end(connection: AsyncConnection, task: dict[str, Any], reason: str) -
     if not await outbox.withdraw(connection, task["id"]):
         request = ledger.cancel_entry(task["id"], task["round"], state=State.SUPPRESSED, reason=reason)
         await outbox.add(connection, [request])
+        asked = sa.update(tasks).where(tasks.c.id == task["id"]).values(cancel_requested_at=now_ms())
+        await connection.execute(asked)
         return False
     current = now_ms()
     task |= {"state": State.SUPPRESSED.value, "updated_at": current, "finished_at": current}
