@@ -233,7 +233,7 @@ async def import_(gateway: RunningGateway, text: str, **query: str) -> dict[str,
 async def test_a_file_is_imported_and_can_be_sent_again(gateway: RunningGateway) -> None:
     """Good lines are taken, wrong ones told with their numbers; the second time everybody is known."""
     lines = [f"reader-{number}@example.com,Reader {number},City {number}" for number in range(600)]
-    text = "\n".join(["Email,Name,City", *lines[:300], "nonsense,,", "a@example.com", *lines[300:]])
+    text = "\n".join(["Email,Name,City", *lines[:300], "nonsense,,", "a@example.com,a,b,c", *lines[300:]])
 
     first = await import_(gateway, text, confirmed="true")
     again = await import_(gateway, text, confirmed="true")

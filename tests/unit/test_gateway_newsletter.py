@@ -1,9 +1,6 @@
 """The newsletter's pure parts: words for many, links, CSV as it arrives, addresses, bounces."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
-from uuid import uuid4
 
 import pytest
 
@@ -12,7 +9,6 @@ from bellhop.contracts.mail import MAX_BODY
 from bellhop.contracts.outcomes import Outcome, State
 from services.gateway.audience.addresses import subscriber_id
 from services.gateway.audience.links import Kind, Links
-from services.gateway.audience.people_csv import BadCsv, records
 from services.gateway.audience.personal import CannotFill, Words
 from services.gateway.feeder import Meter
 from services.gateway.store.suppressions import is_hard_bounce
@@ -132,58 +128,6 @@ def test_a_link_is_for_one_thing_for_a_time_and_ours() -> None:
     assert [each for each in (*changed, foreign, "", "=", "é", "A" * 9999) if LINKS.read(Kind.UNSUBSCRIBE, each)] == []
 
 
-async def chunked(data: bytes, size: int) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
-
-
-CSV = (
-    b'\xef\xbb\xbfEmail,Name,City\r\nada@example.com,"Lovelace, Ada",London\r\n\r\n'
-    b'bob@example.com,"line\nend",\r\nonly-one\r\n"quo""te@example.com",,\xc3\x9clm'
-)
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
-async def test_csv_is_read_in_pieces_of_any_size(size: int) -> None:
-    """Quotes, line ends within quotes, a BOM, empty lines, characters cut in two; each record with its line."""
-    found = [record async for record in records(chunked(CSV, size))]
-
-    assert found == [
-        (2, {"email": "ada@example.com", "name": "Lovelace, Ada", "city": "London"}),
-        (4, {"email": "bob@example.com", "name": "line\nend"}),
-        (6, "has 1 values for 3 columns"),
-        (7, {"email": 'quo"te@example.com', "city": "Ülm"}),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"", "empty"),
-        (b"name,city\n", "one of them email"),
-        (b"email,email\n", "each once"),
-        (b"email\n\xff\n", "not UTF-8"),
-        (b'email\n"ada\n', "never closed"),
-        (b'email\n"' + b"a" * 70_000, "longer than"),
-        (b'email\n"a"b,\n', "line 2"),
-    ],
-)
-async def test_a_file_that_cannot_be_read_says_why(data: bytes, sentence: str) -> None:
-    """One sentence with the line."""
-    with pytest.raises(BadCsv, match=sentence):
-        [record async for record in records(chunked(data, 4096))]
-
-
-def test_a_new_key_leaves_old_links_valid() -> None:
-    """Links in mails must work for years: the new key signs, the earlier ones still verify."""
-    person = str(uuid4())
-    old, new = "k" * 40, "n" * 40
-    mailed = token(Links([old], "https://news.example").unsubscribe(person, "news"))
-    renewed = Links([new, old], "https://news.example")
-    assert renewed.read(Kind.UNSUBSCRIBE, mailed) is not None
-    assert Links([old], "https://news.example").read(Kind.UNSUBSCRIBE, token(renewed.unsubscribe(person, "n"))) is None
-
-
 BOUNCES: list[tuple[dict[str, object], bool]] = [
     ({"code": 550, "enhanced": "5.1.1"}, True),
     ({"code": 556, "enhanced": "5.1.10"}, True),
@@ -241,31 +185,3 @@ def test_a_text_has_a_limited_number_of_places() -> None:
 
     with pytest.raises(CannotFill, match="line 1001: more than 1000 places"):
         Words({"subject": "S", "text": "{{ subscriber.name }}\n" * 1002})
-
-
-async def test_other_tasks_get_their_turn_during_an_import() -> None:
-    """A large file is read in steps: the event loop runs other tasks every 100 records."""
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    running = asyncio.create_task(other())
-    found = [record async for record in records(chunked(b"email,name\n" + b"a\n" * 10_000, 65_536))]
-    running.cancel()
-
-    assert len(found) == 10_000
-    assert turns >= 90
-
-
-async def test_a_record_of_many_lines_is_read_once() -> None:
-    """Quotes are counted line by line, so that the time grows with the length of a record and not with its square."""
-    data = b'email,name\na@example.com,"' + b"\n" * 60_000 + b'x"\nb@example.com,B\n'
-
-    found = [record async for record in records(chunked(data, 65_536))]
-
-    assert [line for line, _ in found] == [2, 60_003]
-    assert found[1][1] == {"email": "b@example.com", "name": "B"}

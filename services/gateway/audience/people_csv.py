@@ -1,89 +1,204 @@
-"""CSV (RFC 4180) as it arrives, one record at a time: a file of any length takes the memory of its longest record."""
+"""People from CSV (RFC 4180), as spreadsheets and other newsletters write it.
+
+Commas, semicolons and tabs separate values; the first line may say `sep=;`. UTF-8, UTF-16 and Windows-1252 are read. A
+line that cannot be read costs that line, with a reason, and no other.
+"""
 
 import asyncio
-import codecs
-import csv
-from collections.abc import AsyncGenerator, AsyncIterator
+import re
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import orjson
 
 MAX_RECORD = 64 * 1024
+"""Characters of one record: a quote that is never closed must not swallow the rest of the file."""
 MAX_COLUMNS = 100
 RECORDS_PER_TURN = 100
-"""So many records are read before other tasks get their turn: a file of 8 MiB may hold 4 million lines."""
+"""So many records are read before other requests get their turn: a file of 8 MiB may hold 4 million lines."""
+
+_SEPARATORS = (",", ";", "\t")
+_SEP_LINE = re.compile(r"sep=([,;\t|])\n", re.IGNORECASE)
+_EMPTY_LINES = re.compile(r"\n*")
+_CHARSETS = {
+    "utf-8": "utf-8-sig",
+    "utf8": "utf-8-sig",
+    "us-ascii": "utf-8-sig",
+    "utf-16": "utf-16",
+    "utf-16le": "utf-16-le",
+    "utf-16be": "utf-16-be",
+    "iso-8859-1": "cp1252",  # WHATWG's Encoding Standard reads it so, and so do all browsers
+    "windows-1252": "cp1252",
+    "cp1252": "cp1252",
+    "iso-8859-15": "iso-8859-15",
+}
+_EMAIL_NAMES = ("email", "e-mail", "email address", "e-mail address", "email_address", "e-mail-adresse", "mail")
+_NAME_NAMES = ("name", "full name", "full_name", "fullname")
 
 
 class BadCsv(Exception):
-    """The rest of the file cannot be read; the text names the line."""
+    """Nothing of the file can be read; the text says why."""
 
 
-async def records(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[int, dict[str, str] | str], None]:
-    """Yield the line number and the values of each record by the names in the first line, lower case; empty ones not.
+class _BadLine(Exception):
+    """One record cannot be read."""
 
-    A record with more or fewer values than names is a sentence instead.
+
+def decoded(data: bytes, charset: str | None) -> tuple[str, str | None]:
+    """Return the text of a file, and a sentence where its charset had to be guessed.
+
+    Args:
+        data: the file.
+        charset: what the request said; without it, UTF-8 or what the file begins with.
 
     Raises:
-        BadCsv: not UTF-8, a quote that never ends, or a first line without the name `email`.
+        BadCsv: the charset is not known, or the file is not in it; the text names the line.
     """
+    note = None
+    if charset is not None:
+        codec = _CHARSETS.get(charset.lower())
+        if codec is None:
+            raise BadCsv(f"the charset {charset[:40]!r} is not known here; there are UTF-8, UTF-16 and Windows-1252")
+    elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        codec = "utf-16"
+    elif data[1:2] == b"\x00":
+        codec = "utf-16-le"
+    elif data[:1] == b"\x00":
+        codec = "utf-16-be"
+    else:
+        codec = "utf-8-sig"
+        try:
+            data.decode(codec)
+        except UnicodeDecodeError as error:
+            codec = "cp1252"
+            note = (
+                f"Line {_line(data, error)} is not UTF-8, so the file was read as Windows-1252."
+                " Send it with Content-Type: text/csv; charset=windows-1252 to say so, or save it as UTF-8."
+            )
+    try:
+        text = data.decode(codec)
+    except UnicodeDecodeError as error:
+        raise BadCsv(f"line {_line(data, error)}: the file is not {charset or 'UTF-8 or Windows-1252'}") from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), note
+
+
+def _line(data: bytes, error: UnicodeDecodeError) -> int:
+    return data.count(b"\n", 0, error.start) + 1
+
+
+def records(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the line number and the values of each record by the names in the first line, lower case; empty ones not.
+
+    Where a record cannot be read there is a sentence in place of its values.
+
+    Raises:
+        BadCsv: the first line does not name an `email` column; before anything is yielded.
+    """
+    position, line = 0, 1
+    separator = None
+    if (match := _SEP_LINE.match(text)) is not None:
+        separator, position, line = match[1], match.end(), 2
+    head = _EMPTY_LINES.match(text, position)
+    assert head is not None
+    position, line = head.end(), line + head.end() - position
+    if separator is None:
+        first = text[position : position + MAX_RECORD].partition("\n")[0]
+        separator = max(_SEPARATORS, key=first.count)
+    unquoted = re.compile(rf"[^{re.escape(separator)}\n]*")
     names: list[str] | None = None
-    count = 0
-    async for line, record in _split(chunks):
-        count += 1
-        if count % RECORDS_PER_TURN == 0:
-            await asyncio.sleep(0)
-        values = _values(line, record)
+    while position < len(text):
+        start, began = position, line
+        try:
+            values, position = _record(text, start, separator, unquoted)
+        except _BadLine as error:
+            # The next line may be good, whatever this one began.
+            position = (text.find("\n", start) + 1) or len(text)
+            if names is None:
+                raise BadCsv(f"line {began}: {error}") from None
+            yield began, str(error)
+            line += 1
+            continue
+        line += text.count("\n", start, position)
         if names is None:
-            names = [value.strip().lower() for value in values]
-            if "email" not in names or len(set(names)) != len(names) or len(names) > MAX_COLUMNS:
-                raise BadCsv(
-                    f"line {line}: the first line must name the columns, each once, and one of them email;"
-                    " name is the person's name, and every other one becomes an attribute"
-                )
-        elif len(values) != len(names):
-            yield line, f"has {len(values)} values for {len(names)} columns"
+            names = _names(values, began)
         else:
-            yield line, {name: value.strip() for name, value in zip(names, values, strict=True) if value.strip()}
+            yield began, _by_name(names, values) if any(values) else {}
     if names is None:
         raise BadCsv("the file is empty: its first line must name the columns, one of them email")
 
 
-def _values(line: int, record: str) -> list[str]:
-    try:
-        return next(csv.reader([record], strict=True))
-    except csv.Error as error:
-        raise BadCsv(f"line {line}: {error}") from None
+async def people(text: str) -> AsyncGenerator[tuple[int, dict[str, Any] | str], None]:
+    """Yield the records that say anything, and let other requests have their turn; raises as `records` does."""
+    for count, (line, values) in enumerate(records(text), 1):
+        if count % RECORDS_PER_TURN == 0:
+            await asyncio.sleep(0)
+        if values:
+            yield line, values
 
 
-async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[int, str], None]:
-    """Yield each record with the number of its first line. A line end within quotes belongs to the record."""
-    line, pending = 1, ""
-    async for text in _decoded(chunks):
-        pending += text
-        # Of the last line more may be coming.
-        *whole, pending = pending.split("\n")
-        pieces: list[str] = []
-        quoted = False
-        for piece in whole:
-            pieces.append(piece)
-            # Each line is looked at once: a record may have as many lines as characters.
-            quoted ^= piece.count('"') % 2 == 1
-            if not quoted:
-                record = "\n".join(pieces)
-                if record.strip():
-                    yield line, record.rstrip("\r\n")
-                line, pieces = line + len(pieces), []
-        pending = "\n".join([*pieces, pending])
-        if len(pending) > MAX_RECORD:
-            raise BadCsv(f"line {line}: longer than {MAX_RECORD} characters; is a quote missing?")
-    if pending.count('"') % 2:
-        raise BadCsv(f"line {line}: a quote is opened here and never closed")
-    if pending.strip():
-        yield line, pending.rstrip("\r\n")
+def _record(text: str, position: int, separator: str, unquoted: re.Pattern[str]) -> tuple[list[str], int]:
+    """Return the stripped values of the record at `position`, and where the next one begins."""
+    values = []
+    limit = position + MAX_RECORD
+    while True:
+        if text.startswith('"', position):
+            value, position = _quoted(text, position + 1, limit, separator)
+        else:
+            # A quote within a value that does not begin with one is an inch mark.
+            match = unquoted.match(text, position)
+            assert match is not None  # it matches nothing, too
+            value, position = match[0], match.end()
+        if position > limit:
+            raise _BadLine(f"is longer than {MAX_RECORD} characters")
+        values.append(value.strip())
+        if not text.startswith(separator, position):
+            return values, position + 1
+        position += 1
 
 
-async def _decoded(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    try:
-        async for chunk in chunks:
-            yield decoder.decode(chunk)
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise BadCsv(f"the file is not UTF-8: {error.reason}") from None
+def _quoted(text: str, position: int, limit: int, separator: str) -> tuple[str, int]:
+    pieces = []
+    while (end := text.find('"', position, limit)) >= 0:
+        pieces.append(text[position:end])
+        if not text.startswith('"', end + 1):
+            break
+        pieces.append('"')
+        position = end + 2
+    else:
+        raise _BadLine("opens a quote that is never closed")
+    end += 1
+    while text.startswith(" ", end):
+        end += 1
+    if end < len(text) and text[end] not in (separator, "\n"):
+        raise _BadLine("has text behind a closing quote; a quote within quotes is written twice")
+    return "".join(pieces), end
+
+
+def _names(values: list[str], line: int) -> list[str]:
+    names = [value.lower() for value in values]
+    for wanted, others in (("email", _EMAIL_NAMES), ("name", _NAME_NAMES)):
+        found = next((each for each in others if each in names), None)
+        if found is not None:
+            names[names.index(found)] = wanted
+    named = [name for name in names if name]
+    if "email" not in named or len(set(named)) != len(named) or len(named) > MAX_COLUMNS:
+        raise BadCsv(
+            f"line {line}: the first line must name the columns, each once, with commas, semicolons or tabs between"
+            f" them, at most {MAX_COLUMNS}, and one of them email; name is the person's name, and every other one is"
+            " an attribute"
+        )
+    return names
+
+
+def _by_name(names: list[str], values: list[str]) -> dict[str, Any] | str:
+    """Return the values that are not empty; spreadsheets leave out empty cells at the end of a row, or add some."""
+    if any(values[len(names) :]):
+        return f"has {len(values)} values for {len(names)} columns"
+    found: dict[str, Any] = {name: value for name, value in zip(names, values, strict=False) if name and value}
+    if found.get("attributes", "").startswith("{"):
+        # As listmonk exports them: all attributes of a person in one column.
+        try:
+            found["attributes"] = orjson.loads(found["attributes"])
+        except orjson.JSONDecodeError:
+            return "attributes: begins like a JSON object and is none"
+    return found

@@ -1,6 +1,6 @@
 """The newsletter's people, for API clients: subscribe, look up, import, forget; and who gets no mail at all."""
 
-from collections.abc import AsyncIterator
+import re
 from contextlib import aclosing
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from bellhop.contracts.mail import Lane, PersonName
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem, sentence
-from services.gateway.audience.people_csv import BadCsv, records
+from services.gateway.audience.people_csv import BadCsv, decoded, people
 from services.gateway.deps import check_mailer, gateway
 from services.gateway.idempotent_route import IdempotentRoute
 from services.gateway.intake import invalid_body
@@ -42,6 +42,7 @@ IMPORT_PATH = "/v1/subscribers/import"
 MAX_IMPORT = 8 * 1024 * 1024
 IMPORT_CHUNK = 250
 MAX_ERRORS = 100
+_CSV = re.compile(r'text/(?:csv|tab-separated-values)(?:;\s*header=\w+)?(?:;\s*charset="?([\w.:-]+)"?)?', re.IGNORECASE)
 
 
 class SubscriberRequest(Contract):
@@ -93,32 +94,21 @@ async def import_csv(
     What is wrong with a line is told, and the others are taken. After a broken connection send the whole file again:
     who is there already is not counted or asked a second time. Who unsubscribed is `skipped`.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "text/csv":
-        raise Problem(415, "Unsupported Media Type", "Send the file as it is, in UTF-8, with Content-Type: text/csv.")
-    # All of it at once: to write it takes longer than a request may take to arrive.
-    chunks = [chunk async for chunk in request.stream()]
+    match = _CSV.fullmatch(request.headers.get("content-type", "").strip())
+    if match is None:
+        raise Problem(415, "Unsupported Media Type", "Send the file as it is, with Content-Type: text/csv.")
     importing = _Import(gateway(request).newsletter, lists.split(","), confirmed)
     try:
-        async with aclosing(records(_again(chunks))) as lines:
+        # All of it first: to write it takes longer than a request may take to arrive.
+        text, note = decoded(await request.body(), match[1])
+        async with aclosing(people(text)) as lines:
             async for line, values in lines:
                 await importing.take(line, values)
-        stopped = None
     except BadCsv as error:
-        stopped = str(error)
+        detail = f"The file cannot be read: {error}. Nothing of it was taken."
+        raise Problem(422, "Unprocessable Content", detail) from None
     await importing.commit()
-    if stopped is not None:
-        raise Problem(
-            422,
-            "Unprocessable Content",
-            f"The file could not be read to its end: {stopped}. Mend it and send all of it again.",
-            extensions=importing.document,
-        )
-    return importing.document
-
-
-async def _again(chunks: list[bytes]) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk
+    return importing.document | ({} if note is None else {"note": note})
 
 
 class _Import:
@@ -131,7 +121,7 @@ class _Import:
         self._errors: list[dict[str, Any]] = []
         self._wrong = self._new = self._known = self._skipped = 0
 
-    async def take(self, line: int, values: dict[str, str] | str) -> None:
+    async def take(self, line: int, values: dict[str, Any] | str) -> None:
         """Take one record; what is wrong with it is noted."""
         if isinstance(values, str):
             self._refuse(line, values)
@@ -140,6 +130,8 @@ class _Import:
         for name in ("email", "name"):
             if name in values:
                 fields[name] = values.pop(name)
+        if isinstance(values.get("attributes"), dict):
+            values = values.pop("attributes") | values
         if values:
             fields["attributes"] = values
         try:
