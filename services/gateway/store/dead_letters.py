@@ -28,6 +28,9 @@ class Superseded(Exception):
         super().__init__(f"The task of this dead letter is {state}, so it is not sent again.")
 
 
+REPLAY_BYTES = 32 * 1024 * 1024
+
+
 class DeadLetters:
     """The store behind `/v1/dead-letters`."""
 
@@ -117,7 +120,8 @@ class DeadLetters:
         """Put waiting dead letters back on the way to their queue, at most `rate` a second; return how many.
 
         Marking them, the messages, their tasks and the audit entry are one commit, so a replay happens once or not at
-        all. A letter whose task went on without it is settled, and nothing is sent.
+        all. Their bodies have up to `REPLAY_BYTES` together, or it is one letter: then fewer than `limit` are replayed,
+        and the rest when it is asked for again. A letter whose task went on without it is settled, and nothing is sent.
 
         Raises:
             Superseded: that is so for all of `ids`, which stay as they are.
@@ -130,6 +134,8 @@ class DeadLetters:
                 query = query.where(dead_letters.c.queue == queue)
             if type_ is not None:
                 query = query.where(dead_letters.c.type == type_)
+            if limit > 1:
+                query = query.limit(await _within_budget(connection, query))
             # Locked: another gateway may be asked for the same at the same time.
             locked = query.with_for_update(skip_locked=True)
             letters = [dict(letter) for letter in (await connection.execute(locked)).mappings()]
@@ -183,6 +189,18 @@ _TRIM_EVERY = 1000
 # A literal, because a partial index is not used for a parameter.
 _UNROUTED = dead_letters.c.queue == sa.literal_column(f"'{UNROUTED}'")
 _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)
+
+
+async def _within_budget(connection: AsyncConnection, query: sa.Select[Any]) -> int:
+    """Return how many of the letters that `query` finds, from the first on, fit into memory; at least one."""
+    sizes = query.with_only_columns(sa.func.length(dead_letters.c.body))
+    total = count = 0
+    for size in (await connection.execute(sizes)).scalars():
+        total += size
+        if total > REPLAY_BYTES:
+            break
+        count += 1
+    return max(1, count)
 
 
 def _row(delivery: Delivery) -> dict[str, Any]:
