@@ -14,6 +14,7 @@ import httpx
 
 from tests.faults.oracle import Books
 from tests.faults.system import System
+from tests.support import wait_until
 
 BOARD = "sums"
 CHANNEL = "news"
@@ -57,6 +58,28 @@ class Driver:
     async def notification(self) -> bool:
         name = f"n{next(numbers)}"
         return await self._put_in("notification", {name}, "/v1/notifications", {"channels": [CHANNEL], "title": name})
+
+    async def order(self) -> bool:
+        """Publish an event that a template makes a mail of."""
+        name = f"o{next(numbers)}"
+        attributes = {"ce-specversion": "1.0", "ce-id": name, "ce-source": "/shop", "ce-type": "order.placed"}
+        data = {"email": f"{name}@example.com", "order": name}
+        self.books.attempted["mail"].add(name)
+        answer = await self.system.http.post(
+            f"{self.system['gateway'].url}/v1/events", json=data, headers=self._headers() | attributes
+        )
+        if answer.is_success:
+            self.books.accepted["mail"].add(name)
+        return answer.is_success
+
+    async def until_reacts_to(self, type_: str) -> None:
+        """Wait until the gateway hands events of this type to the mailer."""
+
+        async def known() -> bool:
+            url = f"{self.system['gateway'].url}/v1/system"
+            return type_ in (await self.system.http.get(url, headers=self._headers())).json()["reacts_to"]
+
+        await wait_until(known, 30, f"the gateway knows that {type_} makes a mail")
 
     @asynccontextmanager
     async def load(self, workers: int = 8, pause: float = 0.03) -> AsyncIterator[None]:

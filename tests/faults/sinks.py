@@ -185,7 +185,11 @@ class Sinks:
 
     def _open_tasks(self, driver: Driver) -> list[str]:
         tasks = self.tasks()
-        return [name for name in driver.books.accepted["mail"] if tasks[name][0] in ("queued", "sending", "retrying")]
+        return [
+            name
+            for name in driver.books.accepted["mail"]
+            if tasks.get(name, ("queued", False))[0] in ("queued", "sending", "retrying")
+        ]
 
     def check_mails(self) -> None:
         """All copies of one mail have one Message-ID."""

@@ -73,6 +73,23 @@ async def _queue_fills_up(rig: Rig, folder: Path, *mutants: str) -> Verdict:
         return await play.sinks.settle(play.driver, timeout=15 if mutants else 60)
 
 
+async def _a_required_queue_is_missing(rig: Rig, folder: Path, *mutants: str) -> Verdict:
+    """Delete the queue of the scores, take 30 requests, and make it again."""
+    async with scene(rig, folder) as play:
+        vhost = play.system.vhost
+        if mutants:
+            # Another name than ours: applying the topology leaves it.
+            await vhost._put(
+                f"/api/policies/{vhost.name}/mutant",
+                {"pattern": "^(events|work)$", "priority": 9, "apply-to": "exchanges",
+                 "definition": {mutants[0]: "unrouted"}},
+            )  # fmt: skip
+        assert (await vhost.management.delete(f"/api/queues/{vhost.name}/leaderboard.scores")).is_success
+        assert all(await asyncio.gather(*(play.driver.scores(10, keyed=False) for _ in range(30))))
+        await vhost.apply_topology()
+        return await play.sinks.settle(play.driver, timeout=15 if mutants else 60)
+
+
 async def _power_is_cut(rig: Rig, folder: Path, *mutants: str) -> Verdict:
     """Cut the power under the gateway while it takes mails in; only what was synced is left of its database."""
     async with system(rig, folder, services=("gateway",), changes=("hurry", *mutants)) as whole:
@@ -104,6 +121,7 @@ SCENARIOS = {
     "consumers die at work": _consumers_die_at_work,
     "the leaderboard dies after its commit": _leaderboard_dies_after_its_commit,
     "a queue fills up": _queue_fills_up,
+    "a required queue is missing": _a_required_queue_is_missing,
     "the power is cut": _power_is_cut,
 }
 
@@ -113,6 +131,7 @@ MUTANTS = [
     ("consumers die at work", "no_inbox", "doubled"),
     ("the leaderboard dies after its commit", "no_inbox", "doubled"),
     ("a queue fills up", "drop-head", "lost"),
+    ("a required queue is missing", "alternate-exchange", "lost"),
     ("the power is cut", "synchronous_normal", "lost"),
     ("the power is cut", "synchronous_off", "lost"),
 ]

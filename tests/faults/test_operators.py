@@ -63,6 +63,34 @@ async def test_broker_lost_everything(rig: Rig, tmp_path: Path, record: Any) -> 
         await play.end("broker's virtual host deleted and made anew", record, gaps=1, beside="the stream told its gap")
 
 
+# What is put in, and what is missing: a queue, or the binding of the stream, whose deletion would be a gap for readers.
+REQUIRED = {
+    "outcomes": ("mail", "queues/{vhost}/gateway.outcomes"),
+    "scores": ("scores", "queues/{vhost}/leaderboard.scores"),
+    "notifications": ("notification", "bindings/{vhost}/e/notifications/q/notifier.log/~"),
+    "reactions": ("order", "queues/{vhost}/mailer.reactions"),
+}
+
+
+@pytest.mark.parametrize("what", REQUIRED)
+async def test_a_required_queue_is_missing(what: str, rig: Rig, tmp_path: Path, record: Any) -> None:
+    """While a queue of somebody else's gets every event: nothing is confirmed falsely, all of it arrives once."""
+    put_in, path = REQUIRED[what]
+    async with scene(rig, tmp_path) as play:
+        vhost = play.system.vhost
+        channel = await vhost.channel()
+        await (await channel.declare_queue("theirs", durable=True)).bind("events", "#")
+        await play.driver.until_reacts_to("order.placed")
+        assert (await vhost.management.delete(f"/api/{path.format(vhost=vhost.name)}")).is_success
+        taken = await asyncio.gather(*(getattr(play.driver, put_in)() for _ in range(30)))
+        assert all(taken)
+        await asyncio.sleep(3)
+        waiting = play.sinks.outbox()
+        await vhost.apply_topology()
+        await channel.queue_delete("theirs")
+        await play.end(f"queue of {what} missing for 3 s", record, beside=f"{waiting} messages waited in the outbox")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 async def test_disk_full(rig: Rig, tmp_path: Path, record: Any) -> None:
     """The disk of all databases and logs is full: 503 or nothing lost, and on it goes when there is room."""
