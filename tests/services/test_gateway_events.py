@@ -300,5 +300,5 @@ async def test_events_without_data_and_without_events(gateway: RunningGateway) -
 
     assert (no_body.status_code, empty.status_code, text.status_code) == (202, 202, 415)
     assert empty.json() == {"accepted": 0, "ids": []}
-    message = await wait_until(lambda: gateway.vhost.get("unrouted"), 10, "the event is kept")
+    message = await wait_until(lambda: gateway.vhost.get("theirs"), 10, "the event is kept")
     assert (message.body, message.headers["cloudEvents:type"]) == (b"null", "order placed/#")

@@ -170,7 +170,7 @@ async def test_a_batch_of_scores_is_linked_to_the_requests_that_brought_them(sys
     """Many messages, one span: no parent could be right, so it has links; a forwarded read is one trace."""
     answer = await system.http.post("/v1/scores", json={"board": "b", "player": "ada", "score": 1})
     assert answer.status_code == 202, answer.text
-    publish = await system.span("gateway", "publish events:score.submitted")
+    publish = await system.span("gateway", "publish work:leaderboard.scores")
     batch = await system.span("leaderboard", "process leaderboard.scores")
     assert (batch.links, batch.attributes["messaging.batch.message_count"]) == ([publish.span_id], 1)
 

@@ -47,7 +47,7 @@ async function detail(path) {
 }
 
 function cards(system) {
-  const items = { ...system.tasks, "outbox": system.outbox.waiting, "dead letters": system.dead_letters };
+  const items = { ...system.tasks, "outbox": system.outbox.waiting, "dead letters": system.dead_letters, "unrouted": system.unrouted };
   $("cards").replaceChildren(...Object.entries(items).map(([name, count]) => {
     const card = document.createElement("div");
     const number = document.createElement("b");
