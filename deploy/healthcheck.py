@@ -1,13 +1,19 @@
-"""Exit with 0 if `GET http://127.0.0.1:PORT/PATH` answers 200: `python3 -IS healthcheck.py PORT PATH`.
+"""Exit with 0 if `GET http://127.0.0.1:PORT/PATH` answers 200: `python3 -IS healthcheck.py [PORT PATH]`.
+
+Without arguments it asks the service of this container (`BELLHOP_SERVICE`) for `/readyz`.
 
 By hand, because it runs every few seconds in each container: starting Python and a socket costs 15 ms, urllib 100.
 """
 
+import os
 import socket
 import sys
 
-with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=4) as connection:
-    connection.sendall(f"GET {sys.argv[2]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+PORTS = {"gateway": 8000, "notifier": 8001, "leaderboard": 8002, "mailer": 8003}
+
+port, path = sys.argv[1:] or (PORTS[os.environ["BELLHOP_SERVICE"]], "/readyz")
+with socket.create_connection(("127.0.0.1", int(port)), timeout=4) as connection:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     answer = b""
     while chunk := connection.recv(65536):
         answer += chunk

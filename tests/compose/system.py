@@ -18,6 +18,8 @@ from bellhop.cli.ports import LOOPBACK, free_ports
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
+PORTS = {"gateway": 8000, "notifier": 8001, "leaderboard": 8002, "mailer": 8003}
+"""Of the services, within their containers."""
 # Never a user's own images.
 TAG = "test"
 
@@ -87,7 +89,7 @@ class System:
         """Return the base URL of each replica that runs, likewise."""
         described = (self.inspect(container) for container in self.containers(service))
         running = [one["Id"] for one in described if one["State"]["Running"]]
-        return [f"http://{self._address(container)}:8000" for container in running]
+        return [f"http://{self._address(container)}:{PORTS[service]}" for container in running]
 
     def _address(self, container: str) -> str:
         address: str = self.inspect(container)["NetworkSettings"]["Networks"][f"{self.name}_default"]["IPAddress"]

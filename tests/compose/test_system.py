@@ -271,7 +271,7 @@ async def test_a_wrong_secret_is_told_and_waited_for(system: System, variable: s
         assert len(logged) <= 2, logged  # publishing and consuming have a connection each
         assert not _lines_with(system, name, "Traceback")
         with pytest.raises(AssertionError):
-            system.docker("exec", name, "python3", "-IS", "/app/healthcheck.py", "8000", "/readyz")
+            system.docker("exec", name, "python3", "-IS", "/app/healthcheck.py")
         state = system.inspect(name)
         assert (state["State"]["Status"], state["RestartCount"]) == ("running", 0)
     finally:
