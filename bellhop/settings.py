@@ -17,7 +17,8 @@ class ServiceSettings(BaseSettings):
     A secret such as the AMQP URL belongs in a file: `$BELLHOP_SECRETS_DIR/bellhop_amqp_url`.
     """
 
-    model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
+    # compose.yaml passes every variable on, and cannot leave out an empty one.
+    model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     amqp_url: SecretStr = Field(
         description="amqp://user:password@host:port/vhost; amqps:// for TLS; commas between the nodes of a cluster"
@@ -31,8 +32,12 @@ class ServiceSettings(BaseSettings):
         default_factory=list,
         description="addresses or networks, commas between them, whose X-Forwarded-For and -Proto are believed",
     )
-    log_format: str = Field("console", pattern="^(console|json)$")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_format: str = Field(
+        "console", pattern="^(console|json)$", description="`console` for people, `json` for a log collector"
+    )
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`"
+    )
     instance: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", description="name of this replica"
     )
@@ -56,11 +61,6 @@ class ServiceSettings(BaseSettings):
     def _read_proxies(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    @field_validator("otlp_endpoint", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: object) -> object:
-        return value or None  # compose.yaml can pass a variable on, but not leave it out
-
     @classmethod
     def load(cls) -> Self:
         """Read the settings of this process, or end it with one sentence for each setting that is wrong."""
@@ -69,14 +69,19 @@ class ServiceSettings(BaseSettings):
             # A folder that is not there is no secret; what is missing is named below.
             return cls(_secrets_dir=folder if folder and Path(folder).is_dir() else None)
         except ValidationError as error:
-            lines = []
-            for problem in error.errors(include_input=False, include_url=False):
-                name = "BELLHOP_" + "_".join(map(str, problem["loc"])).upper()
-                lines.append(
-                    f"{name}: {problem['msg']}. Set the variable, or a file of that name in lower case"
-                    " in the folder BELLHOP_SECRETS_DIR."
-                )
-            raise SystemExit("\n".join(lines)) from None
+            problems = error.errors(include_input=False, include_url=False)
+            raise SystemExit("\n".join(sentence(problem["loc"], problem["msg"]) for problem in problems)) from None
+
+
+def sentence(place: tuple[int | str, ...], message: str) -> str:
+    """Return what is wrong with a setting and where to set it; what concerns several settings names them itself."""
+    text = message.removeprefix("Value error, ")
+    where = "Set the variable, or a file of that name in lower case in the folder BELLHOP_SECRETS_DIR."
+    if not place:
+        return f"{text}. {where}"
+    name, *rest = map(str, place)
+    inside = f" ({'.'.join(rest)})" if rest else ""
+    return f"BELLHOP_{name.upper()}{inside}: {text}. {where}"
 
 
 class TokenSettings(ServiceSettings):

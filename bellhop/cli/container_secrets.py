@@ -3,11 +3,16 @@
 They are made once, kept in one volume that nobody else mounts, and handed out by one volume for each reader:
 
     kept/                                        as `bellhop up` keeps its own, see `secrets.py`
+    kept/given/SERVICE/                          what the operator gave: a relay's password, a CA, another broker's URL
     gateway/ mailer/ notifier/ leaderboard/      bellhop_…, one file a setting (`BELLHOP_SECRETS_DIR`)
     rabbitmq/                                    definitions.json (hashes, no password), erlang-cookie
     topology/                                    management-url, with the administrator's password
     postgres/                                    password, and the password of each role
     grafana/                                     password
+
+    docker compose run --rm secrets mailer link-key               renew the secrets that are named
+    docker compose run --rm -T secrets set mailer smtp_password   keep what comes on standard input
+    docker compose run --rm secrets unset mailer smtp_password    forget it
 
 Run again, it hands out the same. `docker compose run --rm secrets mailer` makes new ones for `mailer` first; any user
 of RabbitMQ, `admin-key`, `token-key`, `link-key` and `postgres` can be named. docs/operations.md says what follows.
@@ -15,6 +20,7 @@ of RabbitMQ, `admin-key`, `token-key`, `link-key` and `postgres` can be named. d
 
 import base64
 import json
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -30,6 +36,7 @@ from bellhop.cli.ports import LOOPBACK
 from bellhop.web.tokens import service_key
 
 ROOT = Path("/secrets")
+GIVEN_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z]+)?")
 SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
 WITH_TABLES = ("gateway", "mailer", "leaderboard")
 WITH_TOKENS = ("gateway", "notifier", "leaderboard")
@@ -70,8 +77,12 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
             values["admin_key"] = ours.admin_key
             values["link_keys"] = ours.link_keys
             values["management_url"] = f"http://gateway:{ours.passwords['gateway']}@rabbitmq:15672"
+        values |= _given(kept / "given" / service)
+        for file in (root / service).glob("*"):
+            if file.name not in map(_file_name, values):
+                file.unlink()
         for name, value in values.items():
-            made.write(root / service / f"bellhop_{name}", value)
+            made.write(root / service / _file_name(name), value)
     _write_definitions(root / "rabbitmq" / "definitions.json", ours.passwords)
     # For container_topology.py: an administrator, whom nobody else needs to be.
     made.write(root / "topology" / "management-url", f"http://deploy:{ours.passwords['deploy']}@rabbitmq:15672")
@@ -89,6 +100,33 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
         ("Grafana", ports.grafana_port, f"user admin, password {grafana} (with --profile monitoring)"),
     ]
     return [f"{name:<16}http://{LOOPBACK}:{port:<8}{login}" for name, port, login in rows]
+
+
+def keep(root: Path, service: str, name: str, value: str) -> None:
+    """Keep a secret that the operator gives: a setting such as `smtp_password`, or a file such as `smtp_ca.pem`.
+
+    An empty value forgets it.
+
+    Raises:
+        CannotRun: there is no such service, or no setting can have that name.
+    """
+    if service not in SERVICES:
+        raise CannotRun(f"There is no service {service!r}: name one of {', '.join(SERVICES)}.")
+    if GIVEN_NAME.fullmatch(name) is None:
+        raise CannotRun(f"{name!r} names no setting: write it like smtp_password, or a file like smtp_ca.pem.")
+    file = root / "kept" / "given" / service / name
+    if value.strip():
+        made.write(file, value.strip())
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _given(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text().strip() for file in sorted(folder.glob("*"))}
+
+
+def _file_name(name: str) -> str:
+    return name if "." in name else f"bellhop_{name}"
 
 
 def _renew(kept: Path, renewed: list[str]) -> None:
@@ -132,8 +170,14 @@ def _keep_hash(user: dict[str, Any], before: str | None, password: str) -> None:
 
 def main() -> None:
     """Hand out, and tell the user how to get in."""
+    arguments = sys.argv[1:]
     try:
-        lines = hand_out(ROOT, sys.argv[1:])
+        if arguments[:1] in (["set"], ["unset"]):
+            if len(arguments) != 3:
+                raise CannotRun(f"Write: {arguments[0]} SERVICE NAME, as in: {arguments[0]} mailer smtp_password")
+            keep(ROOT, arguments[1], arguments[2], sys.stdin.read() if arguments[0] == "set" else "")
+            arguments = []
+        lines = hand_out(ROOT, arguments)
     except CannotRun as error:
         raise SystemExit(f"bellhop: {error}") from None
     print("Every service has its secrets. Yours:", *lines, sep="\n  ")

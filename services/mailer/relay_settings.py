@@ -70,9 +70,9 @@ class SmtpRelay(_Relay):
     @model_validator(mode="after")
     def _no_password_in_clear(self) -> Self:
         if (self.username is None) != (self.password is None):
-            raise ValueError("give both a user name and a password for the relay, or neither")
+            raise ValueError("give both USERNAME and PASSWORD for the relay, or neither; the password is a secret file")
         if self.username is not None and self.tls is Tls.NONE and not _is_loopback(self.host):
-            raise ValueError("tls = none would send the password in clear over the network: use starttls or tls")
+            raise ValueError("TLS none would send the password in clear over the network: use starttls or tls")
         return self
 
 

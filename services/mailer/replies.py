@@ -1,7 +1,7 @@
 """What an SMTP reply means for the mail.
 
 `RULES` is the whole table, read from the top: the first rule that fits a reply to a command decides. docs/mail.md shows
-the same table, written by `scripts/write-doc-tables`.
+the same table, written by `scripts/write-tables`.
 
 Two things decide whose fault a reply is. The command that was answered: before RCPT the server has heard of no
 recipient, so a refusal of MAIL is about us. And the enhanced code (RFC 3463, registry of RFC 5248), which decides over

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import NoDecode
 
 from bellhop.contracts.addresses import Address
@@ -25,11 +25,16 @@ class MailerSettings(ServiceSettings):
         default_factory=list, description="several relays: JSON, TOML, or the path of a file; see docs/mail.md"
     )
     smtp_host: str | None = Field(None, min_length=1, description="the one relay (smarthost) that takes our mail")
-    smtp_port: int = Field(587, ge=1, le=65535)
+    smtp_port: int = Field(587, ge=1, le=65535, description="port of that relay")
     smtp_tls: Tls = Field(Tls.STARTTLS, description="none, starttls (required, never skipped) or tls (from the start)")
     smtp_ca_file: Path | None = Field(None, description="PEM file with the CA of the relay; else the system's CAs")
-    smtp_username: str | None = None
-    smtp_password: SecretStr | None = None
+    smtp_username: str | None = Field(None, description="login at the relay; with it goes a password")
+    smtp_password: SecretStr | None = Field(None, description="password of that login")
+    development_relay: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9.-]+:[0-9]{1,5}$",
+        description="host:port of a development mailbox: takes all mail, in clear, while no relay is set",
+    )
     smtp_connections: int = Field(20, ge=1, le=1000, description="connections to the relay at most, per process")
     smtp_mails_per_connection: int = Field(1000, ge=1, description="after so many mails a fresh connection is made")
     smtp_idle_seconds: float = Field(30.0, gt=0, description="an unused connection is closed after this time")
@@ -38,7 +43,9 @@ class MailerSettings(ServiceSettings):
     smtp_data_timeout: float = Field(600.0, gt=0, description="seconds to wait for the reply to the final dot")
 
     mail_from: Address = Field(description="address in From: and MAIL FROM; fixed, no client can change it")
-    mail_from_name: Annotated[str, AfterValidator(one_line)] = Field("", max_length=200)
+    mail_from_name: Annotated[str, AfterValidator(one_line)] = Field(
+        "", max_length=200, description="name of the sender, before the address in From:"
+    )
     mail_domain: str | None = Field(
         None, pattern=r"^[A-Za-z0-9.-]+$", description="stands in Message-ID and EHLO; else the domain of mail_from"
     )
@@ -67,12 +74,15 @@ class MailerSettings(ServiceSettings):
         """Return the relays, whichever way they were given."""
         if self.relays:
             return self.relays
-        assert self.smtp_host is not None
+        host, port, tls = self.smtp_host, self.smtp_port, self.smtp_tls
+        if host is None:
+            host, _, development_port = (self.development_relay or "").partition(":")
+            port, tls = int(development_port), Tls.NONE
         one = SmtpRelay(
-            name=f"{self.smtp_host}:{self.smtp_port}",
-            host=self.smtp_host,
-            port=self.smtp_port,
-            tls=self.smtp_tls,
+            name=f"{host}:{port}",
+            host=host,
+            port=port,
+            tls=tls,
             ca_file=self.smtp_ca_file,
             username=self.smtp_username,
             password=self.smtp_password,
@@ -86,9 +96,16 @@ class MailerSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _relays_are_usable(self) -> Self:
-        if not self.relays and self.smtp_host is None:
-            raise ValueError("set BELLHOP_SMTP_HOST to the relay that takes our mail, or BELLHOP_RELAYS to several")
-        names = [relay.name for relay in self.all_relays]
+        if not self.relays and self.smtp_host is None and self.development_relay is None:
+            raise ValueError("Set BELLHOP_SMTP_HOST to the relay that takes our mail, or BELLHOP_RELAYS to several")
+        try:
+            names = [relay.name for relay in self.all_relays]
+        except ValidationError as error:  # of the one relay that the variables BELLHOP_SMTP_… describe
+            problem = error.errors(include_input=False, include_url=False)[0]
+            text = problem["msg"].removeprefix("Value error, ")
+            raise ValueError(
+                f"BELLHOP_SMTP_{'_'.join(map(str, problem['loc'])).upper() or 'HOST, …'}: {text}"
+            ) from None
         if len(set(names)) != len(names):
-            raise ValueError("every relay needs a name of its own")
+            raise ValueError("BELLHOP_RELAYS: every relay needs a name of its own")
         return self

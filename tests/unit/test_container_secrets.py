@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bellhop.cli.container_secrets import hand_out
+from bellhop.cli.container_secrets import hand_out, keep
 from bellhop.cli.errors import CannotRun
 
 READERS = ("kept", "gateway", "mailer", "notifier", "leaderboard", "rabbitmq", "postgres", "grafana")
@@ -69,3 +69,32 @@ def test_files_are_for_their_reader_alone(root: Path) -> None:
     modes = {name: (root / name).stat().st_mode & 0o777 for name in contents(root)}
     assert {modes[name] for name in modes if name.startswith(("rabbitmq/", "postgres/", "grafana/"))} == {0o444}
     assert {modes[name] for name in modes if not name.startswith(("rabbitmq/", "postgres/", "grafana/"))} == {0o600}
+
+
+def test_a_secret_that_was_given_reaches_its_service_and_no_other(root: Path) -> None:
+    """The relay's password is a file of the mailer, also after the next run."""
+    keep(root, "mailer", "smtp_password", "correct horse\n")
+    keep(root, "mailer", "smtp_ca.pem", "-----BEGIN CERTIFICATE-----")
+    hand_out(root, [])
+    hand_out(root, [])
+    found = {name for name, text in contents(root).items() if "correct horse" in text}
+    assert found == {"kept/given/mailer/smtp_password", "mailer/bellhop_smtp_password"}
+    assert "mailer/smtp_ca.pem" in contents(root)
+
+
+def test_a_secret_that_was_taken_back_is_gone(root: Path) -> None:
+    """Its service reads it no more."""
+    before = contents(root)
+    keep(root, "gateway", "amqp_url", "amqps://elsewhere/bellhop")
+    hand_out(root, [])
+    assert contents(root)["gateway/bellhop_amqp_url"] == "amqps://elsewhere/bellhop\n"
+    keep(root, "gateway", "amqp_url", "")
+    hand_out(root, [])
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize(("service", "name"), [("mialer", "smtp_password"), ("mailer", "../admin-key"), ("mailer", "")])
+def test_a_secret_for_nobody_is_refused(root: Path, service: str, name: str) -> None:
+    """Neither an unknown service nor a path."""
+    with pytest.raises(CannotRun):
+        keep(root, service, name, "x")

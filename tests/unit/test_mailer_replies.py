@@ -124,7 +124,7 @@ def test_only_a_missing_recipient_is_suppressed() -> None:
 
 def test_the_table_in_the_documentation_is_that_of_the_code() -> None:
     """docs/mail.md shows what the mailer does."""
-    script = Path(__file__).parents[2] / "scripts/write-doc-tables"
+    script = Path(__file__).parents[2] / "scripts/write-tables"
     run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout.strip()) == (0, "")
 
