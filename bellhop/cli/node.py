@@ -12,14 +12,15 @@ import secrets
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bellhop.amqp import topology
-from bellhop.cli import processes
+from bellhop.cli import node_log, processes
 from bellhop.cli.errors import CannotRun
 from bellhop.cli.ports import LOOPBACK
 
@@ -27,6 +28,9 @@ VHOST = "bellhop"
 """Not "/": clients disagree on how to write that in a URL."""
 DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """What Debian's wrapper in /usr/sbin calls; the wrapper itself wants to be root or the user rabbitmq."""
+
+MOST_READ_CHARACTERS = 300_000
+"""Of each log, from its end: the reason stands hundreds of lines before the last one."""
 
 # Name and host of the Erlang node. `localhost` always resolves; the name of a container often does not.
 NODE_NAME = "bellhop@localhost"
@@ -64,11 +68,16 @@ class Node:
         self._passwords = passwords
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
+        self._stopped = threading.Event()
 
     @property
     def log(self) -> Path:
         """The file the node logs to."""
         return self.folder / "log" / "node.log"
+
+    @property
+    def _console(self) -> Path:
+        return self.folder / "log" / "console.log"
 
     @property
     def management_url(self) -> str:
@@ -96,9 +105,12 @@ class Node:
             )
         # Those of a run that was killed were told to stop, but take their time.
         processes.end_leftovers("RABBITMQ_MNESIA_BASE", f"{self.folder}/data", timeout=30)
+        self._stopped.clear()
         self._write_files()
         environment = self._environment()
-        with (self.folder / "log" / "console.log").open("wb") as console:
+        if self.log.exists():  # what an earlier start said is no reason of this one
+            self.log.replace(self.log.with_name("node.previous.log"))
+        with self._console.open("wb") as console:
             # Started by us, in the foreground, so that it is ours to end; the node would start one that stays for ever.
             self._epmd = subprocess.Popen(  # noqa: S603
                 [_epmd(), "-address", LOOPBACK, "-port", str(self.ports.epmd)],
@@ -122,36 +134,42 @@ class Node:
             )
 
     def wait_ready(self, timeout: float = 90) -> None:
-        """Return when both AMQP and the management API answer.
+        """Return when both AMQP and the management API answer. It blocks; `stop` in another thread ends it.
 
-        Raises `CannotRun` with its last words when it ends instead, or when `timeout` seconds are over.
+        Raises `CannotRun` with the node's reason when it ends instead, or when `timeout` seconds are over.
         """
         deadline = time.monotonic() + timeout
-        while not self.ready():
+        while not (speaks_amqp(self.ports.amqp) and self._management_answers()):
+            if self.died or self._epmd_died:
+                raise CannotRun(f"RabbitMQ did not start: {self.last_words()}")
             if time.monotonic() > deadline:
                 raise CannotRun(f"RabbitMQ did not answer within {timeout:.0f} seconds: {self.last_words()}")
-            time.sleep(0.1)
-
-    def ready(self) -> bool:
-        """Say whether both AMQP and the management API answer; raises `CannotRun` when the node has ended."""
-        if self.died:
-            raise CannotRun(f"RabbitMQ ended while it started: {self.last_words()}")
-        return speaks_amqp(self.ports.amqp) and self._management_answers()
+            if self._stopped.wait(0.1):
+                raise CannotRun("RabbitMQ was stopped while it started.")
 
     @property
     def died(self) -> bool:
         """Say whether the node was launched and is not running any more."""
         return self._server is not None and self._server.poll() is not None
 
+    @property
+    def _epmd_died(self) -> bool:
+        return self._epmd is not None and self._epmd.poll() is not None
+
     def last_words(self) -> str:
-        """Return the end of what the node said, as one line, and where to read the rest."""
-        said = [line for file in (self.log, self.folder / "log" / "console.log") for line in _tail(file)]
-        errors = [line for line in said if "[error]" in line and not line.rstrip().endswith("[error]")]
-        words = " / ".join((errors or said)[-4:]) or "it said nothing"
-        return f"{words} (all of it: {self.log})"
+        """Return why the node ended or does not answer, as one sentence, and where to read the rest."""
+        files = [self._console, self.log]
+        said = "\n".join(_end_of(file) for file in files)
+        ports = asdict(self.ports)
+        if self._epmd_died:  # without a word
+            words = node_log.taken(self.ports.epmd, ports)
+        else:
+            words = node_log.reason(said, self.folder, ports) or "it does not say why."
+        return f"{words} (All that it said: {' and '.join(str(file) for file in files if file.exists())})"
 
     def stop(self, timeout: float = 30) -> None:
         """End the node in order, or by force after `timeout` seconds; then its epmd. Nothing is left running."""
+        self._stopped.set()
         for process, patience in ((self._server, timeout), (self._epmd, 5)):
             if process is not None:
                 processes.stop(process, patience)
@@ -159,6 +177,7 @@ class Node:
 
     def kill(self) -> None:
         """End everything at once; only for a node whose data nobody needs."""
+        self._stopped.set()
         for process in (self._server, self._epmd):
             if process is not None:
                 processes.kill_group(process)
@@ -270,8 +289,8 @@ def _write_private(file: Path, text: str) -> None:
         stream.write(text)
 
 
-def _tail(file: Path) -> list[str]:
+def _end_of(file: Path) -> str:
     try:
-        return [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()][-40:]
+        return file.read_text(errors="replace")[-MOST_READ_CHARACTERS:]
     except OSError:
-        return []
+        return ""

@@ -16,7 +16,7 @@ import httpx
 from bellhop.amqp import applying
 from bellhop.amqp.topology import TopologyError
 from bellhop.amqp.urls import split_urls
-from bellhop.cli import packages, processes, secrets
+from bellhop.cli import node_log, packages, processes, secrets
 from bellhop.cli.addresses import Addresses
 from bellhop.cli.errors import CannotRun
 from bellhop.cli.node import VHOST, Node
@@ -138,29 +138,15 @@ class _Run:
             wanted += [("mailbox_smtp_port", "the mailbox's SMTP"), ("mailbox_http_port", "the mailbox's pages")]
         if self._private:
             processes.end_leftovers("RABBITMQ_MNESIA_BASE", f"{self._node.folder}/data", timeout=30)
-            names = {"amqp": "AMQP", "management": "management", "prometheus": "metrics"}
-            names |= {"distribution": "Erlang distribution", "epmd": "epmd"}
-            wanted += [(f"node_{name}_port", f"RabbitMQ's {what}") for name, what in names.items()]
+            wanted += [(f"node_{name}_port", f"RabbitMQ's {what}") for name, what in node_log.NAMES.items()]
         for name, what in wanted:
             check_free(getattr(settings, name), what, f"BELLHOP_{name.upper()}")
 
     async def _start_node(self) -> None:
         self._output.line("rabbitmq", f"starting a private node in {self._node.folder} (some 10 seconds)")
         self._node.launch()
-        await self._node_ready()
+        await asyncio.to_thread(self._node.wait_ready)
         self._output.line("rabbitmq", f"answers on port {self._node.ports.amqp}")
-
-    async def _node_ready(self, timeout: float = 90) -> None:
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    if await asyncio.to_thread(self._node.ready):
-                        return
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise CannotRun(
-                f"RabbitMQ did not answer within {timeout:.0f} seconds: {self._node.last_words()}"
-            ) from None
 
     async def _apply_topology(self) -> None:
         given = self._settings.management_url
