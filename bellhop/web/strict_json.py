@@ -21,6 +21,7 @@ from bellhop.web.problems import Problem, invalid
 
 __all__ = ["AnyQueryRoute", "StrictRequest", "StrictRoute", "check_content_type", "parse", "unknown_parameters"]
 
+_NUL = "must not contain NUL (U+0000)"
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -76,13 +77,15 @@ class StrictRoute(APIRoute):
         """Put the checks in front of FastAPI's handler."""
         guard = next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)
         takes_json = self.body_field is not None
-        unknown = self._unknown_parameters()
+        check = self._check_parameters()
 
         async def general(request: Request) -> Response:
             request = StrictRequest(request.scope, request.receive)
+            if "\0" in request.scope["path"]:
+                raise Problem(404, "Not Found", "There is nothing at a path with NUL (U+0000) in it.")
             if guard is not None:
                 await guard(request)
-            if request.scope["query_string"] and (wrong := unknown(request)):
+            if request.scope["query_string"] and (wrong := check(request)):
                 raise invalid(wrong)
             check_encoding(request)
             if takes_json and await request.body():
@@ -104,10 +107,12 @@ class StrictRoute(APIRoute):
         parameters = [(fields, source) for fields, source in sources if fields]
         body_name = needs.body_params[0].name if needs.body_params else None
         body_field = self.body_field
-        unknown = self._unknown_parameters()
+        check = self._check_parameters()
 
         async def direct(request: Request) -> Response:
             request = StrictRequest(request.scope, request.receive)
+            if "\0" in request.scope["path"]:
+                raise Problem(404, "Not Found", "There is nothing at a path with NUL (U+0000) in it.")
             values: dict[str, Any] = {}
             errors: list[Any] = []
             for name, guard in guards:
@@ -116,7 +121,7 @@ class StrictRoute(APIRoute):
                     values[name] = caller
             check_encoding(request)
             if request.scope["query_string"]:
-                errors += unknown(request)
+                errors += check(request)
             for fields, source in parameters:
                 found, wrong = request_params_to_args(fields, source(request))
                 values.update(found)
@@ -134,13 +139,23 @@ class StrictRoute(APIRoute):
 
         return direct
 
-    def _unknown_parameters(self) -> Callable[[Request], list[dict[str, Any]]]:
-        """Return what finds the query parameters that this route does not take."""
+    def _check_parameters(self) -> Callable[[Request], list[dict[str, Any]]]:
+        """Return what finds the query parameters that this route does not take, or not with such a value."""
         parameters = get_flat_params(self.dependant)
         known = [field.alias for field in parameters if isinstance(field.field_info, params.Query)]
-        if self.any_query:
-            return lambda request: []
-        return lambda request: unknown_parameters([name for name, _ in request.query_params.multi_items()], known)
+        any_query = self.any_query
+
+        def wrong(request: Request) -> list[dict[str, Any]]:
+            pairs = request.query_params.multi_items()
+            # No store of ours can hold it, so nothing can be found by it.
+            nul = [
+                {"loc": ("query", name), "msg": "must not contain NUL (U+0000)"}
+                for name, value in pairs
+                if "\0" in value
+            ]
+            return nul if any_query else nul + unknown_parameters([name for name, _ in pairs], known)
+
+        return wrong
 
     async def _respond(self, result: Any) -> Response:
         content = await serialize_response(

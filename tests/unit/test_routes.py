@@ -1,5 +1,6 @@
 """What holds for every route of every face. A route that is added is tested here without being named."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -117,6 +118,19 @@ async def test_a_cursor_that_no_list_gave_is_refused(path: str) -> None:
 
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == "query:cursor"
+
+
+@pytest.mark.parametrize(("app", "method", "path"), routes())
+async def test_nul_finds_nothing(app: FastAPI, method: str, path: str) -> None:
+    """PostgreSQL cannot hold it, and would fail where it is looked for."""
+    async with client_of(app) as client:
+        in_path = None
+        if "{" in path:
+            in_path = await client.request(method, re.sub(r"\{[^}]*\}", "x%00", path))
+        in_query = await client.request(method, f"{path}?cursor=%00&queue=a%00b")
+
+    assert in_path is None or in_path.status_code in (404, 422), in_path.text
+    assert in_query.status_code == 422, in_query.text
 
 
 async def test_a_parameter_that_is_given_twice_is_refused() -> None:

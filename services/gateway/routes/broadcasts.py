@@ -85,7 +85,9 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
         try:
             Words(content)
         except CannotFill as error:
-            raise Problem(422, "Unprocessable Content", f"{error}.") from None
+            field = str(error).partition(",")[0]
+            place = ("body", field) if field in content else ("body",)
+            raise invalid([{"loc": place, "msg": f"{error}."}]) from None
     else:
         await templates.check(request, wish.template)
     try:

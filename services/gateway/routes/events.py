@@ -94,7 +94,7 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
     many = isinstance(document, list)
     scores = document if many else [document]
     if not 1 <= len(scores) <= MAX_SCORES:
-        raise Problem(422, "Unprocessable Content", f"Send 1 to {MAX_SCORES} scores, not {len(scores)}.")
+        raise invalid([{"loc": ("body",), "msg": f"must be 1 to {MAX_SCORES} scores, not {len(scores)}"}])
     try:
         valid = _SCORES.validate_python(scores)
     except ValidationError as error:

@@ -16,7 +16,7 @@ from bellhop.contracts.base import Contract, Data, Line, Time
 from bellhop.contracts.mail import Lane, PersonName
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
-from bellhop.web.problems import Problem, sentence
+from bellhop.web.problems import Problem, invalid, sentence
 from services.gateway.audience.people_csv import BadCsv, decoded, people
 from services.gateway.deps import check_mailer, gateway
 from services.gateway.idempotent_route import IdempotentRoute
@@ -139,9 +139,7 @@ class _Import:
         except ValidationError as error:
             problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
             if problem["loc"][:1] == ("lists",):
-                raise Problem(
-                    422, "Unprocessable Content", f"The list's name is wrong: it {sentence(problem)}."
-                ) from None
+                raise invalid([{**problem, "loc": ("query", "lists")}]) from None
             self._refuse(line, f"{'.'.join(map(str, problem['loc']))}: {sentence(problem)}")
             return
         self._waiting.append(
@@ -269,7 +267,8 @@ async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -
     store = gateway(request).newsletter.suppressions
     expires_at = None if wish.expires_at is None else to_ms(wish.expires_at)
     if expires_at is not None and expires_at <= now_ms():
-        raise Problem(422, "Unprocessable Content", "expires_at is in the past; leave it out to suppress for ever.")
+        msg = "must lie in the future; leave it out to suppress the address without an end"
+        raise invalid([{"loc": ("body", "expires_at"), "msg": msg}])
     await store.add(Suppression(wish.address, wish.reason, caller.name[:64], expires_at))
     return {"address": wish.address, "reason": wish.reason, "source": caller.name[:64], "expires_at": wish.expires_at}
 
