@@ -29,6 +29,7 @@ WIDE_ROWS = 20
 
 KEPT = {
     "outbox": "a message is deleted when the broker has confirmed it",
+    "withdrawals": "an address is deleted when the tasks that waited for it were looked at twice",
     "reaction_types": "a type is deleted when no mailer has announced it for an hour, while mailers announced others",
     "board_names": "one row for each leaderboard, until it is deleted",
     "subscribers": "a person stays until they are deleted, or their last unconfirmed subscription is",
