@@ -101,7 +101,7 @@ def cancel_entry(task_id: str, round_: int, *, state: State = State.CANCELLED, r
         task_id=task_id, round=round_, state="suppressed" if state is State.SUPPRESSED else "cancelled", reason=reason
     )
     envelope = Envelope(type="mail.cancelled", source=GATEWAY, subject=task_id)
-    return Entry("work", "mail.cancel", Message(request.model_dump_json().encode(), envelope))
+    return Entry("work", "mail.cancel", Message(request.model_dump_json(exclude_none=True).encode(), envelope))
 
 
 async def locked_tasks(connection: AsyncConnection, task_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
