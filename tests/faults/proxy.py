@@ -19,12 +19,15 @@ class Proxy:
     """Bytes that are passed on at once."""
     passing: asyncio.Event = field(default_factory=asyncio.Event)
     """While cleared, everything is taken and nothing is passed on: what a cut cable looks like. Set at first."""
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+    """While cleared, what the server says is kept back, and what it is told arrives. Set at first."""
     accepted: int = 0
     _pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.passing.set()
+        self.answering.set()
 
     def reset(self) -> int:
         """Break off all connections (RST); return how many there were."""
@@ -48,7 +51,10 @@ class Proxy:
         pair = (writer, far_writer)
         self._pairs.add(pair)
         try:
-            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+            await asyncio.gather(
+                self._pass(reader, far_writer, self.passing),
+                self._pass(far_reader, writer, self.passing, self.answering),
+            )
         except (OSError, asyncio.CancelledError):
             pass
         finally:
@@ -57,9 +63,10 @@ class Proxy:
             for each in pair:
                 each.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *gates: asyncio.Event) -> None:
         while data := await reader.read(self.piece):
-            await self.passing.wait()
+            for gate in gates:
+                await gate.wait()
             if self.latency[1]:
                 await asyncio.sleep(random.uniform(*self.latency))
             writer.write(data)

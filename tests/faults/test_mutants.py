@@ -117,7 +117,22 @@ async def _keep_sending(driver: Driver) -> None:
         await driver.mail()
 
 
+async def _a_queue_is_lost(rig: Rig, folder: Path, *mutants: str) -> Verdict:
+    """Lose the tasks on a queue: its broker forgot them."""
+    settings = {"gateway": {"republish_minutes": 0.05}}
+    options: dict[str, Any] = {"services": ("gateway", "mailer"), "changes": ("hurry", *mutants), "settings": settings}
+    async with system(rig, folder, **options) as whole:
+        driver, sinks = Driver(whole), Sinks(whole)
+        await whole["mailer"].terminate()
+        await asyncio.gather(*(driver.mail("normal") for _ in range(50)))
+        await wait_until(lambda: sinks.outbox() == 0, 20, "the messages are on their queue")
+        await whole.vhost.management.delete(f"/api/queues/{whole.vhost.name}/mail.normal/contents")
+        whole["mailer"].start()
+        return await sinks.settle(driver, timeout=15 if mutants else 60)
+
+
 SCENARIOS = {
+    "a queue is lost": _a_queue_is_lost,
     "consumers die at work": _consumers_die_at_work,
     "the leaderboard dies after its commit": _leaderboard_dies_after_its_commit,
     "a queue fills up": _queue_fills_up,
@@ -127,6 +142,7 @@ SCENARIOS = {
 
 # scenario -> (mutant, which of the books must show it)
 MUTANTS = [
+    ("a queue is lost", "no_second_question", "lost"),
     ("consumers die at work", "auto_ack", "lost"),
     ("consumers die at work", "no_inbox", "doubled"),
     ("the leaderboard dies after its commit", "no_inbox", "doubled"),
