@@ -48,8 +48,20 @@ class BatchPuller:
         size: int = 2000,
         interval: float = 5.0,
         policy: RetryPolicy = DEFAULT,
+        counts: Callable[[Delivery], bool] = lambda _: True,
     ) -> None:
-        """`size`: messages a batch at most. `interval`: seconds between two batches at most, while any lie ready."""
+        """Prepare.
+
+        Args:
+            connection: where to consume.
+            publisher: where to move messages that cannot be handled.
+            queue: the name of the queue.
+            handler: takes a batch; whatever it raises, it may be called again with the same messages.
+            size: messages a batch at most.
+            interval: seconds between two batches at most, while any lie ready.
+            policy: how often and when a message is tried again.
+            counts: says whether a message counts as `pending`.
+        """
         self._connection = connection
         self._publisher = publisher
         self._queue = queue
@@ -57,6 +69,8 @@ class BatchPuller:
         self._size = size
         self._interval = interval
         self._policy = policy
+        self._counts = counts
+        self._active = False  # whether anything came on this channel
         self._channel: Channel | None = None
         self._tag = ""
         self._depth = 0
@@ -76,9 +90,14 @@ class BatchPuller:
         return self._background.trouble
 
     @property
-    def pending(self) -> int:
-        """Return how many messages wait for a batch: here, and in the queue when it was last asked."""
-        return len(self._ready) + self._depth
+    def pending(self) -> int | None:
+        """Return how many messages wait for a batch: here, and in the queue when it was last asked.
+
+        None while nothing was delivered here: of a single active consumer, only the active one knows.
+        """
+        if self._channel is None or not self._active:
+            return None
+        return sum(self._counts(waiting.delivery) for waiting in self._ready) + self._depth
 
     def start(self) -> None:
         """Pull from now on, whenever there is a connection."""
@@ -108,6 +127,7 @@ class BatchPuller:
     def closed(self, reason: str) -> None:
         """Drop what lies ready: the broker hands it out again."""
         self._channel = None
+        self._active = False
         self._ready.clear()
         self._full.clear()
 
@@ -122,6 +142,7 @@ class BatchPuller:
         except Exception as error:  # whatever it is that cannot be read: handed back, it would come again at once
             foreign = undecodable(self._queue, method, properties, body)
             waiting = _Waiting(method.delivery_tag, foreign, Reject(f"undecodable: {error}"))
+        self._active = True
         self._ready.append(waiting)
         if len(self._ready) >= self._size:
             self._full.set()

@@ -44,6 +44,16 @@ class ScoreBatch(Contract):
     scores: Annotated[list[Score], Field(min_length=1, max_length=1000)]
 
 
+MARK = "scores.mark"
+"""Event type of a `ScoreMark`. It travels among the scores, from a gateway to the leaderboard, and to nobody else."""
+
+
+class ScoreMark(Contract):
+    """Every score that a gateway answered 202 before `until` was published before this message."""
+
+    until: Time
+
+
 class Order(StrEnum):
     """Which end of the board is the top."""
 
@@ -108,5 +118,5 @@ class LeaderboardChanged(Contract):
     changed: int
     """How many players have another result than before."""
     players: int
-    as_of: MessageTime
-    """Every score that was taken before this time and is not pending is counted."""
+    as_of: MessageTime | None
+    """Every score that was answered 202 before this time is counted; None: not known yet."""

@@ -32,6 +32,7 @@ from services.gateway.boards import LATER_SECONDS, Boards
 from services.gateway.deps import Gateway
 from services.gateway.intake import Intake, unavailable
 from services.gateway.live import LiveOutcomes
+from services.gateway.marks import MARK_SECONDS, Marks
 from services.gateway.outgoing import Outgoing
 from services.gateway.relay import Relay
 from services.gateway.retention import ROUND_SECONDS, Retention
@@ -161,6 +162,8 @@ def build(settings: Settings) -> FastAPI:
             table = consumers(consuming, publisher, gateway)
             app.state.ready = partial(_ready, gateway, publisher, table)
 
+            marks = Marks(database, publisher, http, settings.leaderboard_url)
+
             async def prepare() -> None:
                 await migrate(settings.database_url.get_secret_value(), "services.gateway")
                 await gateway.keys.ensure_admin(settings.admin_key.get_secret_value())
@@ -172,6 +175,7 @@ def build(settings: Settings) -> FastAPI:
                 gateway.newsletter.feeder.start(background)
                 background.every("withdrawals", WITHDRAW_SECONDS, partial(_withdraw, withdrawals, gateway.waiters))
                 background.every("routing by templates", ROUTING_SECONDS, gateway.reactions.load)
+                background.every("marking scores", MARK_SECONDS, marks.publish)
                 background.every("reading the names of boards", LATER_SECONDS, gateway.boards.read_existing)
                 stale = StaleTasks(database, gateway.newsletter.maker, relay, settings.republish_minutes * 60)
                 background.every("asking for late outcomes", STALE_SECONDS, stale.round)

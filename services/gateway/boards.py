@@ -4,6 +4,7 @@ A key that may write scores, and nothing else, would otherwise fill the leaderbo
 """
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from time import monotonic
 
 import httpx
@@ -111,6 +112,11 @@ class Boards:
         if len(self._known) + len(names) > KNOWN_NAMES:
             self._known.clear()
         self._known |= dict.fromkeys(names, monotonic() + KNOWN_SECONDS)
+
+    async def begun_at(self, board: str) -> datetime | None:
+        """Return when scores began `board`, as far as a gateway saw it."""
+        at = await self._names.begun_at(board)
+        return datetime.fromtimestamp(at / 1000, UTC) if at else None
 
     async def note_set_up(self, board: str, caller: Caller) -> None:
         """Note a board that the leaderboard was told to set up."""

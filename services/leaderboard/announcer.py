@@ -6,13 +6,14 @@ restart, because the next change of a board carries its whole top.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 
 from bellhop.amqp.errors import PublishError
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
-from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import LEADERBOARD
 from bellhop.contracts.scores import LeaderboardChanged, Place
@@ -39,8 +40,9 @@ class _Waiting:
 class Announcer:
     """Publishes `leaderboard.changed`; boards that changed first come first."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, as_of: Callable[[], datetime | None]) -> None:
         self._publisher = publisher
+        self._as_of = as_of
         self._waiting: dict[Key, _Waiting] = {}
         self.some = asyncio.Event()
         """Set when there is something to announce."""
@@ -69,7 +71,9 @@ class Announcer:
         try:
             published = await asyncio.gather(
                 *(
-                    self._publisher.publish("notifications", "leaderboard.changed", message(key, waiting))
+                    self._publisher.publish(
+                        "notifications", "leaderboard.changed", message(key, waiting, self._as_of())
+                    )
                     for key, waiting in took.items()
                 ),
                 return_exceptions=True,
@@ -100,7 +104,7 @@ class Announcer:
             later.changed += waiting.changed
 
 
-def message(key: Key, waiting: _Waiting) -> Message:
+def message(key: Key, waiting: _Waiting, as_of: datetime | None) -> Message:
     """Return the message that tells browsers of a change."""
     board, season = key
     top = _places(waiting.after)
@@ -113,7 +117,7 @@ def message(key: Key, waiting: _Waiting) -> Message:
         left=[name for name in waiting.earlier if name not in names],
         changed=waiting.changed,
         players=len(waiting.after),
-        as_of=now(),
+        as_of=as_of,
     )
     envelope = Envelope(type="leaderboard.changed", source=LEADERBOARD, subject=f"leaderboard:{board}")
     return Message(body.model_dump_json().encode(), envelope)

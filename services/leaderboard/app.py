@@ -15,6 +15,7 @@ from bellhop.amqp.connection import Connection
 from bellhop.amqp.publisher import Publisher
 from bellhop.background import Background
 from bellhop.contracts.base import now
+from bellhop.contracts.scores import MARK
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
@@ -59,8 +60,8 @@ def build(settings: LeaderboardSettings) -> FastAPI:
         store = Store(database)
         standings = Standings(store, past_seasons=settings.past_seasons, boards_limit=settings.boards_limit)
         pullers: list[BatchPuller] = []
-        progress = Progress(lambda: _waiting(pullers))
-        announcer = Announcer(publisher)
+        progress = Progress(lambda: standings.as_of, lambda: _waiting(pullers))
+        announcer = Announcer(publisher, lambda: standings.as_of)
         for queue, handler in TABLE.items():
             handle = partial(handler, standings=standings, progress=progress, announcer=announcer, publisher=publisher)
             pullers.append(
@@ -71,6 +72,7 @@ def build(settings: LeaderboardSettings) -> FastAPI:
                     handle,
                     size=settings.pull_messages,
                     interval=settings.pull_seconds,
+                    counts=lambda delivery: delivery.envelope.type != MARK,
                 )
             )
 
@@ -162,6 +164,5 @@ async def _watch(progress: Progress) -> None:
 
 
 def _waiting(pullers: list[BatchPuller]) -> int | None:
-    if not all(puller.consuming for puller in pullers):
-        return None
-    return sum(puller.pending for puller in pullers)
+    waiting = [puller.pending for puller in pullers]
+    return None if None in waiting else sum(count or 0 for count in waiting)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from pydantic import ValidationError
 
 from bellhop import faults
 from bellhop.amqp.errors import NotNow, PublishError, Reject
@@ -13,12 +14,14 @@ from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.settling import bury
 from bellhop.contracts.base import derived_id
+from bellhop.contracts.scores import MARK, ScoreMark
 from bellhop.sql.database import DatabaseAway
 from services.leaderboard import metrics
 from services.leaderboard.announcer import Announcer
+from services.leaderboard.boards import to_micros
 from services.leaderboard.process import give_memory_back
 from services.leaderboard.progress import Progress
-from services.leaderboard.scores import Scores, read_in_parts
+from services.leaderboard.scores import NO_SCORES, Scores, read_in_parts
 from services.leaderboard.standings import Standings
 
 NAMED = 10
@@ -44,14 +47,19 @@ async def apply_scores(
         Reject: a message among them breaks its contract; nothing was applied.
         NotNow: the database is away; some of the messages may be applied, and the same batch goes on with the others.
     """
-    progress.took(len(deliveries))
+    scores_only = [delivery for delivery in deliveries if delivery.envelope.type != MARK]
+    marks = [_until(delivery) for delivery in deliveries if delivery.envelope.type == MARK]
+    progress.took(len(scores_only))
     try:
-        parts = await asyncio.to_thread(read_in_parts, deliveries)
-        for scores in parts:
+        parts = await asyncio.to_thread(read_in_parts, scores_only)
+        if not parts and marks:
+            await standings.apply(NO_SCORES, max(marks))
+        for number, scores in enumerate(parts, start=1):
             if refused := standings.refused(scores.boards):
-                scores = await _dead_letter(scores, refused, deliveries, publisher)
+                scores = await _dead_letter(scores, refused, scores_only, publisher)
             with metrics.BATCH.time():
-                changes = await standings.apply(scores)
+                # What a mark says is true once all is applied that came before it.
+                changes = await standings.apply(scores, max(marks, default=None) if number == len(parts) else None)
             faults.point("scores.committed")
             metrics.SCORES.inc(len(scores))
             metrics.CHANGES.inc(sum(change.changed for change in changes))
@@ -61,8 +69,15 @@ async def apply_scores(
     except BaseException:
         progress.took(0)
         raise
-    progress.applied(max(part.newest for part in parts))
+    progress.took(0)
     give_memory_back()
+
+
+def _until(delivery: Delivery) -> int:
+    try:
+        return to_micros(ScoreMark.read(delivery.body).until)
+    except ValidationError:
+        raise Reject("not a scores.mark: `until` must be an RFC 3339 time") from None
 
 
 async def _dead_letter(scores: Scores, refused: set[str], deliveries: list[Delivery], publisher: Publisher) -> Scores:

@@ -64,9 +64,11 @@ class Line(BaseModel):
 class Age(BaseModel):
     """What every answer says about its age."""
 
-    as_of: datetime | None = Field(description="every score that was taken before this time is counted")
+    as_of: datetime | None = Field(description="every score that was answered 202 before this time is counted")
     lag_seconds: float | None = Field(description="how long ago `as_of` was")
-    pending: int | None = Field(description="messages with scores that wait here; null: not connected to the queue")
+    pending: int | None = Field(
+        description="messages with scores that wait here; null: this replica does not take them off the queue"
+    )
 
 
 class RankingAnswer(Age):
@@ -259,7 +261,7 @@ async def delete(request: Request, caller: Writer, board: Board) -> Response:
     try:
         await service.standings.delete(board)
     except UnknownBoard:
-        raise _no_board(board) from None
+        raise _no_board(service, board) from None
     except DatabaseAway as error:
         raise _away(error) from None
     log.info("deleted a board", board=board, caller=caller.name)
@@ -273,7 +275,7 @@ async def erase(request: Request, caller: Writer, board: Board, player: Player) 
     try:
         seasons = await service.standings.erase(board, player)
     except UnknownBoard:
-        raise _no_board(board) from None
+        raise _no_board(service, board) from None
     except DatabaseAway as error:
         raise _away(error) from None
     if not seasons:
@@ -299,7 +301,7 @@ async def _ranking(service: Leaderboard, board: str, season: str | None) -> tupl
     """Return a ranking and the name of its season."""
     settings = service.standings.boards.get(board)
     if settings is None:
-        raise _no_board(board)
+        raise _no_board(service, board)
     if season is None:
         return service.standings.current(board), current_season(settings)
     form = SEASON_FORMS[settings.season]
@@ -311,7 +313,7 @@ async def _ranking(service: Leaderboard, board: str, season: str | None) -> tupl
     try:
         return await service.standings.past(board, season), season
     except UnknownBoard:
-        raise _no_board(board) from None
+        raise _no_board(service, board) from None
     except DatabaseAway as error:
         raise _away(error) from None
 
@@ -322,8 +324,10 @@ def _bad_season(detail: str) -> Problem:
     )
 
 
-def _no_board(board: str) -> Problem:
-    return Problem(404, "Not Found", f"There is no board {board}. It begins with its first score, or with a PUT.")
+def _no_board(service: Leaderboard, board: str) -> Problem:
+    # Its first scores may be waiting; the gateway, which knows, looks at `as_of`.
+    detail = f"There is no board {board}. It begins with its first score, or with a PUT."
+    return Problem(404, "Not Found", detail, extensions=_age(service))
 
 
 def _no_player(service: Leaderboard, board: str, player: str) -> Problem:

@@ -49,8 +49,6 @@ class Scores:
     scores: Floats
     at: Times
     ids: list[str | None]
-    newest: datetime
-    """When the last of the messages was published."""
 
     def __len__(self) -> int:
         return len(self.boards)
@@ -79,7 +77,6 @@ class Scores:
             self.scores[wanted],
             self.at[wanted],
             list(compress(self.ids, chosen)),
-            self.newest,
         )
 
 
@@ -122,7 +119,7 @@ def read_in_parts(deliveries: list[Delivery]) -> list[Scores]:
             parts.append(_together(deliveries[begin:index], columns[begin:index]))
             begin, work = index, 0
         work += cost
-    return [*parts, _together(deliveries[begin:], columns[begin:])]
+    return [*parts, _together(deliveries[begin:], columns[begin:])] if columns else []
 
 
 def _work(columns: _Columns) -> int:
@@ -141,8 +138,10 @@ def _together(deliveries: list[Delivery], parts: list[_Columns]) -> Scores:
         np.concatenate([part[2] for part in parts]),
         np.array([at for part in parts for at in part[3]], np.int64),
         [id for part in parts for id in part[4]],
-        max(delivery.envelope.time for delivery in deliveries),
     )
+
+
+NO_SCORES = Scores([], np.empty(0, np.int64), np.empty(0, np.int64), [], [], np.empty(0), np.empty(0, np.int64), [])
 
 
 def _accepted_at(delivery: Delivery) -> int:

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from itertools import islice
 
@@ -32,6 +33,7 @@ from services.leaderboard.boards import (
     collapse,
     current_season,
     current_seasons,
+    from_micros,
     join,
     joined,
     split_by_season,
@@ -112,7 +114,7 @@ class Standings:
         self._deleted: dict[str, int] = {}  # when they were, in microseconds; some of them may have begun again
         self._current: dict[str, Live] = {}  # by board
         self._past: OrderedDict[Key, Live] = OrderedDict()
-        self._seen = Reached(-1, 0)  # what memory shows
+        self._seen = Reached(-1, 0, None)  # what memory shows
         self._seasons: set[str] = set()  # those that were current when `_seen` was reached
         self._turn = asyncio.Lock()  # one change at a time; readers never take it
         self._reading_past = asyncio.Lock()
@@ -126,6 +128,11 @@ class Standings:
     def boards(self) -> dict[str, BoardSettings]:
         """The settings of all boards."""
         return self._boards
+
+    @property
+    def as_of(self) -> datetime | None:
+        """Every score that a gateway answered 202 before is shown; None: not known yet."""
+        return from_micros(self._seen.as_of) if self._seen.as_of is not None else None
 
     def is_hidden(self, board: str) -> bool:
         """Say whether `board` is hidden, or was deleted."""
@@ -205,8 +212,10 @@ class Standings:
             self.trouble = None
             self.loaded = True
 
-    async def apply(self, scores: Scores) -> list[Change]:
+    async def apply(self, scores: Scores, until: int | None = None) -> list[Change]:
         """Apply those `scores` that were not applied before; on return they are committed and readable.
+
+        `until`: every score that a gateway answered 202 before is among them or was applied before.
 
         Raises:
             DatabaseAway: nothing changed, or it is unknown whether it did; applying again is safe.
@@ -217,6 +226,8 @@ class Standings:
                 scores = await self._unapplied(connection, scores)
                 new_boards = {board: DEFAULTS for board in dict.fromkeys(scores.boards) if board not in self._boards}
                 reached, updates = await self._work_out(connection, scores, new_boards)
+                if until is not None:
+                    reached = replace(reached, as_of=max(until, reached.as_of or 0))
                 saving = asyncio.create_task(self._save(connection, reached, new_boards, updates))
                 # The new order is made while the database writes: both work outside of the interpreter's lock.
                 try:
@@ -305,6 +316,8 @@ class Standings:
 
     async def _unapplied(self, connection: AsyncConnection, scores: Scores) -> Scores:
         """Claim the messages and the scores that carry an id, and return the scores that count."""
+        if not len(scores):
+            return scores
         at = to_micros(now())
         new = await self._store.claim_messages(connection, scores.messages, at)
         # Taken out as they come up: the second copy within one batch finds nothing.
@@ -363,6 +376,8 @@ class Standings:
         updates: list[_Update],
     ) -> None:
         if not updates:
+            if reached != self._seen:
+                await self._store.save_progress(connection, reached)
             return
         await self._store.save_boards(connection, new_boards, reached.version)
         await self._store.save_heads(connection, [update.head for update in updates])
@@ -378,8 +393,8 @@ class Standings:
         heads: dict[int, Head] = {}
         if seasons != self._seasons:  # the first time, and once a day
             heads = {head.id: head for head in await self._store.heads_in(connection, seasons - self._seasons)}
-        if reached == self._seen and not heads:
-            self._seasons = seasons
+        if reached.version == self._seen.version and not heads:
+            self._seen, self._seasons = reached, seasons
             return
         deleted = await self._store.deleted_boards(connection, self._seen.version)
         boards = await self._store.boards(connection, self._seen.version)

@@ -110,6 +110,8 @@ class Reached:
 
     version: int
     last_ranking: int
+    as_of: int | None
+    """Microseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +167,12 @@ class Store:
 
     async def progress(self, connection: AsyncConnection) -> Reached:
         """Return how far the database is."""
-        row = (await connection.execute(sa.select(progress.c.version, progress.c.last_ranking))).one()
-        return Reached(row.version, row.last_ranking)
+        row = (await connection.execute(sa.select(progress))).one()
+        return Reached(row.version, row.last_ranking, row.as_of)
 
     async def save_progress(self, connection: AsyncConnection, reached: Reached) -> None:
         """Write how far the database is after this transaction."""
-        values = {"version": reached.version, "last_ranking": reached.last_ranking}
+        values = {"version": reached.version, "last_ranking": reached.last_ranking, "as_of": reached.as_of}
         await connection.execute(sa.update(progress).values(values))
 
     async def boards(self, connection: AsyncConnection, since: int = -1) -> dict[str, BoardSettings]:

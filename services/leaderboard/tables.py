@@ -40,12 +40,14 @@ discarded_rankings = sa.Table(
 
 # One row. Every commit that changes something takes the next `version` and writes it to all rows that it changes, so
 # that a replica reads only what is new to it. `last_ranking` is the last id that a ranking got: none comes twice.
+# Every score that a gateway answered 202 before `as_of` is applied.
 progress = sa.Table(
     "progress",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("last_ranking", sa.Integer, nullable=False),
+    sa.Column("as_of", sa.BigInteger),
 )
 
 # `erasures` grows when a player is taken out: then a replica cannot catch up, and has to read the ranking again.

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -118,7 +119,7 @@ async def test_a_slash_in_a_name_is_refused_with_a_sentence(system: System, fiel
     (error,) = answer.json()["errors"]
     assert error["pointer"] == f"#/0/{field}"
     assert error["detail"] == (
-        "must be 1 to 128 of the letters A to Z and a to z, digits and . _ : @ -, and begin with a letter or a digit"
+        "must be 1 to 128 ASCII letters, digits and . _ : @ -, and begin with a letter or a digit"
     )
 
 
@@ -131,3 +132,30 @@ async def test_a_score_event_with_a_slash_is_refused_too(system: System) -> None
     )
     assert answer.status_code == 422, answer.text
     assert "1 to 128" in answer.text
+
+
+async def test_a_board_whose_first_scores_wait_is_empty_and_not_missing(system: System) -> None:
+    """From the 202 on the board can be read; a name that no score began is 404, and so is a deleted board."""
+    answer = await system.gateway.admin.post("/v1/scores", json={"board": "fresh", "player": "ada", "score": 1})
+    assert answer.status_code == 202
+    first = system.ask("/v1/leaderboards/fresh")
+    assert (first.status, first.document["board"]) == (200, "fresh")
+    assert {"as_of", "lag_seconds", "pending", "players", "entries", "next"} <= first.document.keys()
+    assert system.ask("/v1/leaderboards/never").status == 404
+    await wait_until(lambda: system.ask("/v1/leaderboards/fresh").document["players"] == 1)
+    assert system.ask("/v1/leaderboards/fresh", "DELETE").status == 204
+    assert system.ask("/v1/leaderboards/fresh").status == 404
+
+
+async def test_as_of_follows_what_the_gateway_accepted(system: System) -> None:
+    """A gateway marks the queue, so that after a score was accepted `as_of` passes it once the score is counted."""
+    answer = await system.gateway.admin.post("/v1/scores", json={"board": "fresh", "player": "ada", "score": 1})
+    accepted = datetime.now(UTC)
+    assert answer.status_code == 202
+
+    def passed() -> bool:
+        document = system.ask("/v1/leaderboards/fresh").document
+        return document["as_of"] is not None and datetime.fromisoformat(document["as_of"]) > accepted
+
+    await wait_until(passed, 20, "as_of passes the score")
+    assert system.ask("/v1/leaderboards/fresh").document["players"] == 1

@@ -30,6 +30,7 @@ class Service:
     """One running replica, and what a test does with it."""
 
     def __init__(self, amqp_url: str, database_url: str, **settings: Any) -> None:
+        self.database_url = database_url
         self.settings = LeaderboardSettings(
             amqp_url=amqp_url,
             database_url=database_url,
@@ -73,6 +74,12 @@ class Service:
         return await wait_until(look, description=description)
 
 
+async def mark(publisher: Publisher, until: str) -> None:
+    """Publish a mark, as a gateway does."""
+    message = Message(orjson.dumps({"until": until}), Envelope(type="scores.mark", source="bellhop/gateway"))
+    await publisher.publish("work", "leaderboard.scores", message)
+
+
 @pytest.fixture
 async def service(vhost: Vhost, tmp_path: Any) -> AsyncIterator[Service]:
     async with Service(vhost.amqp_url, f"sqlite+aiosqlite:///{tmp_path}/leaderboard.db") as service:
@@ -114,15 +121,51 @@ async def test_a_score_on_the_queue_becomes_a_place_on_the_board(service, publis
 
 
 async def test_answers_say_how_fresh_they_are(service, publisher):
-    """`as_of` and `lag_seconds` are known soon after the start, and nothing is pending when all is applied."""
+    """`as_of` is what the latest applied mark said, at every replica and after a restart; nothing else moves it."""
+    assert (await service.get(""))["as_of"] is None
+    await mark(publisher, "2026-11-21T09:00:00Z")
+    await submit(publisher, scores(("ann", 5)))
+    await mark(publisher, "2026-11-21T08:00:00Z")
 
     async def settled() -> bool:
-        answer = await service.get("")
-        return answer["pending"] == 0 and answer["lag_seconds"] is not None and answer["as_of"].endswith("Z")
+        answer = await service.get("/b") if "b" in service.app.state.leaderboard.standings.boards else {}
+        return (answer.get("pending"), answer.get("as_of")) == (0, "2026-11-21T09:00:00Z")
 
-    await submit(publisher, scores(("ann", 5)))
-    await service.shown("/b")
     await wait_until(settled)
+    answer = await service.get("/b")
+    assert answer["lag_seconds"] > 0
+    async with Service(service.settings.amqp_url.get_secret_value(), service.database_url) as standby:
+        shown = await standby.shown("/b")
+        assert (shown["as_of"], shown["pending"]) == ("2026-11-21T09:00:00Z", None)
+
+
+async def test_as_of_stands_still_while_a_batch_is_in_hand(service, publisher, monkeypatch: pytest.MonkeyPatch):
+    """What a mark says holds only when all is applied that came before it; meanwhile it is pending."""
+    standings = service.app.state.leaderboard.standings
+    go_on = asyncio.Event()
+    apply = standings._store.save_results
+
+    async def slowly(*arguments: Any) -> None:
+        await go_on.wait()
+        await apply(*arguments)
+
+    monkeypatch.setattr(standings._store, "save_results", slowly)
+    await submit(publisher, scores(("ann", 5)))
+    await mark(publisher, "2026-11-21T09:00:00Z")
+
+    async def pending() -> bool:
+        answer = await service.get("")
+        assert answer["as_of"] is None
+        return answer["pending"] == 1
+
+    await wait_until(pending)
+    go_on.set()
+
+    async def moved() -> bool:
+        return (await service.get(""))["as_of"] == "2026-11-21T09:00:00Z"
+
+    await wait_until(moved)
+    assert (await service.get("/b"))["players"] == 1
 
 
 async def test_pages_follow_each_other(service, publisher):

@@ -4,8 +4,10 @@ The names are looked at here as well: a path is forwarded as it came, and `..` i
 """
 
 from contextlib import suppress
-from typing import Annotated
+from datetime import datetime, timedelta
+from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, Path
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,6 +26,9 @@ router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["leaderboards"])
 Reader = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_WRITE))]
 Board = Annotated[PathName, Path(description="name of the board")]
+APPLIED_WITHIN = timedelta(seconds=15)
+"""After a board was begun its first scores are answered; it is over when `as_of` is later than that by so much."""
+
 Player = Annotated[PathName, Path(description="name of the player")]
 
 
@@ -35,8 +40,11 @@ async def boards(request: Request, caller: Reader) -> Response:
 
 @router.get("/v1/leaderboards/{board}", summary="The top of a board")
 async def top(request: Request, caller: Reader, board: Board) -> Response:
-    """Forward a read of one board."""
-    return await _forward(request, Scope.LEADERBOARDS_READ)
+    """Forward a read of one board. One whose first scores were accepted and still wait is empty, with their `as_of`."""
+    answer = await _forward(request, Scope.LEADERBOARDS_READ)
+    if answer.status_code != 404:
+        return answer
+    return await _begun(request, board, orjson.loads(answer.body)) or answer
 
 
 @router.get("/v1/leaderboards/{board}/players/{player}", summary="Where a player stands")
@@ -79,6 +87,21 @@ async def delete(request: Request, caller: Writer, board: Board) -> Response:
 async def erase(request: Request, caller: Writer, board: Board, player: Player) -> Response:
     """Forward the wish to take a player out."""
     return await _forward(request, Scope.LEADERBOARDS_WRITE)
+
+
+async def _begun(request: Request, board: str, missing: dict[str, Any]) -> Response | None:
+    """Return an empty page if the scores that began `board` may still wait; `missing` is the leaderboard's 404."""
+    if "as_of" not in missing:
+        return None
+    with suppress(DatabaseAway):
+        begun_at = await gateway(request).boards.begun_at(board)
+        as_of = missing["as_of"]
+        if begun_at is None or (as_of is not None and datetime.fromisoformat(as_of) > begun_at + APPLIED_WITHIN):
+            return None
+        age = {name: missing[name] for name in ("as_of", "lag_seconds", "pending")}
+        page: dict[str, Any] = {"board": board, "season": None, "players": 0, "entries": [], "next": None}
+        return Response(orjson.dumps(page | age), media_type="application/json")
+    return None
 
 
 async def _forward(request: Request, scope: Scope) -> Response:
