@@ -77,7 +77,8 @@ class Boards:
             if not self.complete:
                 raise unavailable(f"Whether {new[0]} is a new board is not known until the leaderboard answers.")
             raise self._refusal(caller, new, room)
-        log.info("began boards", caller=caller.name, count=len(new), first=new[0])
+        if new:  # else another request began them in between
+            log.info("began boards", caller=caller.name, count=len(new), first=new[0])
 
     def _refusal(self, caller: Caller, new: list[str], room: Room) -> Problem:
         settings = self._settings

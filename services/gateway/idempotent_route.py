@@ -26,11 +26,11 @@ LOOK_AGAIN_SECONDS = 0.1
 log = get_logger(__name__)
 
 
-async def replay(request: Request, key: IdempotencyKey | None, place: str) -> Response | None:
+async def replay(request: Request, key: IdempotencyKey | None, place: str | None = None) -> Response | None:
     """Return the stored answer of a route that `commits_its_key`; None where there is none.
 
     Such a route asks before it refuses a request for what may have changed since: its answer was given already.
-    `place`: where the answer's `id` is found, like `/v1/tasks/`.
+    `place`: where the answer's `id` is found, like `/v1/tasks/`; None where the answer has no `Location`.
     """
     if key is None:
         return None
@@ -40,7 +40,9 @@ async def replay(request: Request, key: IdempotencyKey | None, place: str) -> Re
         return None
     if stored.fingerprint != key.fingerprint:
         raise conflict()
-    return _stored_answer(dataclasses.replace(stored, location=place + orjson.loads(stored.answer)["id"]))
+    if place is not None:
+        stored = dataclasses.replace(stored, location=place + orjson.loads(stored.answer)["id"])
+    return _stored_answer(stored)
 
 
 def _stored_answer(stored: Stored) -> Response:

@@ -22,8 +22,8 @@ from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import check_content_type
 from services.gateway import cloudevents
 from services.gateway.deps import gateway
-from services.gateway.idempotency import commits_its_key
-from services.gateway.idempotent_route import IdempotentRoute
+from services.gateway.idempotency import commits_its_key, key_of
+from services.gateway.idempotent_route import IdempotentRoute, replay
 from services.gateway.intake import invalid_body, traceparent
 from services.gateway.routes.tasks import owner_of, task_document, time_of
 from services.gateway.store.outbox import Entry
@@ -101,11 +101,24 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
         raise invalid_body(error, skip=0 if many else 1) from None
     at = now()
     _check_times(valid, at, ("body",) if not many else ("body", _EACH))
-    await gateway(request).boards.admit(caller, {score.board for score in valid})
+    if (answered := await _admit(request, caller, {score.board for score in valid})) is not None:
+        return answered
     body = orjson.dumps({"scores": [_score(score, at) for score in valid]})
     entry = _accepted_at(_event(request, caller, "score.submitted", body), at)
     answer = orjson.dumps({"id": entry.message.envelope.id, "accepted": len(valid)})
     return await gateway(request).intake.publish(request, caller, [entry], answer)
+
+
+async def _admit(request: Request, caller: Caller, boards: set[str]) -> Response | None:
+    """Let `caller` write to `boards`; return the answer of a request that comes again, whatever became of them."""
+    try:
+        await gateway(request).boards.admit(caller, boards)
+    except Problem:
+        answered = await replay(request, await key_of(request, caller))
+        if answered is None:
+            raise
+        return answered
+    return None
 
 
 def _accepted_at(entry: Entry, at: datetime) -> Entry:
@@ -194,8 +207,8 @@ async def publish(request: Request, caller: Annotated[Caller, Depends(require(Sc
             entry = _accepted_at(entry, now())
             boards.update(score["board"] for score in data["scores"])
         entries.append(entry)
-    if boards:
-        await gateway(request).boards.admit(caller, boards)
+    if boards and (answered := await _admit(request, caller, boards)) is not None:
+        return answered
     ids = [entry.message.envelope.id for entry in entries]
     answer = orjson.dumps({"id": ids[0]} if len(ids) == 1 else {"accepted": len(ids), "ids": ids})
     return await gateway(request).intake.publish(request, caller, entries, answer)
