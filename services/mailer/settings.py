@@ -3,10 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import NoDecode
 
-from bellhop.contracts.addresses import Address
+from bellhop.contracts.addresses import Address, domain_label
 from bellhop.contracts.base import one_line
 from bellhop.settings import ServiceSettings
 from services.mailer.rates import Rate
@@ -63,6 +71,11 @@ class MailerSettings(ServiceSettings):
     gateway_url: str = Field("http://127.0.0.1:8000", description="where uploaded attachments are fetched from")
     attachments_folder: Path | None = Field(None, description="where fetched attachments are kept for a while")
     templates: Path = Field(TEMPLATES, description="folder of the template files")
+
+    @field_validator("domain_limits")
+    @classmethod
+    def _domains_as_dns_has_them(cls, value: dict[str, Rate]) -> dict[str, Rate]:
+        return {domain if domain == "*" else domain_label(domain): rate for domain, rate in value.items()}
 
     @property
     def domain(self) -> str:

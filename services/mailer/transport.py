@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from bellhop.contracts.addresses import domain_of
 from services.mailer.message import Mail
 from services.mailer.replies import Verdict
 
@@ -32,8 +33,8 @@ class Outgoing:
 
     @property
     def domain(self) -> str:
-        """Return the recipient's domain, as limits and breakers know it."""
-        return self.recipient.rpartition("@")[2].lower()
+        """Return the recipient's domain as DNS has it: one spelling for limits, pauses and breakers."""
+        return domain_of(self.recipient)
 
 
 class Transport(Protocol):
