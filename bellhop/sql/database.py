@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Table, event
+from sqlalchemy import ColumnElement, Double, Table, event, literal_column
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -59,6 +59,13 @@ SQLITE_PRAGMAS = (
 AWAY_STATES = ("08", "28", "3D", "53", "57P", "55P03", "57014", "25P03")
 # A deadlock, or a serialization failure: the transaction was rolled back so that another could go on.
 CONFLICT_STATES = ("40P01", "40001")
+
+
+# Clocks of replicas differ; the database has one.
+CLOCK_SQL = {
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+}
 
 
 class DatabaseAway(Unavailable):
@@ -158,6 +165,14 @@ class Database:
             yield
         finally:
             self._turn.release()
+
+    @property
+    def clock(self) -> ColumnElement[float]:
+        """The database's own time in Unix seconds, as an SQL expression: the same for all replicas.
+
+        In PostgreSQL it moves on within a transaction.
+        """
+        return literal_column(CLOCK_SQL[self.dialect], Double)
 
     def insert(self, table: Table) -> Any:
         """Return the dialect's `insert`, which knows ON CONFLICT (both dialects spell it alike)."""

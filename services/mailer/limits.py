@@ -6,6 +6,11 @@ goes at once. Who has one later waits for it on the retry ladder, with the appoi
 costs neither a connection nor a place among the deliveries in hand, and counts no attempt. A mail without a limit asks
 nobody: a look into two dictionaries is all it costs.
 
+All times are the database's, so the clocks of replicas do not matter. Its clock may be set as well. Each row says when
+it was last asked: where that lies in the future, the clock was set back, and all times of the row move back as far.
+So a backlog and a pause stay as long as they were. An appointment holds no time of day: it says how many seconds are
+left after the ladder, which measures by itself.
+
 Limits come from the settings, and from what servers say. "Too fast" (421, 454 and their kin) halves the rate, which
 then climbs back within minutes (additive increase, multiplicative decrease). Where no rate was set, it is the measured
 one that is halved, and the limit goes away once the rate has climbed to twice of what it was. Policy refusals in a row
@@ -21,6 +26,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bellhop.amqp.retry import LADDER
 from bellhop.contracts.mail import Lane
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import BITE_SECONDS, Database
@@ -57,19 +63,20 @@ FORGET_SECONDS = 7 * 86_400.0
 FORGOTTEN_AT_ONCE = 1000
 
 TURN = "bellhop-turn"
-"""The header with the appointment: attempt, Unix time, then each limit's name and generation."""
+"""The header with the appointment: attempt, seconds left after the ladder, then each limit's name and generation."""
 
 limits = sa.Table(
     "mailer_limits",
     metadata,
     sa.Column("name", sa.String(300), primary_key=True),
-    sa.Column("next_at", sa.Double, nullable=False),  # all times: Unix seconds
+    sa.Column("next_at", sa.Double, nullable=False),  # all times: Unix seconds by the database's clock
     sa.Column("generation", sa.Integer, nullable=False),
     sa.Column("rate", sa.Double),  # mails a second, as lowered; none where servers never complained
     sa.Column("ceiling", sa.Double),  # the rate before that
     sa.Column("climbs_from", sa.Double, nullable=False),
     sa.Column("paused_until", sa.Double, nullable=False),
     sa.Column("strikes", sa.Integer, nullable=False),
+    sa.Column("asked_at", sa.Double, nullable=False, server_default="0"),
 )
 
 log = get_logger(__name__)
@@ -142,6 +149,7 @@ class Limits:
         self._insert = database.insert(limits).on_conflict_do_nothing()
         self._any = bool(domains or senders)
         self._held = 0
+        self._offset = 0.0  # of the database's clock to our monotonic one; `refresh` measures it, and each turn
 
     def add_relay(self, limit: str, rate: str | None) -> None:
         """Limit a relay."""
@@ -174,24 +182,25 @@ class Limits:
         Urgent mail takes its places but waits for none, unless a server wanted a pause: a password reset must not
         stand behind a newsletter.
         """
-        now = time.time()
         kept = self._kept(names, attempt, header)
         if kept is not None:
-            return Turn(kept - now, str(header), "")
+            limits = str(header).split(" ", 2)[2]
+            return Turn(kept, _appointment(attempt, kept, limits), "")
         places = await asyncio.gather(*(self._writer.write(self._reserve, _Ask(name, rate)) for name, rate in names))
-        (at, _), limit = max(zip(places, (name for name, _ in names), strict=True))
+        (wait, _), limit = max(zip(places, (name for name, _ in names), strict=True))
         if lane is Lane.URGENT:
-            at = max((self._slowed[name].paused_until for name, _ in names if name in self._slowed), default=0.0)
+            pauses = [self._slowed[name].paused_until - self._now for name, _ in names if name in self._slowed]
+            wait = max(pauses, default=0.0)
         words = [f"{name}={generation}" for (name, _), (_, generation) in zip(names, places, strict=True)]
-        return Turn(at - now, f"{attempt} {at:.3f} {' '.join(words)}", limit)
+        return Turn(wait, _appointment(attempt, wait, " ".join(words)), limit)
 
     def _kept(self, names: list[tuple[str, float]], attempt: int, header: object) -> float | None:
-        """Return the time of the appointment in `header` if it is one for this attempt and still good."""
+        """Return how many seconds are left of the appointment in `header` if it is one for this attempt and good."""
         if not isinstance(header, str):
             return None
         words = header.split(" ")
         try:
-            made_for, at = int(words[0]), float(words[1])
+            made_for, left = int(words[0]), float(words[1])
             generations = {name: int(number) for name, _, number in (word.rpartition("=") for word in words[2:])}
         except (ValueError, IndexError):
             return None
@@ -199,7 +208,7 @@ class Limits:
             row = self._slowed.get(name)
             if name not in generations or (row is not None and generations[name] < row.generation):
                 return None
-        return at if made_for == attempt and abs(at - time.time()) < FORGET_SECONDS else None
+        return left if made_for == attempt and 0 <= left < FORGET_SECONDS else None
 
     def hold(self, seconds: float, room: int) -> bool:
         """Say whether a mail with a place in so many seconds may wait in hand; then `held` must be awaited."""
@@ -214,34 +223,53 @@ class Limits:
             self._held -= 1
 
     async def _reserve(self, connection: AsyncConnection, asks: list[_Ask]) -> list[tuple[float, int]]:
-        """Give each a place of its own; inside the transaction of the group commit."""
-        now = time.time()
+        """Give each a place of its own, in seconds from now; inside the transaction of the group commit."""
         rates = {ask.name: ask.rate for ask in asks}
         counts = Counter(ask.name for ask in asks)
         places: dict[str, list[tuple[float, int]]] = {}
         for name in sorted(counts):  # in one order everywhere: crosswise locks would deadlock in PostgreSQL
             await connection.execute(self._insert, [_fresh_row(name)])
-            earliest = now - BURST_SECONDS
+            clock = self._database.clock
+            next_at, earliest = self._shifted(limits.c.next_at), clock - BURST_SECONDS
             step = 1 / rates[name]
             taken = await connection.execute(
                 sa.update(limits)
                 .where(limits.c.name == name)
                 .values(
-                    next_at=sa.case((limits.c.next_at > earliest, limits.c.next_at), else_=earliest)
-                    + counts[name] * step
+                    next_at=sa.case((next_at > earliest, next_at), else_=earliest) + counts[name] * step,
+                    climbs_from=self._shifted(limits.c.climbs_from),
+                    paused_until=self._shifted(limits.c.paused_until),
+                    asked_at=clock,
                 )
-                .returning(limits.c.next_at, limits.c.generation)
+                .returning(limits.c.next_at, limits.c.generation, limits.c.asked_at)
             )
-            end, generation = taken.one()
-            places[name] = [(end - number * step, generation) for number in range(1, counts[name] + 1)]
+            end, generation, now = taken.one()
+            self._measure(now)
+            places[name] = [(end - now - number * step, generation) for number in range(1, counts[name] + 1)]
         return [places[ask.name].pop() for ask in asks]
+
+    def _shifted(self, column: sa.Column[float]) -> sa.ColumnElement[float]:
+        """Return a time of a row as an SQL expression, moved back as far as the clock was set back since it was asked.
+
+        The clock of a transaction that waited for the row is never behind, so without a setback nothing moves.
+        """
+        clock = self._database.clock
+        return column - sa.case((limits.c.asked_at > clock, limits.c.asked_at - clock), else_=0.0)
+
+    @property
+    def _now(self) -> float:
+        """The database's time."""
+        return time.monotonic() + self._offset
+
+    def _measure(self, now: float) -> None:
+        self._offset = now - time.monotonic()
 
     def _rate(self, name: str, set_rate: float | None) -> float | None:
         """Return the rate of now: what servers left of it, climbing back; None where there is no limit."""
         row = self._slowed.get(name)
         if row is None:
             return set_rate
-        climbed = row.climbed(time.time())
+        climbed = row.climbed(self._now)
         if set_rate is not None:
             return min(set_rate, climbed)
         return None if climbed >= 2 * row.ceiling else climbed
@@ -293,7 +321,7 @@ class Limits:
         metrics.SLOWED.labels(change.name.partition(":")[0]).inc()
         log.warning(
             "servers want less mail", limit=change.name, a_second=round(row.rate, 3),
-            paused_seconds=round(max(0.0, row.paused_until - time.time())),
+            paused_seconds=round(max(0.0, row.paused_until - self._now)),
         )  # fmt: skip
 
     async def _lower(self, connection: AsyncConnection, changes: list[_Change]) -> list[_Slowed | None]:
@@ -301,15 +329,24 @@ class Limits:
         done: list[_Slowed | None] = []
         for change in changes:
             await connection.execute(self._insert, [_fresh_row(change.name)])
-            found = await connection.execute(sa.select(limits).where(limits.c.name == change.name).with_for_update())
-            row, now = found.one(), time.time()
+            found = await connection.execute(
+                sa.select(
+                    limits.c.generation, limits.c.rate, limits.c.strikes,
+                    self._shifted(limits.c.climbs_from).label("climbs_from"), self._database.clock.label("now"),
+                )
+                .where(limits.c.name == change.name)
+                .with_for_update()
+            )  # fmt: skip
+            row = found.one()
+            now = row.now
+            self._measure(now)
             if row.rate is not None and now - row.climbs_from < SETTLE_SECONDS:
                 done.append(None)
                 continue
             changed = await connection.execute(
                 sa.update(limits)
                 .where(limits.c.name == change.name)
-                .values(generation=row.generation + 1, **_lowered(change, row, now))
+                .values(generation=row.generation + 1, asked_at=now, **_lowered(change, row, now))
                 .returning(*_SLOWED)
             )
             done.append(_Slowed(*changed.one()))
@@ -328,13 +365,19 @@ class Limits:
         self._sent_before, self._sent = self._sent, Counter()
         self._seconds_before, self._counting_since = max(1.0, now - self._counting_since), now
         async with self._database.read() as connection:
-            since = time.time() - CLIMBED_SECONDS
-            found = await connection.execute(sa.select(limits.c.name, *_SLOWED).where(limits.c.climbs_from > since))
+            clock = self._database.clock
+            self._measure((await connection.execute(sa.select(clock))).scalar_one())
+            climbs_from, paused_until = map(self._shifted, (limits.c.climbs_from, limits.c.paused_until))
+            shifted = {"climbs_from": climbs_from, "paused_until": paused_until}
+            columns = [shifted.get(name, limits.c[name]) for name in _Slowed.__dataclass_fields__]
+            found = await connection.execute(
+                sa.select(limits.c.name, *columns).where(climbs_from > clock - CLIMBED_SECONDS)
+            )
             self._slowed = {name: _Slowed(*values) for name, *values in found}
 
     async def forget(self) -> None:
         """Delete limits that nobody has asked for in a week."""
-        old = time.time() - FORGET_SECONDS
+        old = self._database.clock - FORGET_SECONDS
         unused = sa.select(limits.c.name).where(limits.c.next_at < old, limits.c.climbs_from < old)
         gone = FORGOTTEN_AT_ONCE
         while gone == FORGOTTEN_AT_ONCE:
@@ -346,8 +389,16 @@ class Limits:
             gone = len(names)
 
 
+def _appointment(attempt: int, wait: float, words: str) -> str:
+    """Return the header for a mail that waits `wait` seconds, as many of them on the ladder as the ladder can."""
+    return f"{attempt} {max(0.0, wait - LADDER[-1].seconds):.3f} {words}"
+
+
 def _fresh_row(name: str) -> dict[str, Any]:
-    return {"name": name, "next_at": 0.0, "generation": 0, "climbs_from": 0.0, "paused_until": 0.0, "strikes": 0}
+    return {
+        "name": name, "next_at": 0.0, "generation": 0, "climbs_from": 0.0, "paused_until": 0.0, "strikes": 0,
+        "asked_at": 0.0,
+    }  # fmt: skip
 
 
 def _lowered(change: _Change, row: Any, now: float) -> dict[str, float | int]:

@@ -15,7 +15,12 @@ the mail having been sent, the row becomes cancelled instead of waiting for the 
 Who lives is told by heartbeats and not by an expiry of each claim. A mail may rightly wait ten minutes for the reply
 to its final dot; a claim that expired sooner would be sent twice, and one that expired later would hold a crashed
 mail back for as long. A heartbeat is one small write every few seconds whatever the load, and a crash is noticed
-within `LEASE_SECONDS`. Replicas that share a database must agree on the time to a few seconds.
+within some `LEASE_SECONDS`.
+
+No clock is compared with another for that: a replica watches the heartbeats of the others, and one whose heartbeat has
+not changed for `LEASE_SECONDS` of the watcher's monotonic time is dead. So clocks may differ and may be set at any
+time. The price is that a replica which has just started waits so long before it takes over what a crash left.
+Everything else that is stored or compared as a time comes from the database's clock, which all replicas share.
 """
 
 import asyncio
@@ -28,10 +33,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.sql.database import BITE_SECONDS, Database
+from bellhop.sql.database import BITE_SECONDS, CLOCK_SQL, Database
 from bellhop.sql.group_commit import GroupCommit
 
 LEASE_SECONDS = 10.0
+REPLICA_SECONDS = 86_400.0
+"""So long a heartbeat is kept that has ended."""
 FORGOTTEN_AT_ONCE = 2000
 FORGET_PAUSE_SECONDS = 0.05
 
@@ -47,7 +54,7 @@ inbox = sa.Table(
     sa.Column("owner", sa.String(255)),
     sa.Column("uncertain", sa.Boolean, nullable=False),
     sa.Column("outcome", sa.Text),
-    sa.Column("created_at", sa.Double, nullable=False),  # Unix seconds
+    sa.Column("created_at", sa.Double, nullable=False),  # Unix seconds by the database's clock
     sa.Column("cancel_requested", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("mailer_inbox_by_age", "created_at"),
     sqlite_with_rowid=False,
@@ -57,7 +64,7 @@ replicas = sa.Table(
     "mailer_replicas",
     metadata,
     sa.Column("owner", sa.String(255), primary_key=True),
-    sa.Column("seen_at", sa.Double, nullable=False),  # Unix seconds
+    sa.Column("seen_at", sa.Double, nullable=False),  # Unix seconds by the database's clock
 )
 
 Key = tuple[str, int]
@@ -156,7 +163,10 @@ class Inbox:
         self._writer = GroupCommit(database)
         self._owner = owner
         self._beaten_at = float("-inf")
-        self._insert = database.insert(inbox).on_conflict_do_nothing().returning(inbox.c.task_id, inbox.c.round)
+        self._seen: dict[str, tuple[float, float]] = {}  # by owner: the last heartbeat, and since when we know it
+        self._looked_at = float("-inf")
+        insert = database.insert(inbox).values(created_at=database.clock)
+        self._insert = insert.on_conflict_do_nothing().returning(inbox.c.task_id, inbox.c.round)
 
     async def close(self) -> None:
         """Write what is waiting, and let others have our claims at once."""
@@ -304,7 +314,6 @@ class Inbox:
 
     async def _insert_new(self, connection: AsyncConnection, wanted: list[tuple[Key, Kept, int]]) -> set[Key]:
         """Insert rows for the keys that have none, and return those keys."""
-        now = time.time()
         rows = [
             {
                 "task_id": key[0],
@@ -314,7 +323,6 @@ class Inbox:
                 "owner": self._owner if state is Kept.CLAIMED else None,
                 "uncertain": False,
                 "outcome": None,
-                "created_at": now,
             }
             # In one order everywhere: two replicas that insert the same keys crosswise would deadlock in PostgreSQL.
             for key, state, attempt in sorted(wanted, key=lambda each: each[0])
@@ -348,38 +356,47 @@ class Inbox:
     async def beat(self) -> None:
         """Tell the other replicas that we are alive."""
         before = time.monotonic()
-        statement = self._database.insert(replicas).values(owner=self._owner, seen_at=time.time())
+        statement = self._database.insert(replicas).values(owner=self._owner, seen_at=self._database.clock)
         async with self._database.write() as connection:
             await connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=[replicas.c.owner], set_={"seen_at": statement.excluded.seen_at}
                 )
             )
+            await self._living(connection)  # to have watched them before a claim asks
         self._beaten_at = before
 
     async def _living(self, connection: AsyncConnection) -> set[str]:
-        found = await connection.execute(
-            sa.select(replicas.c.owner).where(replicas.c.seen_at > time.time() - LEASE_SECONDS)
-        )
-        return set(found.scalars())
+        """Return the owners whose heartbeat has changed within `LEASE_SECONDS` that we watched."""
+        found = await connection.execute(sa.select(replicas.c.owner, replicas.c.seen_at))
+        now = time.monotonic()
+        # After a hang of the database, which stopped all heartbeats, the watch begins again.
+        before = self._seen if now - self._looked_at < LEASE_SECONDS / 2 else {}
+        self._looked_at, self._seen = now, {}
+        for owner, beat in found:
+            last, since = before.get(owner, (None, now))
+            self._seen[owner] = (beat, since if last == beat else now)
+        return {owner for owner, (_, since) in self._seen.items() if now - since < LEASE_SECONDS}
 
     async def forget(self, days: float) -> int:
         """Delete rows older than `days`, and replicas that are long gone; return how many tasks were forgotten.
 
         At most `FORGOTTEN_AT_ONCE` rows go in one transaction, so that claims are made meanwhile.
         """
-        before = time.time() - days * 86_400
         forgotten = 0
-        while gone := await self._forget_some(before):
+        while gone := await self._forget_some(days):
             forgotten += gone
             await asyncio.sleep(FORGET_PAUSE_SECONDS)
         async with self._database.write(BITE_SECONDS) as connection:
-            await connection.execute(sa.delete(replicas).where(replicas.c.seen_at < time.time() - 86_400))
+            old = replicas.c.seen_at < self._database.clock - REPLICA_SECONDS
+            living = await self._living(connection)  # whatever the clock says
+            await connection.execute(sa.delete(replicas).where(old, replicas.c.owner.not_in(living)))
         return forgotten
 
-    async def _forget_some(self, before: float) -> int:
+    async def _forget_some(self, days: float) -> int:
         async with self._database.write(BITE_SECONDS) as connection:
             key = (inbox.c.task_id, inbox.c.round)
+            before = self._database.clock - days * 86_400
             old = sa.select(*key).where(inbox.c.created_at < before).order_by(inbox.c.created_at)
             # Another replica that forgets at the same time takes other rows.
             rows = await connection.execute(old.limit(FORGOTTEN_AT_ONCE).with_for_update(skip_locked=True))
@@ -392,7 +409,7 @@ class Inbox:
 @lru_cache(1000)
 def _insert_sql(rows: int) -> str:
     columns = "task_id, round, state, attempt, owner, uncertain, outcome, created_at"
-    places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
+    places = ", ".join([f"(?, ?, ?, ?, ?, ?, ?, {CLOCK_SQL['sqlite']})"] * rows)
     return f"INSERT INTO mailer_inbox ({columns}) VALUES {places} ON CONFLICT DO NOTHING RETURNING task_id, round"  # noqa: S608
 
 

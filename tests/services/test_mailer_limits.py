@@ -7,9 +7,10 @@ from itertools import chain, pairwise
 from typing import Any
 
 import pytest
+from sqlalchemy import ColumnElement, Double, literal_column
 
 from bellhop.contracts.mail import Lane
-from bellhop.sql.database import Database
+from bellhop.sql.database import CLOCK_SQL, Database
 from bellhop.sql.migrations import migrate
 from services.mailer import limits as module
 from services.mailer.dialogue import Step
@@ -45,6 +46,15 @@ def rate(limits: Limits, name: str = "domain:example.com", domain: str = "exampl
     return dict(limits.apply_to(domain, "shop", RELAY)).get(name)
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Set the database's clock so many seconds ahead of the right time."""
+    monkeypatch.setattr(Database, "clock", property(lambda self: right_clock(self) + seconds))
+
+
+def right_clock(database: Database) -> ColumnElement[float]:
+    return literal_column(CLOCK_SQL[database.dialect], Double)
+
+
 async def test_without_limits_nobody_is_asked(database: Database) -> None:
     """A mail that no limit holds for costs a look, not a query."""
     assert Limits(database, {}, {}).apply_to("example.com", "shop", RELAY) == []
@@ -78,9 +88,56 @@ async def test_an_appointment_is_kept_and_taken_once(database: Database) -> None
     names = limits.apply_to("example.com", "shop", RELAY)
     turn = await limits.turn(names, Lane.NORMAL, 1, None)
     again = await limits.turn(names, Lane.NORMAL, 1, turn.header)
-    assert again.wait == pytest.approx(turn.wait, abs=0.2)
-    assert again.header == turn.header
+    assert (again.wait, again.header) == (0, turn.header)
     assert (await limits.turn(names, Lane.NORMAL, 2, turn.header)).wait > turn.wait + 0.5
+
+
+async def test_an_appointment_beyond_the_ladder_is_kept(database: Database) -> None:
+    """What is left after the longest rung is waited for in a further round; no other place is taken."""
+    limits = Limits(database, {"*": "2/h"}, {})
+    names = limits.apply_to("example.com", "shop", RELAY)
+    waiting = [await limits.turn(names, Lane.NORMAL, 1, None) for _ in range(27)][-1]
+    rounds = []
+    while waiting.wait > 0:
+        rounds.append(round(waiting.wait))
+        waiting = await limits.turn(names, Lane.NORMAL, 1, waiting.header)
+    hours = 3600
+    assert rounds == [pytest.approx(13 * hours, abs=3), pytest.approx(7 * hours, abs=3), pytest.approx(hours, abs=3)]
+
+
+async def test_a_clock_that_was_ahead_delays_no_mail(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for while it was an hour ahead, the places and the appointments, does not wait for an hour."""
+    limits = Limits(database, {"*": "2/s"}, {})
+    names = limits.apply_to("example.com", "shop", RELAY)
+    with monkeypatch.context() as ahead:
+        set_clock(ahead, 3600)
+        early = [await limits.turn(names, Lane.NORMAL, 1, None) for _ in range(5)]
+    assert (await waits(limits, 1))[0] < 3
+    assert (await limits.turn(names, Lane.NORMAL, 1, early[-1].header)).wait <= 0
+
+
+async def test_clocks_of_replicas_do_not_matter(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is an hour ahead takes the next place like any other."""
+    limits = Limits(database, {"*": "2/s"}, {})
+    now = time.time
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda: now() + 3600)
+        assert (await waits(limits, 5))[-1] < 3
+    assert (await waits(limits, 1))[0] < 4
+
+
+async def test_a_backlog_and_a_pause_stay_when_the_clock_is_set_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as they were, neither longer nor forgotten."""
+    limits = Limits(database, {"*": "1/s"}, {})
+    with monkeypatch.context() as ahead:
+        set_clock(ahead, 3600)
+        await waits(limits, 100)
+        await hear(limits, classify(Step.RCPT, 421, "4.7.0 too fast, try again in 90 seconds"), "other.example")
+    await limits.refresh()
+    assert (await waits(limits, 1))[0] == pytest.approx(99, abs=3)
+    assert (await waits(limits, 1, "other.example", Lane.URGENT))[0] == pytest.approx(90, abs=3)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +177,11 @@ async def test_too_fast_halves_the_rate_and_it_climbs_back(database: Database, m
     assert rate(one) == pytest.approx(50, abs=2)
     assert rate(other) == pytest.approx(50, abs=2)
     assert rate(one, "domain:fast.example", "fast.example") == 100
-    now = time.time()
-    monkeypatch.setattr(module.time, "time", lambda: now + 60)
+    set_clock(monkeypatch, 60)
+    await one.refresh()
     assert rate(one) == pytest.approx(75, abs=2)
-    monkeypatch.setattr(module.time, "time", lambda: now + 130)
+    set_clock(monkeypatch, 130)
+    await one.refresh()
     assert rate(one) == 100
 
 
@@ -139,8 +197,8 @@ async def test_a_domain_without_limit_gets_one_and_loses_it(
     assert lowered is not None
     assert 20 < lowered < 151
     assert limits.apply_to("other.example", "shop", RELAY) == []
-    now = time.time()
-    monkeypatch.setattr(module.time, "time", lambda: now + module.CLIMBED_SECONDS)
+    set_clock(monkeypatch, module.CLIMBED_SECONDS)
+    await limits.refresh()
     assert rate(limits) is None
 
 
@@ -181,13 +239,12 @@ async def test_policy_refusals_in_a_row_pause_the_domain(database: Database, mon
     assert rate(limits) is None
     await hear(limits, POLICY)
     assert (await waits(limits, 2)) == [pytest.approx(600, abs=2), pytest.approx(660, abs=2)]
-    start = time.time()
-    monkeypatch.setattr(module.time, "time", lambda: start + 610)
+    set_clock(monkeypatch, 610)
     await limits.refresh()
     await hear(limits, POLICY, times=REFUSALS)
     assert (await waits(limits, 1))[0] == pytest.approx(1200, abs=2)
     await hear(limits, SENT)
-    monkeypatch.setattr(module.time, "time", lambda: start + 610 + 1210)
+    set_clock(monkeypatch, 610 + 1210)
     await limits.refresh()
     await hear(limits, POLICY, times=REFUSALS)
     assert (await waits(limits, 1))[0] == pytest.approx(600, abs=2)

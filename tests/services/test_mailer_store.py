@@ -1,7 +1,9 @@
 """The inbox, on both databases: who may send what."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -26,6 +28,14 @@ async def replica(database: Database, name: str) -> Inbox:
     inbox = Inbox(database, name)
     await inbox.beat()
     return inbox
+
+
+class Watch:
+    """The monotonic time of all inboxes, to be set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1000.0
+        monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: self.seconds))
 
 
 async def test_a_new_task_may_be_sent(database: Database) -> None:
@@ -78,6 +88,51 @@ async def test_what_a_dead_replica_claimed_is_sent_again_and_said_so(
     await one.claim(KEY, 1)
     monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
     assert await other.claim(KEY, 1) == Claim(Verb.SEND, uncertain=True, attempt=1)
+
+
+async def test_a_clock_that_is_wrong_kills_no_replica(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one of a replica nor the database's, whichever way it is wrong and however far."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    now, clock = time.time, database.clock
+    for seconds in (600, -600, 3 * 86_400):
+        with monkeypatch.context() as wrong:
+            wrong.setattr(time, "time", lambda skew=seconds: now() + skew)
+            assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+        with monkeypatch.context() as wrong:
+            wrong.setattr(Database, "clock", property(lambda _, skew=seconds: clock + skew))
+            await other.forget(days=30)
+            assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+
+
+async def test_a_dead_replica_is_noticed_whatever_its_clock_said(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat from the future does not keep it alive; its row goes after a day."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    async with database.write() as connection:
+        await connection.execute(sa.update(store.replicas).values(seen_at=store.replicas.c.seen_at + 3600))
+    watch = Watch(monkeypatch)
+    await other.beat()
+    for _ in range(3):
+        assert (await other.claim(KEY, 1)).verb is Verb.HELD
+        watch.seconds += store.LEASE_SECONDS * 0.4
+        await other.beat()
+    assert await other.claim(KEY, 1) == Claim(Verb.SEND, uncertain=True, attempt=1)
+
+
+async def test_a_hang_of_the_database_makes_nobody_look_dead(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No heartbeat arrived while it hung, so afterwards everybody has a whole lease for the next one."""
+    watch = Watch(monkeypatch)
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    watch.seconds += 40
+    assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+    await one.beat()
+    assert await other.claim(KEY, 1) == Claim(Verb.HELD)
 
 
 async def test_who_says_goodbye_holds_nothing(database: Database) -> None:
@@ -204,8 +259,8 @@ async def test_a_large_inbox_is_forgotten_in_bites(database: Database, monkeypat
     bites = []
     forget_some = inbox._forget_some
 
-    async def bite(before: float) -> int:
-        bites.append(await forget_some(before))
+    async def bite(days: float) -> int:
+        bites.append(await forget_some(days))
         return bites[-1]
 
     monkeypatch.setattr(inbox, "_forget_some", bite)
