@@ -157,7 +157,7 @@ async def test_cancelling_what_the_mailer_may_have_asks_the_mailer(gateway: Runn
 
     await wait_until(asked, 10, "cancel is answered 202")
     message = await wait_until(lambda: gateway.vhost.get("mail.cancel"), 10, "the mailer is asked")
-    assert json(message.body) == {"task_id": task_id, "round": 1, "state": "cancelled", "reason": None}
+    assert json(message.body) == {"task_id": task_id, "round": 1, "state": "cancelled"}
 
 
 async def test_a_failed_task_can_have_another_round(gateway: RunningGateway) -> None:
