@@ -30,6 +30,10 @@ AHEAD_SECONDS = 4.0
 """So long, in seconds, what is under way should last."""
 MIN_AHEAD = 20
 """Enough to find out how fast it goes."""
+AUDIENCE_PARTS = 10
+LEAST_AHEAD = 5
+"""No more than this part of the audience is under way, so that a pause comes in time for most of a small one; and at
+least so many."""
 RETRYING_FACTOR = 10
 """A task that waits for its next attempt may do so for hours, and must not hold up the others. Nor may a server that
 puts off everybody leave no limit: so many times the window may wait."""
@@ -146,7 +150,7 @@ class Feeder:
         fed_so_far, under_way = await self._store.under_way(broadcast_id)
         meter = self._meters.setdefault(broadcast_id, Meter())
         meter.note(fed_so_far - sum(under_way.values()), monotonic())
-        room = self._room(under_way, meter.rate)
+        room = self._room(under_way, meter.rate, row["total"])
         fed = 0
         while room > 0:
             step = await self._step(row, room)
@@ -161,9 +165,11 @@ class Feeder:
         # What waits for its next attempt does so for minutes.
         return fed > 0 or under_way[State.QUEUED] + under_way[State.SENDING] > 0
 
-    def _room(self, under_way: dict[str, int], rate: float) -> int:
+    def _room(self, under_way: dict[str, int], rate: float, total: int) -> int:
         """Return how many more may be under way."""
-        ahead = min(self._window, max(MIN_AHEAD, round(rate * AHEAD_SECONDS)))
+        ahead = min(
+            self._window, max(MIN_AHEAD, round(rate * AHEAD_SECONDS)), max(LEAST_AHEAD, total // AUDIENCE_PARTS)
+        )
         before_mailer = under_way[State.QUEUED] + under_way[State.SENDING]
         return min(ahead - before_mailer, RETRYING_FACTOR * self._window - under_way[State.RETRYING])
 

@@ -122,7 +122,7 @@ async def test_a_killed_gateway_forgets_nobody_and_mails_nobody_twice(gateway: G
 @pytest.mark.timeout(300)
 async def test_what_was_asked_for_survives_a_crash(gateway: Gateway, vhost: Vhost) -> None:
     """Killed right after each answer: a pause stays a pause, a retry reaches everybody it is for, a cancel ends it."""
-    emails = [f"reader-{number:03}@example.com" for number in range(120)]
+    emails = [f"reader-{number:03}@example.com" for number in range(200)]
     mailer = StandIn(lambda _: None)
     async with gateway.client() as client, mailer.running(vhost):
         await gateway.start(client)
@@ -144,18 +144,18 @@ async def test_what_was_asked_for_survives_a_crash(gateway: Gateway, vhost: Vhos
             await mailer.report(task_id, round_, {"state": State.FAILED, "code": 554})
 
         async def all_came_back() -> bool:
-            return await progress() == ("paused", {"failed": 20, "waiting": 100})
+            return await progress() == ("paused", {"failed": 20, "waiting": 180})
 
         await wait_until(all_came_back, 30, "what was under way is over")
         await ask_and_die("resume")
-        assert (await finished(client, broadcast_id))["failed"] == 120
+        assert (await finished(client, broadcast_id))["failed"] == 200
         await ask_and_die("retry-failed")
-        assert (await finished(client, broadcast_id))["sent"] == 120
+        assert (await finished(client, broadcast_id))["sent"] == 200
         for round_ in (1, 2):
             assert sorted(task.to for (_, number), task in mailer.tasks.items() if number == round_) == emails
 
         mailer.decide = lambda _: None
         broadcast_id = await broadcast(client, emails)
-        await wait_until(lambda: len(mailer.tasks) > 240, 30, "another one is with the mailer")
+        await wait_until(lambda: len(mailer.tasks) > 400, 30, "another one is with the mailer")
         await ask_and_die("cancel")
-        assert (await finished(client, broadcast_id, "cancelled"))["cancelled"] == 120
+        assert (await finished(client, broadcast_id, "cancelled"))["cancelled"] == 200

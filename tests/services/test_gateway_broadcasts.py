@@ -74,14 +74,14 @@ def counted(document: dict[str, Any]) -> dict[str, int]:
 
 async def test_everybody_gets_one_mail(gateway: RunningGateway) -> None:
     """One task per confirmed recipient, with their name in it, the headers of RFC 8058, and the list's id."""
-    emails = await people(gateway, 120)
+    emails = await people(gateway, 200)
     await gateway.admin.post("/v1/subscribers", json={"email": "pending@example.com", "lists": ["news"]})
     async with StandIn(sent).running(gateway.vhost) as mailer:
         broadcast_id = await broadcast(gateway)
         final = await reached(gateway, broadcast_id, "finished")
 
     assert sorted(to for to in mailer.recipients if to != "pending@example.com") == emails
-    assert (final["recipients"], counted(final)) == (120, {"sent": 120})
+    assert (final["recipients"], counted(final)) == (200, {"sent": 200})
     task = next(task for task in mailer.tasks.values() if task.to == emails[7])
     assert (task.subject, task.to_name, task.lane) == ("Hello Reader 7", "Reader 7", "bulk")
     assert task.list_unsubscribe is not None
@@ -104,19 +104,29 @@ async def test_a_template_gets_the_subscriber(gateway: RunningGateway) -> None:
 
 async def test_no_more_than_the_window_is_under_way(gateway: RunningGateway) -> None:
     """While nothing comes back, a bounded number is with the mailer, and the rest waits."""
-    await people(gateway, 120)
+    await people(gateway, 200)
     async with StandIn(lambda _: None).running(gateway.vhost) as mailer:
         broadcast_id = await broadcast(gateway)
         await wait_until(lambda: len(mailer.tasks) == 20, 10, "the first ones are with the mailer")
         await asyncio.sleep(1)  # nothing may happen, and that takes time to see
 
         assert len(mailer.tasks) == 20
-        assert counted(await progress(gateway, broadcast_id)) == {"queued": 20, "waiting": 100}
+        assert counted(await progress(gateway, broadcast_id)) == {"queued": 20, "waiting": 180}
+
+
+async def test_of_a_small_audience_few_are_under_way(gateway: RunningGateway) -> None:
+    """So that a pause comes in time for most of them."""
+    await people(gateway, 30)
+    async with StandIn(lambda _: None).running(gateway.vhost) as mailer:
+        broadcast_id = await broadcast(gateway)
+        await wait_until(lambda: len(mailer.tasks) == 5, 10, "the first ones are with the mailer")
+        assert await act(gateway, broadcast_id, "pause") == 202
+        assert counted(await reached(gateway, broadcast_id, "paused")) == {"queued": 5, "waiting": 25}
 
 
 async def test_a_pause_stops_and_a_resume_goes_on(gateway: RunningGateway) -> None:
     """After a pause no task is made; after a resume everybody who was left gets one mail; both can be said twice."""
-    emails = await people(gateway, 120)
+    emails = await people(gateway, 200)
     stand_in = StandIn(lambda _: None)
     async with stand_in.running(gateway.vhost) as mailer:
         broadcast_id = await broadcast(gateway)
@@ -126,7 +136,7 @@ async def test_a_pause_stops_and_a_resume_goes_on(gateway: RunningGateway) -> No
             await mailer.report(task_id, round_, {"state": State.SENT, "code": 250})
 
         async def paused_with_20() -> bool:
-            return counted(await progress(gateway, broadcast_id)) == {"sent": 20, "waiting": 100}
+            return counted(await progress(gateway, broadcast_id)) == {"sent": 20, "waiting": 180}
 
         await wait_until(paused_with_20, 10, "what was under way is sent")
         stand_in.decide = sent
@@ -139,14 +149,14 @@ async def test_a_pause_stops_and_a_resume_goes_on(gateway: RunningGateway) -> No
 
 async def test_a_cancel_calls_back_what_is_under_way(gateway: RunningGateway) -> None:
     """Nobody else is mailed, the mailer is asked to drop what it holds, and everybody is accounted for."""
-    await people(gateway, 120)
+    await people(gateway, 200)
     async with StandIn(lambda _: None).running(gateway.vhost) as mailer:
         broadcast_id = await broadcast(gateway)
         await wait_until(lambda: len(mailer.tasks) == 20, 10, "the first ones are with the mailer")
         assert await act(gateway, broadcast_id, "cancel") == 202
         final = await reached(gateway, broadcast_id, "cancelled")
 
-    assert (len(mailer.tasks), counted(final)) == (20, {"cancelled": 120})
+    assert (len(mailer.tasks), counted(final)) == (20, {"cancelled": 200})
     assert await act(gateway, broadcast_id, "resume") == 409
     assert await act(gateway, broadcast_id, "retry-failed") == 409
 
