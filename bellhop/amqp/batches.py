@@ -1,5 +1,8 @@
 """Pull: every few seconds, or as soon as enough lie ready, one handler takes them all, and one ack settles them.
 
+A queue with a single active consumer is a lease: nobody else gets anything from it. A process whose handler cannot work
+gives it up (`GiveBack`), and consumes again when it is `usable`.
+
 It is a consumer with a large prefetch behind it: `basic.get` would cost a round trip for each message and ignore
 prefetch (https://www.rabbitmq.com/docs/consumers#polling).
 """
@@ -14,19 +17,25 @@ from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import HandlerSignal, NotNow, Reject
+from bellhop.amqp.errors import GiveBack, HandlerSignal, NotNow, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
 from bellhop.amqp.settling import decode, move_on, undecodable
 from bellhop.background import Background
+from bellhop.errors import Unavailable
 from bellhop.observe.logs import get_logger
 
 BatchHandler = Callable[[list[Delivery]], Awaitable[None]]
 
 PAUSE_SECONDS = 2.0
+MAX_PAUSE_SECONDS = 60.0
 
 log = get_logger(__name__)
+
+
+async def _always() -> None:
+    """Say that the handler can work."""
 
 
 class _Waiting(NamedTuple):
@@ -49,6 +58,7 @@ class BatchPuller:
         interval: float = 5.0,
         policy: RetryPolicy = DEFAULT,
         counts: Callable[[Delivery], bool] = lambda _: True,
+        usable: Callable[[], Awaitable[None]] = _always,
     ) -> None:
         """Prepare.
 
@@ -61,6 +71,7 @@ class BatchPuller:
             interval: seconds between two batches at most, while any lie ready.
             policy: how often and when a message is tried again.
             counts: says whether a message counts as `pending`.
+            usable: raises `Unavailable` while the handler could not work; asked each time before consuming.
         """
         self._connection = connection
         self._publisher = publisher
@@ -70,6 +81,11 @@ class BatchPuller:
         self._interval = interval
         self._policy = policy
         self._counts = counts
+        self._usable = usable
+        self._offered: Channel | None = None  # open, but not consumed from yet
+        self._failures = 0  # times that the consumer was given back since a batch succeeded
+        self._not_before = 0.0
+        self._waiting_to_subscribe = False
         self._active = False  # whether anything came on this channel
         self._channel: Channel | None = None
         self._tag = ""
@@ -117,16 +133,47 @@ class BatchPuller:
         self._channel.basic_cancel(self._tag)
 
     def opened(self, channel: Channel) -> None:
-        """Subscribe on a fresh channel. Twice the batch is prefetched, so that one gathers while one is applied."""
+        """Take a fresh channel; the next round subscribes on it."""
         self._ready.clear()
+        self._offered = channel
+        self._full.set()
+
+    async def _subscribe(self) -> None:
+        """Consume from the channel that is offered. Twice the batch is prefetched: one gathers while one is applied.
+
+        Raises:
+            Unavailable: not now.
+        """
+        await self._usable()
+        channel = self._offered
+        if channel is None or not channel.is_open:
+            return
         channel.add_on_cancel_callback(self._on_cancelled_by_broker)
         channel.basic_qos(prefetch_count=min(65_535, 2 * self._size))
         self._tag = channel.basic_consume(self._queue, self._on_delivery)
-        self._channel = channel
+        self._channel, self._offered = channel, None
+
+    def give_back(self, reason: str) -> None:
+        """Stop consuming, so that another replica can, and begin again when `usable`; nothing to do is fine.
+
+        The channel is closed rather than the consumer cancelled: only so everything that is not acked stands in its
+        place again before the next consumer gets anything.
+        """
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return
+        self._failures += 1
+        pause = min(MAX_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** (self._failures - 1))
+        self._not_before = asyncio.get_running_loop().time() + pause
+        log.warning("gave the queue back to other replicas", queue=self._queue, reason=reason)
+        self._channel = None
+        self._active = False
+        self._ready.clear()
+        channel.close()
 
     def closed(self, reason: str) -> None:
         """Drop what lies ready: the broker hands it out again."""
-        self._channel = None
+        self._channel = self._offered = None
         self._active = False
         self._ready.clear()
         self._full.clear()
@@ -142,15 +189,19 @@ class BatchPuller:
         except Exception as error:  # whatever it is that cannot be read: handed back, it would come again at once
             foreign = undecodable(self._queue, method, properties, body)
             waiting = _Waiting(method.delivery_tag, foreign, Reject(f"undecodable: {error}"))
+        # What another consumer gave back has waited already.
+        taken_over = not self._active and waiting.delivery.redelivered
         self._active = True
         self._ready.append(waiting)
-        if len(self._ready) >= self._size:
+        if len(self._ready) >= self._size or taken_over:
             self._full.set()
 
     async def _pull(self) -> None:
         while not self._stopping.is_set():
             self._ask_depth()
             await self._wait_for_batch()
+            if self._offered is not None:
+                await self._try_to_subscribe()
             channel = self._channel
             if not self._ready or channel is None:
                 continue
@@ -159,12 +210,36 @@ class BatchPuller:
                 self._full.clear()
             await self._apply(channel, batch)
 
+    async def _try_to_subscribe(self) -> None:
+        self._full.clear()
+        wait = self._not_before - asyncio.get_running_loop().time()
+        if wait <= 0:
+            try:
+                await self._subscribe()
+            except Unavailable as error:
+                if not self._waiting_to_subscribe:
+                    log.warning("not consuming until it can work", queue=self._queue, reason=str(error))
+                self._waiting_to_subscribe = True
+                wait = PAUSE_SECONDS
+            else:
+                self._waiting_to_subscribe = False
+                return
+        await self._pause(wait)
+        self._full.set()
+
     def _ask_depth(self) -> None:
         def answer(frame: Any) -> None:
             self._depth = frame.method.message_count
 
         if self._channel is not None and self._channel.is_open:
             self._channel.queue_declare(self._queue, passive=True, callback=answer)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
 
     async def _wait_for_batch(self) -> None:
         waiters = [asyncio.ensure_future(self._full.wait()), asyncio.ensure_future(self._stopping.wait())]
@@ -182,11 +257,15 @@ class BatchPuller:
                     if waiting.error is not None:
                         await move_on(self._publisher, self._policy, waiting.delivery, waiting.error)
                 await self._handle([waiting.delivery for waiting in batch if waiting.error is None])
+            except GiveBack as signal:
+                self.give_back(str(signal))
+                return
             except NotNow as signal:
                 # The batch stays in hand and in order; nothing was acked, so a crash here loses nothing.
                 log.warning("waiting before the batch is tried again", queue=self._queue, reason=str(signal))
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
+            self._failures = 0
             if channel.is_open:
                 channel.basic_ack(batch[-1].tag, multiple=True)
             return

@@ -11,6 +11,7 @@ HandlerSignal           what a handler raises to say what should become of its d
   Retry                 not this time: the retry ladder, while attempts are left
   Defer                 its turn is later: the retry ladder, and the attempt does not count
   NotNow                something this service stands on is away: hand it back, count nothing
+    GiveBack            the same, and another replica may be able to: of a batch, the consumer is given back, too
 """
 
 from collections.abc import Mapping
@@ -72,3 +73,7 @@ class Defer(HandlerSignal):
 
 class NotNow(HandlerSignal):
     """The handler cannot work at all at the moment; the attempt does not count."""
+
+
+class GiveBack(NotNow):
+    """The handler cannot work at all at the moment; another process may be able to."""

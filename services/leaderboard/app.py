@@ -17,7 +17,7 @@ from bellhop.background import Background
 from bellhop.contracts.base import now
 from bellhop.contracts.scores import MARK
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database
+from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.migrations import migrate
 from bellhop.web import tokens
 from bellhop.web.auth import Caller
@@ -30,7 +30,7 @@ from services.leaderboard.announcer import IDLE_SECONDS, Announcer
 from services.leaderboard.boards import to_micros
 from services.leaderboard.process import give_memory_back, tune_process
 from services.leaderboard.progress import LOOK_SECONDS, Progress
-from services.leaderboard.puller import apply_scores
+from services.leaderboard.puller import Pace, apply_scores
 from services.leaderboard.settings import LeaderboardSettings
 from services.leaderboard.standings import Standings
 from services.leaderboard.store import Store
@@ -63,7 +63,9 @@ def build(settings: LeaderboardSettings) -> FastAPI:
         progress = Progress(lambda: standings.as_of, lambda: _waiting(pullers))
         announcer = Announcer(publisher, lambda: standings.as_of)
         for queue, handler in TABLE.items():
-            handle = partial(handler, standings=standings, progress=progress, announcer=announcer, publisher=publisher)
+            handle = partial(
+                handler, standings=standings, progress=progress, announcer=announcer, publisher=publisher, pace=Pace()
+            )
             pullers.append(
                 BatchPuller(
                     consuming,
@@ -72,6 +74,7 @@ def build(settings: LeaderboardSettings) -> FastAPI:
                     handle,
                     size=settings.pull_messages,
                     interval=settings.pull_seconds,
+                    usable=store.check_writable,
                     counts=lambda delivery: delivery.envelope.type != MARK,
                 )
             )
@@ -90,7 +93,7 @@ def build(settings: LeaderboardSettings) -> FastAPI:
             # Only now: a batch for a ranking that is half read would have to wait anyway.
             for puller in pullers:
                 puller.start()
-            background.every("refreshing the rankings", settings.refresh_seconds, standings.refresh)
+            background.every("refreshing the rankings", settings.refresh_seconds, partial(_refresh, standings, pullers))
             background.every(
                 "pruning the inbox", PRUNE_SECONDS, partial(_prune, store, settings), limit=PRUNE_LIMIT_SECONDS
             )
@@ -145,6 +148,16 @@ async def _load(standings: Standings) -> None:
     await standings.refresh()
     give_memory_back()
     log.info("read the rankings", boards=len(standings.boards), seconds=round(time.monotonic() - began, 2))
+
+
+async def _refresh(standings: Standings, pullers: list[BatchPuller]) -> None:
+    try:
+        await standings.refresh()
+    except DatabaseAway as error:
+        # Who cannot read cannot count: the replica that can must not wait for us.
+        for puller in pullers:
+            puller.give_back(str(error))
+        raise
 
 
 async def _prune(store: Store, settings: LeaderboardSettings) -> None:

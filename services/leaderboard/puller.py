@@ -9,7 +9,7 @@ import orjson
 from pydantic import ValidationError
 
 from bellhop import faults
-from bellhop.amqp.errors import NotNow, PublishError, Reject
+from bellhop.amqp.errors import GiveBack, NotNow, PublishError, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.settling import bury
@@ -21,9 +21,10 @@ from services.leaderboard.announcer import Announcer
 from services.leaderboard.boards import to_micros
 from services.leaderboard.process import give_memory_back
 from services.leaderboard.progress import Progress
-from services.leaderboard.scores import NO_SCORES, Scores, read_in_parts
+from services.leaderboard.scores import MAX_WORK, NO_SCORES, Scores, read_in_parts
 from services.leaderboard.standings import Standings
 
+LEAST_WORK = 1000
 NAMED = 10
 """Boards that a dead letter names at most; all of them stand in its body."""
 
@@ -35,6 +36,7 @@ async def apply_scores(
     progress: Progress,
     announcer: Announcer,
     publisher: Publisher,
+    pace: "Pace",
 ) -> None:
     """Apply the scores of all `deliveries`, each message once, and announce what changed.
 
@@ -45,13 +47,14 @@ async def apply_scores(
 
     Raises:
         Reject: a message among them breaks its contract; nothing was applied.
-        NotNow: the database is away; some of the messages may be applied, and the same batch goes on with the others.
+        GiveBack: the database is unavailable; some of the messages may be applied, and are not applied again.
+        NotNow: a dead letter could not be published; the same holds.
     """
     scores_only = [delivery for delivery in deliveries if delivery.envelope.type != MARK]
     marks = [_until(delivery) for delivery in deliveries if delivery.envelope.type == MARK]
     progress.took(len(scores_only))
     try:
-        parts = await asyncio.to_thread(read_in_parts, scores_only)
+        parts = await asyncio.to_thread(read_in_parts, scores_only, pace.work)
         if not parts and marks:
             await standings.apply(NO_SCORES, max(marks))
         for number, scores in enumerate(parts, start=1):
@@ -64,13 +67,28 @@ async def apply_scores(
             metrics.SCORES.inc(len(scores))
             metrics.CHANGES.inc(sum(change.changed for change in changes))
             announcer.add([change for change in changes if not standings.is_hidden(change.board)])
+            pace.faster()
     except DatabaseAway as error:
-        raise NotNow(str(error)) from error  # still in hand
-    except BaseException:
+        pace.slower()
+        raise GiveBack(str(error)) from error
+    finally:
         progress.took(0)
-        raise
-    progress.took(0)
     give_memory_back()
+
+
+class Pace:
+    """How much work a transaction gets: less after one that did not end in time, for that may have been too much."""
+
+    def __init__(self) -> None:
+        self.work = MAX_WORK
+
+    def slower(self) -> None:
+        """Halve it."""
+        self.work = max(LEAST_WORK, self.work // 2)
+
+    def faster(self) -> None:
+        """Double it, up to `MAX_WORK`."""
+        self.work = min(MAX_WORK, self.work * 2)
 
 
 def _until(delivery: Delivery) -> int:

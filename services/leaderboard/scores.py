@@ -104,8 +104,8 @@ def read(deliveries: list[Delivery]) -> Scores:
     return _together(deliveries, [_read_one(delivery, micros) for delivery in deliveries])
 
 
-def read_in_parts(deliveries: list[Delivery]) -> list[Scores]:
-    """Do the same in parts, in sequence, each of about `MAX_WORK`; a delivery is never split.
+def read_in_parts(deliveries: list[Delivery], limit: int = MAX_WORK) -> list[Scores]:
+    """Do the same in parts, in sequence, each of up to `limit` work or one delivery, which is never split.
 
     Raises:
         Reject: as `read` does.
@@ -115,7 +115,7 @@ def read_in_parts(deliveries: list[Delivery]) -> list[Scores]:
     parts, begin, work = [], 0, 0
     for index, one in enumerate(columns):
         cost = _work(one)
-        if work and work + cost > MAX_WORK:
+        if work and work + cost > limit:
             parts.append(_together(deliveries[begin:index], columns[begin:index]))
             begin, work = index, 0
         work += cost

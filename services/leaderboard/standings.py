@@ -43,7 +43,7 @@ from services.leaderboard.boards import (
 from services.leaderboard.ranking import Ranking
 from services.leaderboard.scores import Scores
 from services.leaderboard.small import SMALL, SmallRanking, shrunk
-from services.leaderboard.store import Head, Reached, ResultRow, Row, Store
+from services.leaderboard.store import PATIENT_SECONDS, Head, Reached, ResultRow, Row, Store
 
 Key = tuple[str, str]
 """Board and season."""
@@ -203,8 +203,10 @@ class Standings:
             DatabaseAway: nothing changed here.
         """
         async with self._turn:
+            # The first time there is much to read, and after a failure there may be.
+            limit = PATIENT_SECONDS if self.trouble is not None or not self.loaded else None
             try:
-                async with self._store.reading() as connection:
+                async with self._store.reading(limit) as connection:
                     await self._catch_up(connection)
             except DatabaseAway as error:
                 self.trouble = str(error)

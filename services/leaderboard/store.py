@@ -88,10 +88,10 @@ CLAIM = {
 }
 
 
-WRITE_SECONDS = 30.0
-"""A full batch of scores takes some seconds on a slow disk."""
-READ_SECONDS = 300.0
-"""Millions of results, where all are read at the start; what is new since then takes milliseconds."""
+IDLE_MS = 5_000
+"""A transaction whose process says nothing for so long is rolled back: it may be cut off, and it holds the lock."""
+PATIENT_SECONDS = 300.0
+"""Millions of results, where all are read at the start."""
 
 ResultRow = tuple[int, str, float, int]
 """ranking, player, score, at."""
@@ -152,15 +152,25 @@ class Store:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Give the connection of the only writing transaction there is; it commits at the end."""
-        async with self._database.write(WRITE_SECONDS) as connection:
+        async with self._database.write() as connection:
             if self._database.dialect == "postgresql":
-                await connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+                await connection.execute(
+                    sa.text(
+                        f"SELECT set_config('idle_in_transaction_session_timeout', '{IDLE_MS}', true),"
+                        f" pg_advisory_xact_lock({LOCK})"
+                    )
+                )
             yield connection
 
+    async def check_writable(self) -> None:
+        """Write nothing new; raise DatabaseAway if even that is impossible."""
+        async with self.writing() as connection:
+            await connection.execute(sa.update(progress).values(version=progress.c.version))
+
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection whose statements all see the same state."""
-        async with self._database.read(READ_SECONDS) as connection:
+    async def reading(self, limit: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """Give a connection whose statements all see the same state, for `limit` seconds."""
+        async with self._database.read(limit) as connection:
             if self._database.dialect == "postgresql":
                 await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
