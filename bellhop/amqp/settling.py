@@ -81,34 +81,37 @@ async def move_on(publisher: Publisher, policy: RetryPolicy, delivery: Delivery,
     """
     if isinstance(error, NotNow):
         raise error
-    if isinstance(error, Defer):
-        await _defer(publisher, delivery, error)
-        return
+    try:
+        if isinstance(error, Defer):
+            await _defer(publisher, delivery, error)
+        else:
+            await _retry_or_bury(publisher, policy, delivery, error)
+    except PublishError as trouble:
+        raise NotNow(f"could not move the message on: {trouble}") from trouble
+    except Exception as trouble:  # a defect: handed back immediately, the message would come again without end
+        raise NotNow(f"could not move the message on: {trouble!r}") from trouble
+
+
+async def _retry_or_bury(publisher: Publisher, policy: RetryPolicy, delivery: Delivery, error: Exception) -> None:
     rung = None
     if not isinstance(error, Reject):
         rung = policy.rung(delivery.attempt, error.after if isinstance(error, Retry) else None)
-    try:
-        if rung is None:
-            await bury(publisher, delivery, error)
-            return
-        log.info(
-            "retrying later", queue=delivery.queue, id=delivery.envelope.id, attempt=delivery.attempt,
-            rung=rung.name, reason=str(error),
-        )  # fmt: skip
-        message = _again(delivery, attempt=delivery.attempt + 1, expiration_ms=expiration_ms(rung))
-        # The rung dead-letters to `work` with the routing key kept: the name of this queue.
-        await publisher.publish(rung.name, delivery.queue, message)
-    except PublishError as trouble:
-        raise NotNow(f"could not move the message on: {trouble}") from trouble
+    if rung is None:
+        await bury(publisher, delivery, error)
+        return
+    log.info(
+        "retrying later", queue=delivery.queue, id=delivery.envelope.id, attempt=delivery.attempt,
+        rung=rung.name, reason=str(error),
+    )  # fmt: skip
+    message = _again(delivery, attempt=delivery.attempt + 1, expiration_ms=expiration_ms(rung))
+    # The rung dead-letters to `work` with the routing key kept: the name of this queue.
+    await publisher.publish(rung.name, delivery.queue, message)
 
 
 async def _defer(publisher: Publisher, delivery: Delivery, signal: Defer) -> None:
     rung, milliseconds = rung_for(signal.after)
     message = _again(delivery, attempt=delivery.attempt, headers=dict(signal.headers), expiration_ms=milliseconds)
-    try:
-        await publisher.publish(rung.name, delivery.queue, message)
-    except PublishError as trouble:
-        raise NotNow(f"could not move the message on: {trouble}") from trouble
+    await publisher.publish(rung.name, delivery.queue, message)
 
 
 async def bury(publisher: Publisher, delivery: Delivery, error: Exception) -> None:

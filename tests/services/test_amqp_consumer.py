@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
+from bellhop.amqp import batches as batches_module
 from bellhop.amqp import consumer as consumer_module
 from bellhop.amqp.batches import BatchPuller
 from bellhop.amqp.connection import Connection
@@ -225,6 +227,59 @@ async def test_not_now_counts_no_attempt(harness: Harness) -> None:
 
     await wait_until(lambda: len(seen) == 2, 15, "the message came again")
     assert [each.attempt for each in seen] == [1, 1]
+
+
+async def test_what_cannot_be_moved_on_is_held(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with moving it: it waits here, and does not come again and again from the queue."""
+    monkeypatch.setattr(consumer_module, "PAUSE_SECONDS", 0.2)
+    publish, failures = harness.publisher.publish, iter(range(3))
+
+    async def fails_first(exchange: str, *arguments: Any, **more: Any) -> None:
+        if exchange == "dead" and next(failures, None) is not None:
+            raise ValueError("a header that cannot travel")
+        await publish(exchange, *arguments, **more)
+
+    monkeypatch.setattr(harness.publisher, "publish", fails_first)
+    seen: list[Delivery] = []
+
+    async def handler(delivery: Delivery) -> None:
+        seen.append(delivery)
+        raise Reject("never")
+
+    await harness.consume(handler)
+    await harness.publish()
+
+    await wait_until(lambda: harness.vhost.get("dead-letters"), 10, "a dead letter arrives")
+    assert [each.redelivered for each in seen] == [False] * 4
+
+
+async def test_a_batch_of_which_one_cannot_be_moved_on_is_held(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays in hand, and the ack of a later batch does not take it along."""
+    monkeypatch.setattr(batches_module, "PAUSE_SECONDS", 0.2)
+    publish, failures = harness.publisher.publish, iter(range(2))
+
+    async def fails_first(exchange: str, *arguments: Any, **more: Any) -> None:
+        if exchange == "dead" and next(failures, None) is not None:
+            raise ValueError("a header that cannot travel")
+        await publish(exchange, *arguments, **more)
+
+    monkeypatch.setattr(harness.publisher, "publish", fails_first)
+    handled: list[str] = []
+
+    async def handler(deliveries: list[Delivery]) -> None:
+        if any(each.envelope.id == "bad" for each in deliveries):
+            raise Reject("bad")
+        handled.extend(each.envelope.id for each in deliveries)
+
+    for event_id in ("bad", "a", "b"):
+        await harness.publish(event_id)
+    await pull(harness, handler, size=1, interval=0.2)
+
+    dead = await wait_until(lambda: harness.vhost.get("dead-letters"), 10, "a dead letter arrives")
+    assert dead.headers["cloudEvents:id"] == "bad"
+    await wait_until(lambda: handled == ["a", "b"], 10, "the others are handled")
 
 
 async def test_a_deferred_message_comes_back_as_the_same_attempt(harness: Harness) -> None:

@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
+from bellhop.sql.database import DatabaseAway
 from services.gateway.store import tally
 from services.gateway.store.tally import Tally
+from tests.support import wait_until
 
 
 class Counting:
@@ -74,3 +76,22 @@ async def test_a_count_that_fails_is_made_again() -> None:
     counting.error = None
 
     assert await number.get() == 2
+
+
+async def test_a_count_that_fails_with_nobody_waiting_is_logged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The old number is shown, and the log says that it is old."""
+    monkeypatch.setattr(tally, "REST_FACTOR", 0)
+    monkeypatch.setattr(tally, "QUICK_SECONDS", 0)
+    counting = Counting()
+    counting.may_end.set()
+    number = Tally(counting)
+    await number.get()
+    counting.may_end.clear()
+    counting.error = DatabaseAway("gone")
+
+    assert await number.get() == 1
+
+    counting.may_end.set()
+    await wait_until(lambda: "gone" in capsys.readouterr().out, 5, "it is logged")

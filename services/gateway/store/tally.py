@@ -10,12 +10,18 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Generic, TypeVar
 
+from bellhop.background import spawn
+from bellhop.errors import Unavailable
+from bellhop.observe.logs import get_logger
+
 QUICK_SECONDS = 0.01
 """A count that takes no longer is made for every request."""
 PATIENCE_SECONDS = 0.005
 """So long a request that has an older number waits for a newer one."""
 REST_FACTOR = 20
 """A count that takes longer is made again after so many times of what it took: it keeps 5 % of a core busy at most."""
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -25,7 +31,8 @@ class Tally(Generic[T]):
 
     def __init__(self, count: Callable[[], Awaitable[T]]) -> None:
         self._count = count
-        self._counting: asyncio.Task[T] | None = None
+        self._counting: asyncio.Future[T] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._last: T | None = None
         self._known = False
         self._good_until = 0.0
@@ -39,8 +46,9 @@ class Tally(Generic[T]):
         if self._known and monotonic() < self._good_until:
             return self._last  # type: ignore[return-value] # None may be what was counted
         if self._counting is None:
-            self._counting = asyncio.create_task(self._run(), name="tally")
+            self._counting = asyncio.get_running_loop().create_future()
             self._counting.add_done_callback(_retrieve)
+            spawn(self._run(self._counting), self._tasks, "counting")
         counting = self._counting
         if self._known:
             await asyncio.wait([counting], timeout=PATIENCE_SECONDS)
@@ -49,7 +57,7 @@ class Tally(Generic[T]):
         # Shielded: others may wait for the same count.
         return await asyncio.shield(counting)
 
-    async def _run(self) -> T:
+    async def _run(self, counting: "asyncio.Future[T]") -> None:
         began = monotonic()
         try:
             self._last = await self._count()
@@ -57,12 +65,19 @@ class Tally(Generic[T]):
             took = monotonic() - began
             if took > QUICK_SECONDS:
                 self._good_until = monotonic() + REST_FACTOR * took
-            return self._last
+            counting.set_result(self._last)
+        except Unavailable as error:
+            counting.set_exception(error)
+            log.warning("could not count; showing the numbers of before", reason=str(error))
+        except Exception as error:
+            counting.set_exception(error)
+            raise
         finally:
             self._counting = None
+            counting.cancel()
 
 
-def _retrieve(counting: "asyncio.Task[T]") -> None:
-    """Take note of a failure: where nobody waits for the count, the next one tells it."""
+def _retrieve(counting: "asyncio.Future[T]") -> None:
+    """Take note of a failure, so that asyncio does not log it once more."""
     if not counting.cancelled():
         counting.exception()
