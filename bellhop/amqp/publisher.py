@@ -7,7 +7,7 @@ publish reaches about 1,000 a second, a window of a thousand reaches the broker'
 
 import asyncio
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -42,11 +42,14 @@ class Publisher:
         self._room = asyncio.Semaphore(window)
         self._timeout = timeout
         self._channel: Channel | None = None
-        # What the broker owes us, by delivery tag, oldest first. One that timed out stays until the broker
-        # answers or the channel dies: it still takes its place in the window.
+        # What the broker owes us, by delivery tag, oldest first. One that timed out stays until the broker answers or
+        # the channel closes, but takes no place in the window any more.
         # An OrderedDict, because to find its first entry a dict walks over all that it lost at its front.
         self._outstanding: OrderedDict[int, _Outstanding] = OrderedDict()
         self._returned: set[str] = set()
+        # Where confirms are overdue, and how many. Up to which tag that was counted.
+        self._overdue: Counter[tuple[str, str]] = Counter()
+        self._overdue_until = 0
         self._last_answer = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         # Brokers' returns are matched by message id, so two publishes must never share one, not even of one event.
@@ -70,9 +73,19 @@ class Publisher:
         if self._channel is None or not self._connection.usable:
             explanation = self._connection.explanation
             return explanation if explanation != "ok" else "the channel to RabbitMQ is being opened"
-        if self._stalled():
+        if len(self._overdue) > 1 and self._stalled():
             return f"RabbitMQ has confirmed nothing for {self._timeout:g} s"
         return None
+
+    def trouble_with(self, exchange: str, routing_key: str) -> str | None:
+        """Return as a sentence why publishing there is hopeless at the moment; None when it is not.
+
+        A queue that confirms nothing (its nodes have no majority, for example) must not stop messages for others. Its
+        confirms are still due, so the first of them, or a new channel, ends the trouble.
+        """
+        if (exchange, routing_key) in self._overdue:
+            return f"RabbitMQ has confirmed nothing for {routing_key or exchange!r} for {self._timeout:g} s"
+        return self.trouble
 
     async def publish(self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True) -> None:
         """Publish and return once the broker confirmed.
@@ -94,7 +107,7 @@ class Publisher:
 
         For whoever has many messages: a future costs less than a task for each.
         """
-        if (trouble := self.trouble) is not None:
+        if (trouble := self.trouble_with(exchange, routing_key)) is not None:
             raise BrokerAway(trouble)
         if self._room.locked():
             await self._wait_for_room()
@@ -164,10 +177,15 @@ class Publisher:
     def _sweep(self) -> None:
         """Fail what is overdue. One timer for all costs less than a timer for each."""
         loop = asyncio.get_running_loop()
-        for outstanding in self._outstanding.values():
-            if outstanding.deadline > loop.time():
+        now = loop.time()
+        for tag, outstanding in self._outstanding.items():
+            if outstanding.deadline > now:
                 break
-            _fail(outstanding, Unconfirmed(f"RabbitMQ did not confirm within {self._timeout:g} s"))
+            if tag > self._overdue_until:
+                self._overdue_until = tag
+                self._overdue[outstanding.route] += 1
+                self._room.release()  # no more goes where nothing is confirmed, so it need not keep others out
+                _fail(outstanding, Unconfirmed(f"RabbitMQ did not confirm within {self._timeout:g} s"))
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep) if self._outstanding else None
 
     # The channel's life, called by the connection.
@@ -187,9 +205,12 @@ class Publisher:
         self._channel = None
         self._returned.clear()
         outstanding, self._outstanding = self._outstanding, OrderedDict()
-        for one in outstanding.values():
-            self._room.release()
+        for tag, one in outstanding.items():
+            if tag > self._overdue_until:
+                self._room.release()
             _fail(one, Unconfirmed(f"the connection to RabbitMQ was lost before the confirm: {reason}"))
+        self._overdue.clear()
+        self._overdue_until = 0
 
     def _on_return(self, _channel: Channel, _method: Basic.Return, properties: Any, _body: bytes) -> None:
         self._returned.add(properties.message_id)
@@ -205,8 +226,11 @@ class Publisher:
 
     def _settle(self, tag: int, answer: "Basic.Ack | Basic.Nack") -> None:
         one = self._outstanding.pop(tag)
-        self._room.release()
         exchange, routing_key = one.route
+        if tag > self._overdue_until:
+            self._room.release()
+        else:
+            self._overdue -= Counter([one.route])  # keeps counts above 0 alone
         if one.message_id in self._returned:  # a return always comes before its own confirm
             self._returned.discard(one.message_id)
             _fail(one, Unroutable(f"nothing is bound to exchange {exchange!r} for routing key {routing_key!r}"))

@@ -205,7 +205,7 @@ UNCHARGED_TIME = timedelta(days=4)
 four to five days."""
 DEFERRALS = "bellhop-deferrals"
 """AMQP header: how often a mail was deferred without being charged."""
-DEFERRAL_SECONDS = (30.0, 120.0, 600.0)
+DEFERRAL_SECONDS = (5.0, 30.0, 120.0, 600.0)
 
 
 def _deferral(delivery: Delivery, verdict: Verdict) -> Defer | None:

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import BrokerAway, Refused, Unroutable
+from bellhop.amqp.errors import BrokerAway, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.envelope import Envelope
@@ -90,6 +91,34 @@ async def test_without_a_connection_publishing_fails_at_once() -> None:
         await publisher.publish("work", "mail.normal", message())
 
     await connection.close()
+
+
+async def test_a_queue_that_confirms_nothing_stops_no_other(
+    vhost: Vhost, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages for it are refused immediately, others go out; its late confirms end the trouble."""
+    late: list[Any] = []
+    settle = publisher._settle
+
+    def hold_back(tag: int, answer: Any) -> None:
+        if publisher._outstanding[tag].route == ("work", "mail.bulk"):
+            late.append((tag, answer))
+        else:
+            settle(tag, answer)
+
+    monkeypatch.setattr(publisher, "_settle", hold_back)
+    with pytest.raises(Unconfirmed):
+        await publisher.publish("work", "mail.bulk", message())
+    with pytest.raises(BrokerAway, match=r"mail\.bulk"):
+        await publisher.publish("work", "mail.bulk", message())
+    await publisher.publish("work", "mail.urgent", message())
+    assert publisher.trouble is None
+
+    monkeypatch.undo()
+    for tag, answer in late:
+        settle(tag, answer)
+    await publisher.publish("work", "mail.bulk", message())
+    assert publisher.unconfirmed == 0
 
 
 async def test_publishing_works_again_after_the_connection_was_cut(vhost: Vhost, publisher: Publisher) -> None:
