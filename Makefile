@@ -6,6 +6,9 @@ VENV := .venv/.made
 BIN := .venv/bin
 # The tests wait more than they compute, so more workers than cores pay. `make test PYTEST='-x tests/unit'` for less.
 PYTEST ?= -n 4 --dist loadgroup
+FAULTS_PYTEST ?= -n 2 --dist loadgroup
+# Where the table of faults goes; empty: nowhere.
+FAULTS_PAGE ?= docs/reliability.md
 COMPOSE ?= tests/compose
 
 help: ## this list
@@ -25,10 +28,10 @@ test: $(VENV) ## all tests but those that break things on purpose
 
 test-faults: $(VENV) ## break everything on purpose, half an hour; the table goes into docs/reliability.md
 	@scripts/apt-install iproute2 iptables strace || true # what is still missing is skipped, and says so
-	BELLHOP_RELIABILITY_PAGE=docs/reliability.md $(BIN)/pytest -m faults -n 2 --dist loadgroup tests/faults
+	BELLHOP_RELIABILITY_PAGE=$(FAULTS_PAGE) $(BIN)/pytest -m faults tests/faults $(FAULTS_PYTEST)
 
 compose-test: $(VENV) ## compose.yaml in containers, from a clean copy (needs a Docker Engine)
-	$(BIN)/pytest -m compose -v $(COMPOSE)
+	$(BIN)/pytest -m compose -v $(COMPOSE) $(COMPOSE_PYTEST)
 
 check: $(VENV) ## what must hold before a commit
 	$(BIN)/ruff check .

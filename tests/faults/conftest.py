@@ -39,7 +39,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     found = report.rows(Path(os.environ["BELLHOP_TEST_SESSION"]))
     session.config.stash[_ROWS] = found
-    if found and WRITE in os.environ and session.testsfailed == 0:
+    if found and os.environ.get(WRITE) and session.testsfailed == 0:
         report.write(Path(os.environ[WRITE]), found)
 
 
