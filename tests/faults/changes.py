@@ -12,11 +12,12 @@ from bellhop.amqp import retry
 def hurry() -> None:
     """Leases run out, the retry ladder comes back, and lowered rates climb, in seconds instead of minutes."""
     from services.gateway.store import outbox
-    from services.mailer import app, limits, store
+    from services.mailer import app, handlers, limits, store
 
     outbox.LEASE_MS = 3000
     store.LEASE_SECONDS = 2.5
     app.BEAT_SECONDS = 0.6
+    handlers.DEFERRAL_SECONDS = (1.0,)
     limits.SETTLE_SECONDS, limits.CLIMB_SECONDS, limits.CLIMBED_SECONDS = 0.25, 2.0, 6.0
     retry.expiration_ms = lambda rung: 1000  # type: ignore[assignment]
     from bellhop.amqp import settling

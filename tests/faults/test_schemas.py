@@ -18,6 +18,8 @@ EXAMPLES = 40
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
+# The services share this process and draw their jitter while hypothesis watches the random source.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 async def test_no_answer_is_a_server_error(vhost: Vhost, tmp_path: Path) -> None:
     """Every operation of the three faces, with requests that fit its schema and requests that do not."""
     async with three_faces(vhost, tmp_path) as faces:
