@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from bellhop import faults
-from bellhop.amqp.errors import Defer, NotNow, Retry
+from bellhop.amqp.errors import Defer, NotNow, PublishError, Retry
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.base import now
 from bellhop.contracts.mail import CancelTask, MailTask
@@ -47,7 +47,7 @@ async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
             await waiting.pause(NotNow("another replica is sending this mail"))
             attempt = await _attempt(mailer, delivery, task, key)
         if attempt.verdict is not None:
-            await _conclude(mailer, delivery, task, attempt, attempt.verdict)
+            await _end(mailer, delivery, task, attempt, attempt.verdict)
         else:
             await _report_again(mailer, delivery, task, attempt.claim)
     finally:
@@ -90,10 +90,11 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
     began = time.perf_counter()
     try:
         relay, verdict = await _send(mailer, task, outgoing, relays)
-    except (RelayAway, DatabaseAway):
-        # Nothing came of the claim: give it back.
-        result = Result(key, Kept.WAITING, delivery.attempt - 1, claim.uncertain, claim.outcome)
-        await patiently(mailer, lambda: mailer.inbox.record(result))
+    except (RelayAway, DatabaseAway):  # nothing went out
+        await _give_back(mailer, delivery, key, claim, uncertain=claim.uncertain)
+        raise
+    except Exception:  # a defect, and nothing says how far the mail got
+        await _give_back(mailer, delivery, key, claim, uncertain=True)
         raise
     metrics.SECONDS.observe(time.perf_counter() - began)
     return _Attempt(claim, verdict, relay, outgoing.domain)
@@ -153,6 +154,24 @@ async def _claim(mailer: Mailer, key: Key, attempt: int) -> Claim:
         return await mailer.inbox.claim(key, attempt)
 
     return await patiently(mailer, claim)
+
+
+async def _give_back(mailer: Mailer, delivery: Delivery, key: Key, claim: Claim, *, uncertain: bool) -> None:
+    """End a claim without a result, so that another replica may send the mail; does nothing where it has ended."""
+    result = Result(key, Kept.WAITING, delivery.attempt - 1, uncertain, claim.outcome)
+    await patiently(mailer, lambda: mailer.inbox.record(result))
+
+
+async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
+    """Conclude an attempt; where that fails by a defect before the result is stored, give the claim back."""
+    try:
+        await _conclude(mailer, delivery, task, made, verdict)
+    except (Defer, Retry, RelayAway, DatabaseAway, PublishError):
+        raise
+    except Exception:
+        uncertain = verdict.kind is Kind.SENT or verdict.uncertain or made.claim.uncertain
+        await _give_back(mailer, delivery, (task.task_id, task.round), made.claim, uncertain=uncertain)
+        raise
 
 
 async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
