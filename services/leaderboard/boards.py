@@ -87,13 +87,9 @@ def joined(operator: Operator, held: Result | None, new: Result) -> Result:
     """Join one further score of a player with what is `held`: `collapse` and `join` for a single one."""
     if held is None:
         return new
-    match operator:
-        case Operator.BEST:
-            return min(held, new)
-        case Operator.LAST:
-            return new if new[1] >= held[1] else held
-        case Operator.SUM:
-            return held[0] + new[0], max(held[1], new[1])
+    if operator is Operator.BEST:
+        return min(held, new)
+    return new if new[1] >= held[1] else held
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +113,19 @@ def to_keys(scores: Floats, order: Order) -> Floats:
 
 
 def collapse(operator: Operator, slots: Slots, keys: Floats, at: Times) -> Results:
-    """Join the scores of each player among themselves.
+    """Join the scores of each player among themselves, on a board that takes the best or the last (sums: sums.py).
 
-    `best` takes score and time as one pair; of equal scores the first counts. `last` takes the latest; of two at the
-    same time the one that stands later in the sequence. `sum` adds up and takes the time of the last addend: when the
-    total was reached. The sequence makes no difference to `best` and `sum`.
+    `best` takes score and time as one pair; of equal scores the first counts, and the sequence makes no difference.
+    `last` takes the latest; of two at the same time the one that stands later in the sequence.
     """
-    match operator:
-        case Operator.BEST:
-            sequence = np.lexsort((at, keys, slots))
-        case Operator.LAST:
-            sequence = np.lexsort((-np.arange(len(slots)), -at, slots))
-        case Operator.SUM:
-            sequence = np.lexsort((keys, -at, slots))
+    if operator is Operator.BEST:
+        sequence = np.lexsort((at, keys, slots))
+    else:
+        sequence = np.lexsort((-np.arange(len(slots)), -at, slots))
     first = np.ones(len(slots), np.bool_)
     first[1:] = slots[sequence][1:] != slots[sequence][:-1]
     example = sequence[first]
-    joined = keys[example]
-    if operator is Operator.SUM:
-        joined = np.add.reduceat(keys[sequence], np.flatnonzero(first))
-    return Results(slots[example], joined, at[example], example)
+    return Results(slots[example], keys[example], at[example], example)
 
 
 def join(operator: Operator, new: Results, known: Flags, keys: Floats, at: Times) -> Results:
@@ -144,11 +133,6 @@ def join(operator: Operator, new: Results, known: Flags, keys: Floats, at: Times
 
     `keys` and `at` are what the board holds where `known` is true, and arbitrary elsewhere.
     """
-    match operator:
-        case Operator.BEST:
-            return new.only(~known | (new.keys < keys) | ((new.keys == keys) & (new.at < at)))
-        case Operator.LAST:
-            return new.only(~known | (new.at > at) | ((new.at == at) & (new.keys != keys)))
-        case Operator.SUM:
-            totals = np.where(known, keys + new.keys, new.keys)
-            return Results(new.slots, totals, np.where(known, np.maximum(at, new.at), new.at), new.example)
+    if operator is Operator.BEST:
+        return new.only(~known | (new.keys < keys) | ((new.keys == keys) & (new.at < at)))
+    return new.only(~known | (new.at > at) | ((new.at == at) & (new.keys != keys)))

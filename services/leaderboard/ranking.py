@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import numpy as np
 
 from bellhop.contracts.scores import Order
-from services.leaderboard.boards import Flags, Floats, Results, Slots, Times, to_keys
+from services.leaderboard.boards import Flags, Floats, Result, Results, Slots, Times, to_keys
 from services.leaderboard.names import Names
 
 Values = TypeVar("Values", Floats, Times)
@@ -89,6 +89,13 @@ class Ranking:
     def top(self, count: int) -> list[str]:
         """Return the names of the first `count` players."""
         return [self.names[slot] for slot in self.players[:count].tolist()]
+
+    def result(self, player: str) -> Result | None:
+        """Return what `player` has, or None."""
+        slot = self.names.find(player)
+        if not 0 <= slot < len(self.places) or self.places.item(slot) < 0:
+            return None
+        return self.keys.item(slot), self.at.item(slot)
 
     def known(self, slots: Slots) -> Flags:
         """Say for each slot whether it has a result."""

@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import now
-from bellhop.contracts.scores import BoardSettings, Order, Season
+from bellhop.contracts.scores import BoardSettings, Operator, Order, Season
 from bellhop.sql.database import DatabaseAway
-from services.leaderboard import metrics
+from services.leaderboard import metrics, sums
 from services.leaderboard.boards import (
     Result,
     Results,
@@ -49,6 +49,9 @@ Key = tuple[str, str]
 """Board and season."""
 
 AnyRanking = Ranking | SmallRanking
+
+Held = dict[int, dict[str, Result | None]]
+"""By ranking and player: the result, or None."""
 
 DEFAULTS = BoardSettings()
 """Of a board that begins with a score."""
@@ -96,6 +99,8 @@ class _Update:
     rows: list[Row]
     make: Callable[[], AnyRanking]
     """Returns the next snapshot."""
+    rests: list[int] = field(default_factory=list)
+    """Of a board that adds up: one for each row."""
 
 
 class Standings:
@@ -367,7 +372,10 @@ class Standings:
                 order = (new_boards.get(board) or self._boards[board]).order
                 lives[board, season] = Live(head, SmallRanking.empty(order))
         settings = {board: new_boards.get(board) or self._boards[board] for board, _ in parts}
-        updates = await asyncio.to_thread(_updates, lives, settings, scores, parts, reached.version)
+        added = {key: lives[key] for key in parts if settings[key[0]].operator is Operator.SUM}
+        held, doubtful = await asyncio.to_thread(_held, added, scores, parts)
+        rests = await self._store.rests(connection, doubtful)
+        updates = await asyncio.to_thread(_updates, lives, settings, scores, parts, reached.version, held, rests)
         return (reached if updates else self._seen), updates
 
     async def _save(
@@ -383,7 +391,15 @@ class Standings:
             return
         await self._store.save_boards(connection, new_boards, reached.version)
         await self._store.save_heads(connection, [update.head for update in updates])
-        await self._store.save_results(connection, [row for update in updates for row in update.rows])
+        rows = [row for update in updates if not update.rests for row in update.rows]
+        await self._store.save_results(connection, rows)
+        totals = [
+            (*row, rest)
+            for update in updates
+            if update.rests
+            for row, rest in zip(update.rows, update.rests, strict=True)
+        ]
+        await self._store.save_sums(connection, totals)
         await self._store.save_progress(connection, reached)
 
     # Catching up.
@@ -563,19 +579,35 @@ def _updates(
     scores: Scores,
     parts: dict[Key, NDArray[np.intp]],
     version: int,
+    held: Held,
+    rests: dict[tuple[int, str], int],
 ) -> list[_Update]:
-    """Work out what `scores` change; `parts` says which of them fall into which ranking."""
+    """Work out what `scores` change; `parts` says which of them fall into which ranking.
+
+    Args:
+        lives: the rankings.
+        settings: of their boards.
+        scores: what to apply.
+        parts: the indices of the scores that fall into each ranking.
+        version: of this change.
+        held: what the players have where scores are added up.
+        rests: those of their totals that are not 0.
+    """
     values: list[float] = []
     at: list[int] = []
     updates = []
     for key, indices in parts.items():
         live = lives[key]
         ranking = live.ranking
-        if isinstance(ranking, SmallRanking) and len(ranking) + len(indices) <= SMALL:
+        adds = settings[key[0]].operator is Operator.SUM
+        if adds or (isinstance(ranking, SmallRanking) and len(ranking) + len(indices) <= SMALL):
             if not values:  # once for all: a look at one number of an array costs more than the whole ranking
                 values, at = scores.scores.tolist(), scores.at.tolist()
             few = [(scores.players[index], values[index], at[index]) for index in indices.tolist()]
-            update = _update_small(live.head, ranking, settings[key[0]], few, version)
+            if adds:
+                update = _update_sums(live, settings[key[0]], few, version, held[live.head.id], rests)
+            else:
+                update = _update_small(live.head, _small(ranking), settings[key[0]], few, version)
         else:
             update = _update(live.head, _large(ranking), settings[key[0]], scores, indices, version)
         if update.rows:
@@ -619,6 +651,58 @@ def _update_small(
     return _Update(ranking, _counted(head, newcomers, version), rows, partial(ranking.with_results, results))
 
 
+def _held(
+    lives: dict[Key, Live], scores: Scores, parts: dict[Key, NDArray[np.intp]]
+) -> tuple[Held, list[tuple[int, str]]]:
+    """Return what the players of `scores` have in each ranking, and whose total that does not tell."""
+    held: Held = {}
+    doubtful = []
+    for key, live in lives.items():
+        indices = parts[key]
+        id_, result = live.head.id, live.ranking.result
+        held[id_] = {player: result(player) for player in {scores.players[index] for index in indices.tolist()}}
+        doubtful += [(id_, player) for player, one in held[id_].items() if one is not None and not sums.is_told_by(one)]
+    return held, doubtful
+
+
+def _update_sums(
+    live: Live,
+    settings: BoardSettings,
+    scores: list[tuple[str, float, int]],
+    version: int,
+    held: dict[str, Result | None],
+    rests: dict[tuple[int, str], int],
+) -> _Update:
+    head, sign = live.head, 1.0 if settings.order is Order.ASCENDING else -1.0
+    totals = {
+        player: sums.total_of(one, rests.get((head.id, player), 0)) for player, one in held.items() if one is not None
+    }
+    before = dict(totals)
+    for player, score, at in scores:
+        totals[player] = sums.add(totals.get(player), sign * score, at)
+    changed = {player: sums.shown(total) for player, total in totals.items() if total != before.get(player)}
+    names = sorted(changed)
+    rows = [(head.id, name, sign * changed[name][0][0] + 0.0, changed[name][0][1], version) for name in names]
+    results = {name: (changed[name][0][0] + 0.0, changed[name][0][1]) for name in names}
+    newcomers = sum(name not in before for name in names)
+    make = partial(_with_results, live.ranking, results)
+    return _Update(live.ranking, _counted(head, newcomers, version), rows, make, [changed[name][1] for name in names])
+
+
+def _with_results(ranking: AnyRanking, results: dict[str, Result]) -> AnyRanking:
+    if isinstance(ranking, SmallRanking) and len(ranking) + len(results) <= SMALL:
+        return ranking.with_results(results)
+    large = _large(ranking)
+    slots = large.names.add(list(results))
+    keys = np.array([key for key, _ in results.values()], np.float64)
+    at = np.array([moment for _, moment in results.values()], np.int64)
+    return large.with_results(Results(slots, keys, at, np.arange(len(slots))))
+
+
+def _small(ranking: AnyRanking) -> SmallRanking:
+    return ranking if isinstance(ranking, SmallRanking) else shrunk(ranking)
+
+
 def _counted(head: Head, newcomers: int, version: int) -> Head:
     return Head(head.id, head.board, head.season, head.players + newcomers, version, head.erasures)
 
@@ -636,5 +720,5 @@ def _large(ranking: AnyRanking) -> Ranking:
 
 def _with_few(ranking: AnyRanking, new: dict[str, Result]) -> SmallRanking:
     """Return a ranking of at most `SMALL` players with new results."""
-    small = ranking if isinstance(ranking, SmallRanking) else shrunk(ranking)
+    small = _small(ranking)
     return small.with_results(new) if new else small

@@ -41,16 +41,29 @@ SQLITE_PRAGMAS = ("PRAGMA cache_size=-1000", "PRAGMA wal_autocheckpoint=40000")
 Row = tuple[int, str, float, int, int]
 """ranking, player, score, at, version: a row of `results`."""
 
+SumRow = tuple[int, str, float, int, int, int]
+"""The same, and the rest."""
+
 # Written in the dialects' own words: SQLAlchemy would spend more on each of 200,000 rows than the database does.
 SAVE = (
     "INSERT INTO results (ranking, player, score, at, version) {} ON CONFLICT (ranking, player)"
     " DO UPDATE SET score = excluded.score, at = excluded.at, version = excluded.version"
 )
+# Of boards that add up.
+SAVE_SUMS = (
+    "INSERT INTO results (ranking, player, score, at, version, rest) {} ON CONFLICT (ranking, player) DO UPDATE SET"
+    " score = excluded.score, at = excluded.at, version = excluded.version, rest = excluded.rest"
+)
+SAVE_SUM_COLUMNS = SAVE_SUMS.format(
+    "SELECT * FROM unnest($1::int[], $2::text[], $3::float8[], $4::bigint[], $5::bigint[], $6::bigint[])"
+)
 SAVE_COLUMNS = SAVE.format("SELECT * FROM unnest($1::int[], $2::text[], $3::float8[], $4::bigint[], $5::int[])")
 # SQLite lets go of Python's interpreter lock for each call, and getting it back from a busy thread takes milliseconds:
 # `executemany`, a call for each row, slows down from 1.5 to 500 us a row. So many rows go into one call, in few sizes,
 # because preparing a statement costs more than running it.
-SAVE_ROWS = {size: SAVE.format("VALUES " + ", ".join(["(?, ?, ?, ?, ?)"] * size)) for size in (2000, 200, 20, 1)}
+SIZES = (2000, 200, 20, 1)
+SAVE_ROWS = {size: SAVE.format("VALUES " + ", ".join(["(?, ?, ?, ?, ?)"] * size)) for size in SIZES}
+SAVE_SUM_ROWS = {size: SAVE_SUMS.format("VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * size)) for size in SIZES}
 
 # Any number of values in one statement: a list of lists as JSON, of which each inner list is a row with the column
 # `value`.
@@ -96,6 +109,10 @@ PATIENT_SECONDS = 300.0
 ResultRow = tuple[int, str, float, int]
 """ranking, player, score, at."""
 
+FIND_RESTS = (
+    "SELECT ranking, player, rest FROM results WHERE rest <> 0"
+    " AND (ranking, player) IN (SELECT CAST(value ->> 0 AS INTEGER), value ->> 1 FROM {each})"
+)
 
 # An id that was applied to a board that was deleted since counts again.
 REUSED = (
@@ -277,15 +294,33 @@ class Store:
 
     async def save_results(self, connection: AsyncConnection, rows: list[Row]) -> None:
         """Write results, new or not. Rows in the order of (ranking, player) touch each page of the table once."""
+        await self._save(connection, SAVE_COLUMNS, SAVE_ROWS, rows)
+
+    async def save_sums(self, connection: AsyncConnection, rows: list[SumRow]) -> None:
+        """Write totals, new or not."""
+        await self._save(connection, SAVE_SUM_COLUMNS, SAVE_SUM_ROWS, rows)
+
+    async def _save(
+        self, connection: AsyncConnection, columns: str, sizes: dict[int, str], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        if not rows:
+            return
         if self._database.dialect == "postgresql":
-            await connection.exec_driver_sql(SAVE_COLUMNS, tuple(map(list, zip(*rows, strict=True))))
+            await connection.exec_driver_sql(columns, tuple(map(list, zip(*rows, strict=True))))
             return
         begin = 0
-        for size, statement in SAVE_ROWS.items():
+        for size, statement in sizes.items():
             while len(rows) - begin >= size:
                 values = tuple(chain.from_iterable(rows[begin : begin + size]))
                 await connection.exec_driver_sql(statement, values)
                 begin += size
+
+    async def rests(self, connection: AsyncConnection, keys: list[tuple[int, str]]) -> dict[tuple[int, str], int]:
+        """Return the rest of each total `keys`, ranking and player each, that has one."""
+        if not keys:
+            return {}
+        rows = await self._with_list(connection, FIND_RESTS, keys)
+        return {(ranking, player): rest for ranking, player, rest in rows}
 
     async def erase(self, connection: AsyncConnection, ids: list[int], player: str) -> set[int]:
         """Delete the results of a player in several rankings; return the ids of those that had one."""

@@ -64,7 +64,8 @@ rankings = sa.Table(
     sa.Index("rankings_by_version", "version"),
 )
 
-# One row for each player of a ranking: his result, and the version of the ranking that brought it.
+# One row for each player of a ranking: the result, and the version that brought it. `rest` is what `score` lacks of a
+# sum, in millionths and in the direction in which the order counts (sums.py).
 results = sa.Table(
     "results",
     metadata,
@@ -73,6 +74,7 @@ results = sa.Table(
     sa.Column("score", sa.Double, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("rest", sa.BigInteger, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 

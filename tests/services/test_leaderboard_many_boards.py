@@ -13,7 +13,6 @@ from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.scores import BoardSettings, Operator, Order
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.leaderboard import scores as reading
 from services.leaderboard.scores import read, read_in_parts
 from services.leaderboard.small import SMALL, SmallRanking
 from services.leaderboard.standings import Standings
@@ -155,21 +154,20 @@ async def test_a_board_of_another_replica_can_be_erased_from_immediately(databas
     assert one.current("b").top(2) == other.current("b").top(2) == ["bob"]
 
 
-def test_a_batch_is_split_by_its_work(monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_is_split_by_its_work():
     """Scores on many boards fill a transaction sooner than as many on one; no message is split, and none is lost."""
-    monkeypatch.setattr(reading, "MAX_WORK", 2000)
     alone = [message(*(("b", f"p{n}", n) for n in range(100))) for _ in range(10)]
     spread = [on_boards(100) for _ in range(10)]
-    assert len(read_in_parts(alone)) == 1
-    parts = read_in_parts(spread)
+    assert len(read_in_parts(alone, 2000)) == 1
+    parts = read_in_parts(spread, 2000)
     assert len(parts) == 10
     assert [message for part in parts for message in part.messages] == read(spread).messages
 
 
-async def test_a_database_of_the_first_version_keeps_its_boards(database_url):
+async def test_a_database_of_the_first_version_keeps_its_boards(empty_database_url):
     """After the upgrade a board goes on from where it was, and what was applied is not applied again."""
-    await migrate(database_url, "services.leaderboard", to="0001")
-    database = Database(database_url)
+    await migrate(empty_database_url, "services.leaderboard", to="0001")
+    database = Database(empty_database_url)
     try:
         async with database.write() as connection:
             for statement in (
@@ -179,7 +177,7 @@ async def test_a_database_of_the_first_version_keeps_its_boards(database_url):
                 "INSERT INTO results (ranking, player, score, at, version) VALUES (7, 'bob', 3, 2, 4)",
             ):
                 await connection.execute(sa.text(statement))
-        await migrate(database_url, "services.leaderboard")
+        await migrate(empty_database_url, "services.leaderboard")
         standings = await replica(database)
         await standings.apply(read([message(("b", "bob", 4), ("c", "cy", 1))]))
         for one in (standings, await replica(database)):

@@ -124,6 +124,47 @@ async def test_many_shuffled_duplicated_messages_give_the_exact_sums(database):
         assert shown == expected
 
 
+async def test_sums_are_exact_decimals_over_replicas_and_restarts(database):
+    """Also where a double has no digit left for the addend, and where a total came back to zero."""
+    one, other = await replica(database), await replica(database)
+    await one.configure("b", SUM)
+    for score in (0.1, 0.2, 1e15, 0.3):
+        for standings in (one, other):
+            await standings.apply(read([message(("ann", score), ("bob", 5), ("bob", -5))]))
+    await (await replica(database)).apply(read([message(("ann", -2e15), ("bob", 0))]))
+    late = AT - timedelta(days=1)
+    await one.apply(read([message(("bob", 3), at=late)]))
+    for standings in (one, other, await replica(database)):
+        await standings.refresh()
+        assert top(standings) == [(1, "bob", 3.0), (2, "ann", 1.2)]
+        assert standings.current("b").entry("bob").at > to_micros(late) + 10_000_000
+
+
+async def test_traces_of_binary_fractions_are_taken_off_existing_sums(empty_database_url):
+    """A total of an earlier version ties with the same total of this one; other boards keep every bit."""
+    await migrate(empty_database_url, "services.leaderboard", to="0004")
+    database = Database(empty_database_url)
+    try:
+        async with database.write() as connection:
+            for statement in (
+                "INSERT INTO boards (board, \"order\", operator, season) VALUES ('b', 'descending', 'sum', 'none')",
+                "INSERT INTO boards (board, \"order\", operator, season) VALUES ('c', 'descending', 'best', 'none')",
+                "INSERT INTO rankings (id, board, season, players, version, erasures) VALUES (1, 'b', '', 1, 1, 0)",
+                "INSERT INTO rankings (id, board, season, players, version, erasures) VALUES (2, 'c', '', 1, 1, 0)",
+                "INSERT INTO results (ranking, player, score, at, version) VALUES (1, 'ann', 0.6000000000000001, 1, 1)",
+                "INSERT INTO results (ranking, player, score, at, version) VALUES (2, 'ann', 0.6000000000000001, 1, 1)",
+                "UPDATE progress SET version = 1, last_ranking = 2",
+            ):
+                await connection.execute(text(statement))
+        await migrate(empty_database_url, "services.leaderboard")
+        standings = await replica(database)
+        await standings.apply(read([message(("bob", 0.1), ("bob", 0.2), ("bob", 0.3))]))
+        assert top(standings) == [(1, "ann", 0.6), (1, "bob", 0.6)]
+        assert top(standings, "c") == [(1, "ann", 0.6000000000000001)]
+    finally:
+        await database.close()
+
+
 async def test_what_one_replica_applied_others_show_after_a_refresh(database):
     """New players, better scores, new boards and erased players all arrive."""
     active, standby = await replica(database), await replica(database)
