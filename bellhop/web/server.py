@@ -84,7 +84,7 @@ def create_app(
             Middleware(Deadline),
             Middleware(Hosts, allowed=frozenset(hosts)),
             Middleware(RateLimit, limiter=limiter, exempt=health.PATHS),
-            Middleware(BodyLimit, size=limits.body, sizes=limits.bodies),
+            Middleware(BodyLimit, size=limits.body, sizes=limits.bodies, in_hand=limits.bodies_in_hand),
             Middleware(HeadAsGet),
         ],
     )

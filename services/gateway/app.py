@@ -200,6 +200,7 @@ def build(settings: Settings) -> FastAPI:
     limits = Limits(
         key_rate=Rate(settings.rate_limit, 2 * settings.rate_limit) if settings.rate_limit else None,
         body=settings.max_body,
+        bodies_in_hand=settings.bodies_in_hand,
         bodies={attachments.UPLOAD: MAX_ATTACHMENT, subscribers.IMPORT_PATH: subscribers.MAX_IMPORT},
     )
     app = create_app("Bellhop gateway", "1", lifespan, ROUTERS, limits=limits)

@@ -91,6 +91,8 @@ class Retention:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._rules = rules(settings)
+        for rule in self._rules:
+            metrics.EXPIRED.labels(rule.what)  # from the start with 0, so that Prometheus sees the first increase
 
     async def round(self) -> float | None:
         """Take a bite of everything; return how many seconds until the next round where there is more to do."""

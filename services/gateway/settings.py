@@ -55,6 +55,12 @@ class Settings(LiveSettings):
     )
     outbox_limit: int = Field(1_000_000, gt=0, description="messages waiting for the broker before requests get 503")
     max_body: int = Field(1_048_576, gt=0, description="bytes of a request body at most")
+    bodies_in_hand: int = Field(
+        96 * 1024 * 1024,
+        ge=32 * 1024 * 1024,
+        description="bytes of all uploads and other large bodies together that wait for their answer; beyond it 503."
+        " A body costs up to twice its size in memory",
+    )
     public_url: str = Field(
         "http://127.0.0.1:8000",
         pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$",

@@ -180,9 +180,9 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     attempt, claim = delivery.attempt, made.claim
     metrics.REPLIES.labels(verdict.code or "none", verdict.cause).inc()
     if verdict.uncertain:
-        metrics.UNCERTAIN.labels("no reply to the final dot").inc()
+        metrics.UNCERTAIN.labels(metrics.NO_REPLY).inc()
     if claim.uncertain and claim.outcome is None:
-        metrics.UNCERTAIN.labels("crash during an attempt").inc()
+        metrics.UNCERTAIN.labels(metrics.CRASH).inc()
     more: dict[str, object] = {"uncertain": verdict.uncertain or claim.uncertain}
     if made.relay is not None:
         more["relay"] = made.relay.where

@@ -1,6 +1,20 @@
-"""What the mailer counts."""
+"""What the mailer counts.
+
+A series begins with 0 when the process starts: one that is born with 1 has not increased for Prometheus, and an alert
+would not see the first case.
+"""
+
+from itertools import product
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from bellhop.contracts.mail import Lane
+from bellhop.contracts.outcomes import State
+
+NO_REPLY = "no reply to the final dot"
+CRASH = "crash during an attempt"
+STATES = (State.SENT, State.FAILED, State.RETRYING, State.QUEUED, State.CANCELLED, State.SUPPRESSED)
+LIMITS = ("domain", "sender", "relay")
 
 OUTCOMES = Counter("bellhop_mailer_outcomes", "Outcomes reported, by lane and state", ["lane", "state"])
 UNCERTAIN = Counter(
@@ -18,3 +32,11 @@ RELAY_UP = Gauge("bellhop_mailer_relay_up", "1 while a relay gets mail, 0 while 
 FAILOVERS = Counter("bellhop_mailer_failovers", "Mails that another relay was tried with at once", ["relay"])
 DEFERRED = Counter("bellhop_mailer_deferred", "Mails that wait for their turn, by kind of limit", ["limit"])
 SLOWED = Counter("bellhop_mailer_slowed", "How often a limit was lowered or paused by what servers said", ["limit"])
+
+for _lane, _state in product(Lane, STATES):
+    OUTCOMES.labels(_lane.value, _state.value)
+for _why in (NO_REPLY, CRASH):
+    UNCERTAIN.labels(_why)
+for _limit in LIMITS:
+    DEFERRED.labels(_limit)
+    SLOWED.labels(_limit)

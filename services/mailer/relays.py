@@ -122,6 +122,7 @@ class Relays:
         self._probing = Background()
         for relay in self._relays:
             metrics.RELAY_UP.labels(relay.settings.name).set(1)
+            metrics.FAILOVERS.labels(relay.settings.name)
 
     @property
     def trouble(self) -> str | None:

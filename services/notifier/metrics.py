@@ -12,3 +12,9 @@ LOG_EVENTS = Gauge("bellhop_notifier_log_events", "Events in the window")
 LOG_BYTES = Gauge("bellhop_notifier_log_bytes", "Memory of the window, roughly")
 LOG_FIRST = Gauge("bellhop_notifier_log_first_offset", "Oldest offset of the window; -1 if it is empty")
 LOG_END = Gauge("bellhop_notifier_log_end_offset", "Newest offset of the window; -1 if it is empty")
+
+# From the start with 0: a series that is born with 1 has not increased for Prometheus.
+for _limit in ("closing", "process", "subject"):
+    REFUSED.labels(_limit)
+for _reason in ("copy", "no channel", "foreign", "unreadable"):
+    NOT_SHOWN.labels(_reason)

@@ -1,10 +1,16 @@
-"""Token buckets, without a clock."""
+"""Token buckets, without a clock, and the sizes of bodies."""
+
+import asyncio
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
 
-from bellhop.web.limits import Buckets, Rate, _network
+from bellhop.web.limits import BodyLimit, Buckets, Rate, _network
+from bellhop.web.problems import Problem
+
+KIB = 1024
 
 
 def test_a_burst_is_allowed_and_then_the_rate() -> None:
@@ -59,3 +65,58 @@ def test_memory_is_bounded() -> None:
 def test_addresses_that_one_client_can_choose_from_count_as_one(client: tuple[str, int] | None, network: str) -> None:
     """An IPv6 client owns 2^64 addresses, all in one network."""
     assert _network(client) == network
+
+
+class Uploads:
+    """Requests whose bodies were read and that are not answered before `answer` is set."""
+
+    def __init__(self) -> None:
+        self.answer = asyncio.Event()
+        self.limit = BodyLimit(self._read, size=512 * KIB, sizes={}, in_hand=1024 * KIB)
+
+    async def _read(self, _scope: Scope, receive: Receive, _send: Send) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+        await self.answer.wait()
+
+    async def send(self, kib: int, *, announced: bool) -> None:
+        """Send one body; raise the problem that refuses it."""
+        pieces = iter([16 * KIB] * (kib // 16))
+        headers = [(b"content-length", b"%d" % (kib * KIB))] if announced else []
+
+        async def receive() -> Message:
+            size = next(pieces, 0)
+            return {"type": "http.request", "body": bytes(size), "more_body": size > 0}
+
+        async def send(_message: Message) -> None:
+            return None
+
+        await self.limit({"type": "http", "path": "/", "headers": headers}, receive, send)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_bodies_in_hand_are_bounded_and_their_room_comes_back(announced: bool) -> None:
+    """Of three bodies with room for two the third is 503; small ones pass; later there is room again."""
+    uploads = Uploads()
+    async with asyncio.TaskGroup() as running:
+        for _ in range(2):
+            running.create_task(uploads.send(512, announced=announced))
+        await asyncio.sleep(0)
+        with pytest.raises(Problem) as refused:
+            await uploads.send(512, announced=announced)
+        running.create_task(uploads.send(64, announced=announced))
+        uploads.answer.set()
+    assert refused.value.status == 503
+    assert refused.value.headers["Retry-After"]
+    await uploads.send(512, announced=announced)
+
+
+async def test_the_room_of_a_body_that_was_refused_comes_back() -> None:
+    """A body that proves too large while it comes holds nothing afterwards."""
+    uploads = Uploads()
+    uploads.answer.set()
+    for _ in range(4):
+        with pytest.raises(Problem) as refused:
+            await uploads.send(528, announced=False)
+        assert refused.value.status == 413
+    await uploads.send(512, announced=False)
