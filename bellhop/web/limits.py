@@ -5,7 +5,7 @@ body: time                     `protocol.py`, where it costs nothing as long as 
 body: size                     `BodyLimit`: 413, whether or not the length was announced
 bodies: size of all together   `BodyLimit`: 503, so that many uploads at the same time do not fill the memory
 whose name we answer to        `Hosts`: 400
-requests                       `Limiter`: 429, by API key; by address for whoever has none
+requests                       `Limiter`: 429, by API key or by subject of a token; by address for all others
 """
 
 import asyncio
@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bellhop.web.problems import Problem
 
-_RATE = "bellhop.rate"
+RATE = "bellhop.rate"
+"""Where a scope says how its request was counted."""
 _DRAIN_SECONDS = 1.0
 _SMALL_BODY_BYTES = 64 * 1024
 """A body up to this size is always taken: large uploads must not keep mails and scores out."""
@@ -49,8 +50,10 @@ class Limits:
     body_seconds: float = 30.0
     key_rate: Rate | None = Rate(10_000, 20_000)
     """For each API key."""
+    subject_rate: Rate | None = Rate(50, 500)
+    """For each subject of a valid token."""
     address_rate: Rate | None = Rate(50, 500)
-    """For each address (IPv6: each /64 network), over its requests that come without a valid API key."""
+    """For each address (IPv6: each /64 network), over its requests that come without a valid API key or token."""
 
     @property
     def largest_body(self) -> int:
@@ -216,10 +219,14 @@ class Buckets:
 
 
 class Limiter:
-    """Counts requests: with a valid key against the key, all others against the address they come from."""
+    """Counts requests: with a valid key against the key, with a valid token against its subject, all others by address.
+
+    An address may be that of a proxy or an office, with many people behind it: one of them must not lock out the rest.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._keys = Buckets("key", limits.key_rate) if limits.key_rate else None
+        self._subjects = Buckets("subject", limits.subject_rate) if limits.subject_rate else None
         self._addresses = Buckets("address", limits.address_rate) if limits.address_rate else None
 
     def count_key(self, scope: Scope, key_id: str) -> None:
@@ -227,8 +234,13 @@ class Limiter:
         if self._keys is not None:
             _count(scope, self._keys, key_id)
 
+    def count_subject(self, scope: Scope, subject: str) -> None:
+        """Count a request with a valid token of `subject`; raise Problem 429 if it is one too many."""
+        if self._subjects is not None:
+            _count(scope, self._subjects, subject)
+
     def count_address(self, scope: Scope) -> None:
-        """Count a request without a valid key against its address; raise Problem 429 if it is one too many."""
+        """Count a request without a valid key or token against its address; raise Problem 429 if it is one too many."""
         if self._addresses is not None:
             _count(scope, self._addresses, _network(scope["client"]))
 
@@ -245,7 +257,7 @@ def _count(scope: Scope, buckets: Buckets, name: str) -> None:
     rate, policy = buckets.rate, buckets.policy
     left = buckets.take(name, time.monotonic())
     full_in = math.ceil((rate.burst - max(left, 0)) / rate.per_second)
-    scope[_RATE] = (buckets.header, (b"ratelimit", b'"%b";r=%d;t=%d' % (policy.encode(), max(left, 0), full_in)))
+    scope[RATE] = (buckets.header, (b"ratelimit", b'"%b";r=%d;t=%d' % (policy.encode(), max(left, 0), full_in)))
     if left < 0:
         wait = math.ceil(-left / rate.per_second)
         raise Problem(
@@ -265,10 +277,14 @@ class RateLimit:
     would look like many clients. Health checks are not counted.
     """
 
-    def __init__(self, app: ASGIApp, limiter: Limiter, exempt: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, limiter: Limiter, exempt: frozenset[str], counted_by_route: frozenset[str] = frozenset()
+    ) -> None:
+        """`counted_by_route`: paths whose routes look at a token first and count by its subject."""
         self.app = app
         self.limiter = limiter
         self.exempt = exempt
+        self.counted_by_route = counted_by_route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; raise Problem 429."""
@@ -277,10 +293,11 @@ class RateLimit:
             return
 
         async def send_with_rate(message: Message) -> None:
-            if message["type"] == "http.response.start" and _RATE in scope:
-                message["headers"] = [*message["headers"], *scope[_RATE]]
+            if message["type"] == "http.response.start" and RATE in scope:
+                message["headers"] = [*message["headers"], *scope[RATE]]
             await send(message)
 
-        if not any(name == b"authorization" for name, _ in scope["headers"]):
+        has_key = any(name == b"authorization" for name, _ in scope["headers"])
+        if not has_key and scope["path"] not in self.counted_by_route:
             self.limiter.count_address(scope)
         await self.app(scope, receive, send_with_rate)

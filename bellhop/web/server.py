@@ -42,11 +42,14 @@ def create_app(
     *,
     limits: Limits = Limits(),
     hosts: Collection[str] = (),
+    counted_by_route: Collection[str] = (),
 ) -> FastAPI:
     """Return the application: the routes of `routers`, health checks, and all that HTTP faces share.
 
     The routers must have been made with `route_class=StrictRoute`. `hosts`: the names that this server answers to;
-    none means any. In its lifespan the service sets, before it serves:
+    none means any. `counted_by_route`: paths whose routes call `app.state.limiter` themselves.
+
+    In its lifespan the service sets, before it serves:
 
         app.state.authenticate   async (key) -> Caller | None; until then no key is valid
         app.state.ready          async () -> {name: "ok" or a sentence}, for /readyz
@@ -83,7 +86,7 @@ def create_app(
             Middleware(problems.CatchAll),
             Middleware(Deadline),
             Middleware(Hosts, allowed=frozenset(hosts)),
-            Middleware(RateLimit, limiter=limiter, exempt=health.PATHS),
+            Middleware(RateLimit, limiter=limiter, exempt=health.PATHS, counted_by_route=frozenset(counted_by_route)),
             Middleware(BodyLimit, size=limits.body, sizes=limits.bodies, in_hand=limits.bodies_in_hand),
             Middleware(HeadAsGet),
         ],

@@ -1,11 +1,15 @@
 """Who may read what: from the token of a request to the channels of a stream."""
 
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
+from starlette.types import Scope
+
 from bellhop.web import tokens
+from bellhop.web.limits import Limiter
 from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import unknown_parameters
 
@@ -60,6 +64,22 @@ def read_request(
 def split_channels(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names without blanks and copies."""
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+@contextmanager
+def counting_refusals(limiter: Limiter, scope: Scope) -> Iterator[None]:
+    """Count a request that is refused here against its address.
+
+    The token is looked at first, which is cheap: one person must not lock out all others behind the same address.
+
+    Raises:
+        Problem: the refusal, or 429 for an address with too many of them.
+    """
+    try:
+        yield
+    except Problem:
+        limiter.count_address(scope)
+        raise
 
 
 def grant(asked: Asked, key: str) -> Grant:

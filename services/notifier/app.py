@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bellhop.background import Background
+from bellhop.web.limits import Limits
 from bellhop.web.problems import Problem, problem_response
 from bellhop.web.server import create_app
 from services.notifier import routes, streams
@@ -26,6 +27,8 @@ from services.notifier.reader import Reader
 from services.notifier.settings import NotifierSettings
 from services.notifier.streams import Live
 from services.notifier.subscribers import keep_transport
+
+LIMITS = Limits()
 
 # What does not go through FastAPI, and why: services/notifier/streams.py.
 STREAMS = {
@@ -50,9 +53,6 @@ def build(settings: NotifierSettings) -> FastAPI:
         window_seconds=settings.window_seconds,
         live_types=settings.live_types,
     )
-    live = Live(
-        hub, settings.token_key.get_secret_value(), settings.slow_reader_bytes, origins=tuple(settings.live_origins)
-    )
 
     async def ready() -> dict[str, str]:
         return {"stream": reader.status}
@@ -66,8 +66,21 @@ def build(settings: NotifierSettings) -> FastAPI:
         background.keep("ending the streams", partial(_drain, app, hub))
         yield
 
-    app = create_app("notifier", version("bellhop"), lifespan, [routes.router, routes.pages])
-    app.state.live = live
+    app = create_app(
+        "notifier",
+        version("bellhop"),
+        lifespan,
+        [routes.router, routes.pages],
+        limits=LIMITS,
+        counted_by_route=["/v1/poll"],
+    )
+    live = app.state.live = Live(
+        hub,
+        app.state.limiter,
+        settings.token_key.get_secret_value(),
+        settings.slow_reader_bytes,
+        origins=tuple(settings.live_origins),
+    )
     app.openapi()["paths"]["/v1/stream"] = routes.STREAM_DOCUMENT
     # Around everything else, because a stream must not go through it.
     app.middleware_stack = _doors(app.build_middleware_stack(), live)

@@ -10,6 +10,7 @@ Beside events there are the notifier's own messages, which have no channel: `{"t
     gap       the events behind `data.after` are missing: fetch the present state anew; live from `id` on
     expired   the token is over: get a new one, resume from the last id
     evicted   you read too slowly: resume from the last id
+    busy      no place for you, or not ready yet, for the moment: connect again
     closing   this process stops: connect again, resume from the last id
     ping      (WebSocket) nothing happened on your channels up to `id`
     problem   (WebSocket) why the socket is being closed, as in RFC 9457

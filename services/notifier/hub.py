@@ -12,6 +12,7 @@ from typing import Protocol
 
 from bellhop.web.problems import Problem
 from services.notifier import metrics
+from services.notifier.come_back import ComeBack
 from services.notifier.events import Event
 from services.notifier.frames import Run, http_chunk, message, sse_ping, websocket_text
 from services.notifier.log import PIECE, Log
@@ -54,6 +55,7 @@ class Hub:
         self.ready = asyncio.Event()
         """The log holds the newest part of the stream, so that ids can be judged."""
         self.draining = False
+        self.come_back = ComeBack()
         self._limits = (max_subscribers, max_per_subject)
         self._ping_seconds = ping_seconds
         self._subscribers: dict[Subscriber, int] = {}
@@ -78,6 +80,7 @@ class Hub:
         if self._subjects[subscriber.subject] >= most_per_subject:
             raise _refused(429, "subject", f"This subject has {most_per_subject} streams already. Close one of them.")
         self._serial += 1
+        self.come_back.connected += 1
         self._subscribers[subscriber] = self._serial
         self._subjects[subscriber.subject] += 1
         metrics.SUBSCRIBERS.inc()
@@ -91,6 +94,7 @@ class Hub:
         """Forget `subscriber`; nothing happens if it is not there."""
         if self._subscribers.pop(subscriber, None) is None:
             return
+        self.come_back.connected -= 1
         metrics.SUBSCRIBERS.dec()
         self._subjects[subscriber.subject] -= 1
         if not self._subjects[subscriber.subject]:
@@ -143,6 +147,7 @@ class Hub:
     async def tick(self) -> None:
         """End what has expired and ping every `ping_seconds`-th part. Call it every second."""
         self._second += 1
+        self.come_back.forget_some()
         now = time.time()
         for subscriber in [subscriber for subscriber in self._subscribers if subscriber.expires <= now]:
             subscriber.finish("expired", "The token is over. Get a new one and resume from the last id.")

@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from bellhop.web.deadline import extend
 from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
-from services.notifier.admission import read_request
+from services.notifier.admission import counting_refusals, grant, read_request
 from services.notifier.streams import Live, poll
 
 PAGE = Path(__file__).parent / "page"
@@ -25,7 +25,9 @@ STREAM_DOCUMENT = {
         "tags": ["live"],
         "summary": "Follow live events (Server-Sent Events)",
         "description": "Events of the token's channels as they happen. The token comes as `Authorization: Bearer …` or"
-        " `?token=`. The same is at `/v1/ws` as a WebSocket, whose first message may carry"
+        " `?token=`. A temporary refusal is a stream too: `retry:` and `event: busy` with a problem document, because a"
+        " browser's EventSource connects again only after a 200. The same is at `/v1/ws`"
+        " as a WebSocket, whose first message may carry"
         ' `{"token": …, "last_event_id"?: …, "channels"?: […]}`.',
         "parameters": [
             {"name": name, "in": where, "schema": {"type": "string"}, "description": description}
@@ -61,9 +63,13 @@ async def get_poll(
     """
     live: Live = request.app.state.live
     del token, channels, last_event_id  # read from the request, as for a stream
-    asked = read_request(request.scope["query_string"], request.headers, after, also=("after", "wait"))
+    with counting_refusals(live.limiter, request.scope):
+        asked = read_request(request.scope["query_string"], request.headers, after, also=("after", "wait"))
+        granted = grant(asked, live.token_key)
+    live.limiter.count_subject(request.scope, granted.subject)
     extend(request.scope, wait)
-    return Response(await poll(live, asked, wait), media_type="application/json", headers={"Cache-Control": "no-store"})
+    body = await poll(live, granted, asked.last_event_id, wait)
+    return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 @pages.get("/", include_in_schema=False)

@@ -17,16 +17,17 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from bellhop.contracts.base import Contract
+from bellhop.web.limits import RATE, Limiter
 from bellhop.web.problems import Problem, problem_response
 from services.notifier import metrics
-from services.notifier.admission import Asked, grant, read_request, split_channels
-from services.notifier.frames import Run, message
+from services.notifier.admission import Asked, Grant, counting_refusals, grant, read_request, split_channels
+from services.notifier.frames import Run, message, sse_message
 from services.notifier.hub import Hub
 from services.notifier.log import PIECE, Log, Piece
-from services.notifier.subscribers import Poll, Socket, Stream, retry_milliseconds, transport_of
+from services.notifier.subscribers import Poll, Socket, Stream, transport_of
 
-READY_SECONDS = 30.0
-"""So long a reader waits for a process that has just started to know the stream."""
+READY_SECONDS = 20.0
+"""So long a reader waits for a process that has just started to know the stream; proxies may end a silence of 30 s."""
 LAG_SECONDS = 1.0
 """So long one waits for an id that another replica gave and this one may be about to read."""
 STALL_SECONDS = 30.0
@@ -37,10 +38,10 @@ MAX_MESSAGE = 64 * 1024
 GAP = "The events behind `after` are no longer held here. Fetch the present state anew; what follows is live."
 MAX_ECHO = 100
 PROBLEM_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013}
-"""Why a socket is closed (IANA's WebSocket Close Code registry)."""
+"""Why a socket is closed (IANA's WebSocket Close Code registry). 1013: try again later."""
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
+    (b"cache-control", b"no-store, no-transform"),  # what compresses an answer collects it first
     (b"x-accel-buffering", b"no"),  # nginx would collect events before it passes them on
 ]
 
@@ -50,6 +51,7 @@ class Live:
     """What a reader is served from."""
 
     hub: Hub
+    limiter: Limiter
     token_key: str
     slow_reader_bytes: int
     origins: tuple[str, ...]
@@ -61,24 +63,30 @@ async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
     try:
         if scope["method"] not in ("GET", "HEAD"):
             raise Problem(405, "Method Not Allowed", "Use GET.", headers={"Allow": "GET, HEAD"})
-        asked = read_request(scope["query_string"], Headers(scope=scope))
-        granted = grant(asked, live.token_key)
-        if scope["method"] == "HEAD":
-            await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        stream = Stream(transport_of(scope), granted, live.slow_reader_bytes)
-        live.hub.admit(stream)
+        with counting_refusals(live.limiter, scope):
+            asked = read_request(scope["query_string"], Headers(scope=scope))
+            granted = grant(asked, live.token_key)
     except Problem as problem:
         await problem_response(problem)(scope, receive, send)
+        return
+    if scope["method"] == "HEAD":
+        await _answer_stream(send, b"")
+        return
+    stream = Stream(transport_of(scope), granted, live.slow_reader_bytes, live.hub.come_back)
+    try:
+        live.limiter.count_subject(scope, granted.subject)
+        live.hub.admit(stream)
+    except Problem as problem:
+        await _answer_stream(send, _busy(problem, live.hub.come_back.refuse()))
         return
     _forget_request(scope)
     last_event_id = asked.last_event_id
     del asked
 
     try:
+        retry = b"retry: %d\n\n" % live.hub.come_back.milliseconds()
         await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-        await send({"type": "http.response.body", "body": b"retry: %d\n\n" % retry_milliseconds(), "more_body": True})
+        await send({"type": "http.response.body", "body": retry, "more_body": True})
         await _catch_up(live.hub, stream, last_event_id)
         # From here on the hub writes. All that can still arrive is the end of the connection.
         while (await receive())["type"] != "http.disconnect":
@@ -87,9 +95,22 @@ async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
         live.hub.leave(stream)
 
 
+def _busy(problem: Problem, milliseconds: int) -> bytes:
+    """Return a refusal that passes: to an EventSource every status but 200 is final (HTML standard, 9.2.3)."""
+    said = sse_message("busy", status=problem.status, title=problem.title, detail=problem.detail)
+    return b"retry: %d\n" % milliseconds + said
+
+
+async def _answer_stream(send: Send, body: bytes) -> None:
+    """Answer with a stream that ends after `body`."""
+    await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve `/v1/ws`.
 
+    Every refusal but that of an origin comes as a message and a close code: a page sees no status of a handshake.
     The token comes as for a stream, or in the first message: `{"token": …, "last_event_id"?: …, "channels"?: […]}`.
     What a client says afterwards is not read.
     """
@@ -103,15 +124,17 @@ async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> N
     reader: Socket | None = None
     accepted = False
     try:
-        _check_origin(origin, host, live.origins)
-        asked = read_request(query, headers)
-        del query, headers  # they would be kept as long as the socket
-        granted = grant(asked, live.token_key) if asked.token else None
-        await socket.accept()
-        accepted = True
-        if granted is None:
-            asked = await _first_message(socket)
+        with counting_refusals(live.limiter, scope):
+            _check_origin(origin, host, live.origins)
+            await socket.accept()
+            accepted = True
+            asked = read_request(query, headers)
+            del query, headers  # they would be kept as long as the socket
+            if not asked.token:
+                asked = await _first_message(socket)
             granted = grant(asked, live.token_key)
+        live.limiter.count_subject(scope, granted.subject)
+        scope.pop(RATE, None)
         reader = Socket(transport, granted, live.slow_reader_bytes)
         live.hub.admit(reader)
         await _catch_up(live.hub, reader, asked.last_event_id)
@@ -132,22 +155,21 @@ async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> N
             live.hub.leave(reader)
 
 
-async def poll(live: Live, asked: Asked, wait: float) -> bytes:
+async def poll(live: Live, granted: Grant, last_event_id: str | None, wait: float) -> bytes:
     """Serve `GET /v1/poll`: return `{"events": […], "next": id, "gap": null or {"after": id, "detail": …}}` as JSON.
 
     Without an id to start from it answers at once, with no event and the end of the log as `next`.
 
     Raises:
-        Problem: as for a stream.
+        Problem: 429 or 503 where there is no place, or the event stream cannot be read yet.
     """
-    granted = grant(asked, live.token_key)
     hub, reader = live.hub, Poll(granted)
     hub.admit(reader)
     try:
         await _ready(hub)
-        if asked.last_event_id is None:
+        if last_event_id is None:
             return _answer(None, hub.log.end_id)
-        offset = await _find(hub.log, asked.last_event_id)
+        offset = await _find(hub.log, last_event_id)
         piece = None if offset is None else hub.log.read(offset, granted.channels)
         if piece is not None and not piece.shown and piece.complete:
             hub.join(reader)
@@ -157,7 +179,7 @@ async def poll(live: Live, asked: Asked, wait: float) -> bytes:
             piece = None if reader.gap else hub.log.read(piece.end, granted.channels)
         if piece is None:
             metrics.GAPS.inc()
-            return _answer(None, hub.log.end_id, {"after": asked.last_event_id[:MAX_ECHO], "detail": GAP})
+            return _answer(None, hub.log.end_id, {"after": last_event_id[:MAX_ECHO], "detail": GAP})
         metrics.DELIVERIES.inc(len(piece.shown))
         return _answer(piece, hub.log.end_id if piece.complete else piece.shown[-1][0].id)
     finally:
@@ -185,7 +207,7 @@ async def _catch_up(hub: Hub, reader: Stream | Socket, last_event_id: str | None
     try:
         await _ready(hub)
     except Problem as problem:
-        reader.finish("closing", problem.detail)
+        reader.finish("closing" if hub.draining else "busy", problem.detail)
         return
     if last_event_id is None:
         hub.join(reader)
@@ -230,6 +252,7 @@ def _forget_request(scope: Scope) -> None:
     """Drop what the request said: a browser's headers would be kept as long as its stream."""
     scope["query_string"] = b""
     scope["headers"].clear()
+    scope.pop(RATE, None)
 
 
 def _check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:

@@ -6,7 +6,6 @@ delivery. So a subscriber has no buffer and no task of its own; the transport's 
 """
 
 import asyncio
-import random
 import socket
 from collections.abc import Awaitable
 
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.notifier import metrics
 from services.notifier.admission import Grant
+from services.notifier.come_back import ComeBack
 from services.notifier.frames import (
     LAST_CHUNK,
     Run,
@@ -31,8 +31,7 @@ DEAD_SECONDS = 60
 """A reader whose machine acknowledges nothing for so long is gone."""
 
 # Why a socket is closed; 3000, 3003 and 3008 are IANA's for 401, 403 and a time-out, 1012 and 1013 say "come again".
-CLOSE_CODES = {"expired": 3000, "evicted": 3008, "closing": 1012}
-
+CLOSE_CODES = {"expired": 3000, "evicted": 3008, "closing": 1012, "busy": 1013}
 
 _TRANSPORT = "bellhop.transport"
 
@@ -61,11 +60,6 @@ def transport_of(scope: Scope) -> asyncio.Transport:
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_SECONDS * 1000)
     return transport
-
-
-def retry_milliseconds() -> int:
-    """Return when a browser should come back after a lost connection: not all at once."""
-    return random.randrange(1000, 5000)
 
 
 class _Connection:
@@ -111,7 +105,12 @@ class _Connection:
 class Stream(_Connection):
     """A response with Server-Sent Events, whose head is already out."""
 
-    __slots__ = ()
+    __slots__ = ("_come_back",)
+
+    def __init__(self, transport: asyncio.Transport, grant: Grant, limit: int, come_back: ComeBack) -> None:
+        """`come_back` says when a client that is told to connect again should do so."""
+        super().__init__(transport, grant, limit)
+        self._come_back = come_back
 
     def show(self, run: Run) -> None:
         self._write(run.sse_chunk)
@@ -126,8 +125,7 @@ class Stream(_Connection):
         self._write(http_chunk(sse_message("gap", id, after=after, detail=detail)))
 
     def _last_words(self, type: str, detail: str) -> bytes:
-        # Everybody who was told to come back comes back at another moment.
-        retry = b"retry: %d\n" % retry_milliseconds()
+        retry = b"retry: %d\n" % self._come_back.milliseconds()
         return http_chunk(retry + sse_message(type, detail=detail)) + LAST_CHUNK
 
 

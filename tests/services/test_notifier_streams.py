@@ -4,15 +4,18 @@ import asyncio
 import json
 import logging
 import socket
+from collections import Counter
 
 import httpx
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from bellhop.web.limits import Limits, Rate
 from services.notifier import metrics
+from services.notifier.come_back import FIRST_MS
 from services.notifier.log import START
-from tests.services.notifier_support import NEWS, browser, notification, served, token
+from tests.services.notifier_support import NEWS, Browser, browser, notification, served, token
 from tests.support import wait_until
 
 
@@ -51,7 +54,7 @@ async def test_the_head_of_a_stream_keeps_caches_and_proxies_away() -> None:
         await reader.next()
         headers = reader.response.headers
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert headers["cache-control"] == "no-store"
+        assert headers["cache-control"] == "no-store, no-transform"
         assert headers["x-accel-buffering"] == "no"
         assert reader.retry is not None
         assert 1000 <= reader.retry <= 5000
@@ -174,7 +177,7 @@ async def test_other_channels_are_refused(channels: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "nonsense", token(expires_in=-1), token(audience="elsewhere"), token()[:-4] + "AAAA"],
+    ["", "nonsense", token(expires_in=-3600), token(audience="elsewhere"), token()[:-4] + "AAAA"],
     ids=["missing", "nonsense", "expired", "of another audience", "forged"],
 )
 @pytest.mark.parametrize("path", ["/v1/stream", "/v1/poll"])
@@ -246,27 +249,90 @@ async def test_a_slow_reader_that_never_reads_again_is_dropped(monkeypatch: pyte
             await wait_until(lambda: not notifier.hub._subscribers, description="the place is free again")
 
 
+async def busy(reader: Browser) -> int:
+    """Return the status that a refusal which passes would have; to an EventSource every status but 200 is final."""
+    assert reader.response.status_code == 200
+    assert reader.response.headers["content-type"].startswith("text/event-stream")
+    document = await reader.next() or {}
+    assert document["type"] == "busy"
+    assert document["data"]["detail"]
+    assert reader.retry is not None
+    assert reader.retry >= FIRST_MS
+    assert reader.last_event_id is None, "the client keeps the id that it has"
+    assert await reader.next() is None
+    return int(document["data"]["status"])
+
+
 async def test_a_full_process_says_when_to_come_back() -> None:
-    """503; a place is free again as soon as somebody leaves."""
+    """In a stream, which an EventSource takes up again; a place is free again as soon as somebody leaves."""
     async with served(max_subscribers=1) as notifier:
         async with browser(notifier.url, token(subject="first")) as reader:
             await reader.next()
             async with browser(notifier.url, token(subject="second")) as refused:
-                assert refused.response.status_code == 503
-                assert int(refused.response.headers["retry-after"]) > 0
+                assert await busy(refused) == 503
         await wait_until(lambda: not notifier.hub._subscribers)
         async with browser(notifier.url, token(subject="second")) as reader:
             assert await reader.next()
 
 
 async def test_one_subject_cannot_take_all_places() -> None:
-    """429 for it; others still find one."""
+    """It is told so; others still find one."""
     async with served(max_subscribers_per_subject=1) as notifier, browser(notifier.url, token()) as reader:
         await reader.next()
         async with browser(notifier.url, token()) as refused:
-            assert refused.response.status_code == 429
+            assert await busy(refused) == 429
         async with browser(notifier.url, token(subject="bob")) as other:
             assert await other.next()
+
+
+async def test_too_many_requests_of_a_subject_end_no_stream_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that connects too often is told so in a stream."""
+    monkeypatch.setattr("services.notifier.app.LIMITS", Limits(subject_rate=Rate(0.001, 1)))
+    async with served() as notifier:
+        async with browser(notifier.url, token()) as reader:
+            await reader.next()
+        async with browser(notifier.url, token()) as refused:
+            assert await busy(refused) == 429
+
+
+async def test_an_invalid_token_is_final() -> None:
+    """401, with a sentence: only another token helps."""
+    async with served() as notifier, browser(notifier.url, "nonsense") as refused:
+        assert refused.response.status_code == 401
+        assert "token" in refused.response.json()["detail"]
+
+
+async def test_an_address_with_bad_tokens_locks_out_nobody() -> None:
+    """Many people may share an address: valid tokens are counted by their subjects."""
+    async with served() as notifier, httpx.AsyncClient(trust_env=False, base_url=notifier.url) as client:
+
+        async def ask(path: str, given: str) -> int:
+            return (await client.get(path, params={"token": given})).status_code
+
+        statuses = {path: Counter[int]() for path in ("/v1/poll", "/v1/stream")}
+        for number in range(1400):
+            path = ("/v1/poll", "/v1/stream")[number % 2]
+            statuses[path][await ask(path, "nonsense")] += 1
+        for path, seen in statuses.items():
+            assert set(seen) == {401, 429}, (path, "a flood of bad tokens is answered with 429")
+        assert {await ask("/v1/poll", token(subject=f"person {number}")) for number in range(50)} == {200}
+        async with browser(notifier.url, token(subject="reader")) as reader:
+            assert (await reader.next() or {})["type"] == "ready"
+        async with connect(f"{notifier.websocket_url}?token={token(subject='socket')}", proxy=None) as socket:
+            assert json.loads(await socket.recv())["type"] == "ready"
+
+
+async def test_polls_of_a_subject_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """429 with Retry-After, also for a token in the header; another subject at the same address is served."""
+    monkeypatch.setattr("services.notifier.app.LIMITS", Limits(subject_rate=Rate(0.001, 1)))
+    async with served() as notifier, httpx.AsyncClient(trust_env=False, base_url=notifier.url) as client:
+        ann = {"Authorization": f"Bearer {token()}"}
+        assert (await client.get("/v1/poll", headers=ann)).status_code == 200
+        refused = await client.get("/v1/poll", headers=ann)
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.json()["violated-policies"] == ["subject"]
+        assert (await client.get("/v1/poll", params={"token": token(subject="bob")})).status_code == 200
 
 
 async def test_draining_ends_every_stream_and_takes_no_more() -> None:
@@ -279,7 +345,7 @@ async def test_draining_ends_every_stream_and_takes_no_more() -> None:
         assert reader.retry is not None
         assert await reader.next() is None
         async with browser(notifier.url, token()) as late:
-            assert late.response.status_code == 503
+            assert await busy(late) == 503
 
 
 async def test_a_stream_that_begins_anew_is_a_gap_for_all() -> None:
@@ -389,6 +455,29 @@ async def test_a_wrong_first_message_closes_the_socket(first: str, code: int) ->
         assert json.loads(await client.recv())["type"] == "problem"
         await client.wait_closed()
         assert client.close_code == code
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [(f"token={token(audience='other')}", 3000), (f"token={token('a')}&channels=b", 3003), ("more=1", 1008)],
+    ids=["token", "channel", "parameter"],
+)
+async def test_a_wrong_address_of_a_socket_is_said_in_the_socket(query: str, code: int) -> None:
+    """A page cannot see the status of a refused handshake, and would try again and again."""
+    async with served() as notifier, connect(f"{notifier.websocket_url}?{query}", proxy=None) as client:
+        assert json.loads(await client.recv())["type"] == "problem"
+        await client.wait_closed()
+        assert client.close_code == code
+
+
+async def test_a_socket_without_a_place_is_told_to_try_later() -> None:
+    """Code 1013."""
+    async with served(max_subscribers_per_subject=1) as notifier, browser(notifier.url, token()) as reader:
+        await reader.next()
+        async with connect(f"{notifier.websocket_url}?token={token()}", proxy=None) as client:
+            assert json.loads(await client.recv())["data"]["status"] == 429
+            await client.wait_closed()
+            assert client.close_code == 1013
 
 
 async def test_a_socket_closes_when_its_token_is_over() -> None:
