@@ -12,7 +12,7 @@ from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store import feeding, outbox
+from services.gateway.store import expiry, feeding, outbox
 from services.gateway.store.broadcasts import HELD, Phase
 from services.gateway.store.ledger import Ledger, mail_entry, mail_task
 from services.gateway.store.tables import broadcasts, tasks
@@ -102,7 +102,8 @@ async def test_a_retry_and_the_retention_leave_no_message_without_its_task(gatew
     await add_tasks(gateways[0], ids, state=State.FAILED.value, finished_at=2)
 
     async def purge() -> None:
-        await Ledger(gateways[1]).purge(finished_before=10, keys_before=0)
+        async with gateways[1].write() as connection:
+            await expiry.delete_tasks(connection, 10, 1000)
 
     async def retry() -> None:
         for id_ in ids:

@@ -83,7 +83,7 @@ async def test_an_idle_connection_is_closed(scripted: ScriptedRelay) -> None:
     async with relay_to(scripted, smtp_idle_seconds=0.01) as relay:
         await send(relay)
         await asyncio.sleep(0.02)
-        relay.sweep()
+        await relay.sweep()
         await wait_until(lambda: scripted.commands[-1] == "QUIT")
 
 
