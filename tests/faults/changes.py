@@ -4,6 +4,9 @@ First the times that would make a test long: they are scaled down, the code that
 mutants: each breaks one promise on purpose, and the suite must notice.
 """
 
+import datetime
+import sys
+import time
 from typing import Any
 
 from bellhop.amqp import retry
@@ -23,6 +26,37 @@ def hurry() -> None:
     from bellhop.amqp import settling
 
     settling.expiration_ms = retry.expiration_ms
+
+
+# What the machine is made to be
+
+
+def hour_ahead() -> None:
+    """Let the wall clock be an hour ahead; the monotonic clock stays right."""
+    seconds, real, real_ns = 3600, time.time, time.time_ns
+    time.time = lambda: real() + seconds
+    time.time_ns = lambda: real_ns() + seconds * 1_000_000_000
+
+    class Kind(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, datetime.datetime)
+
+    class Ahead(datetime.datetime, metaclass=Kind):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return datetime.datetime.fromtimestamp(time.time(), tz)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("bellhop.", "services.")) and getattr(module, "datetime", None) is datetime.datetime:
+            module.datetime = Ahead  # type: ignore[attr-defined]
+
+
+def no_bulk() -> None:
+    """Let the mailer leave the lane `bulk` alone."""
+    from services.mailer import app
+
+    table = app.table
+    app.table = lambda connections: [row for row in table(connections) if row.queue != "mail.bulk"]
 
 
 # Mutants
