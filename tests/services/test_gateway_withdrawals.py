@@ -6,13 +6,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from orjson import dumps, loads
 
-from bellhop.contracts.base import now
+from bellhop.contracts.base import new_id, now
+from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from services.gateway.audience.addresses import subscriber_id
 from services.gateway.audience.links import Links
+from services.gateway.store import outbox
+from services.gateway.store.ledger import mail_entry, mail_task
 from services.gateway.store.suppressions import Suppression, Suppressions
+from services.gateway.store.tables import tasks
 from services.gateway.store.withdrawals import Withdrawals
 from tests.services.gateway_support import RunningGateway, json, mail, running_gateway
 from tests.support import wait_until
@@ -133,3 +139,38 @@ async def test_two_gateways_withdraw_once(database_url: str) -> None:
     assert await Withdrawals(databases[0]).step() is None
     for database in databases:
         await database.close()
+
+
+async def test_a_step_is_short_however_many_mails_wait_for_an_address(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends a bite of the tasks; about each that was published the mailer is asked once."""
+    monkeypatch.setattr("services.gateway.store.withdrawals.BITE", 3)
+    await migrate(database_url, "services.gateway")
+    database = Database(database_url)
+    waiting = [mail_row(address) for address in ["ops@example.com"] * 8 + ["bob@example.com"]]
+    published = {row["id"] for row in waiting[:4]}
+    async with database.write() as connection:
+        await insert_many(connection, tasks, waiting)
+        here = [mail_entry(loads(row["document"]), row["document"]) for row in waiting if row["id"] not in published]
+        await outbox.add(connection, here)
+    for address in ("ops@example.com", "bob@example.com"):
+        await Suppressions(database, 90).add(Suppression(address, "asked", "admin"))
+
+    steps = []
+    while (step := await Withdrawals(database).step()) is not None:
+        steps.append(step)
+
+    ended = [task_id for step in steps for task_id in step]
+    assert max(map(len, steps)) <= 3
+    assert sorted(ended) == sorted({row["id"] for row in waiting} - published)
+    async with database.read() as connection:
+        requests = sa.text("SELECT count(*) FROM outbox WHERE routing_key = 'mail.cancel'")
+        asked = await connection.scalar(requests)
+    assert asked == len(published)
+    await database.close()
+
+
+def mail_row(address: str) -> dict[str, Any]:
+    document = {"task_id": new_id(), "owner": "shop", "to": address}
+    return mail_task(document, dumps(document), created_at=1)

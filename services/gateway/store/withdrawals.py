@@ -6,6 +6,9 @@ the outbox immediately, the rest by asking the mailer, which begins no task that
 
 Each row is looked at twice, immediately and after `SETTLE_MS`: a task that was accepted at the same moment may be
 committed after the first look.
+
+However many tasks wait for one address, a step is short: it ends `BITE` of them, and the row comes again after the
+others. A task that the mailer was asked about is not looked at again.
 """
 
 from typing import Any
@@ -20,9 +23,12 @@ from services.gateway.store import ledger, outbox
 from services.gateway.store.outbox import now_ms
 from services.gateway.store.suppressions import active, ended_attempt
 from services.gateway.store.tables import attempts, broadcasts, subscriptions, suppressions, tasks, withdrawals
+from services.gateway.store.tables import outbox as outbox_table
 
 SETTLE_MS = 15_000
 CHUNK = 100
+BITE = 500
+"""Tasks that one step ends at most."""
 
 UNSUBSCRIBED = "This person is no longer subscribed to the list."
 
@@ -43,11 +49,21 @@ class Withdrawals:
             if not rows:
                 return None
             ended: list[str] = []
+            done: list[int] = []
+            room = BITE
             for row in rows:
-                ended += await _end_waiting(connection, row)
-            taken = withdrawals.c.sequence.in_([row["sequence"] for row in rows])
-            await connection.execute(sa.delete(withdrawals).where(taken, withdrawals.c.looks > 0))
-            await connection.execute(sa.update(withdrawals).where(taken).values(looks=1, due_at=now_ms() + SETTLE_MS))
+                found, gone = await _end_waiting(connection, row, room)
+                ended += gone
+                room -= found
+                if room <= 0:
+                    # There may be more of this one, and the rows after it were not looked at.
+                    await _put_off(connection, row)
+                    break
+                done.append(row["sequence"])
+            looked_at = withdrawals.c.sequence.in_(done)
+            await connection.execute(sa.delete(withdrawals).where(looked_at, withdrawals.c.looks > 0))
+            again = {"looks": 1, "due_at": now_ms() + SETTLE_MS}
+            await connection.execute(sa.update(withdrawals).where(looked_at).values(again))
             return ended
 
 
@@ -57,18 +73,27 @@ async def _take(connection: AsyncConnection) -> list[Any]:
     return list((await connection.execute(query)).mappings())
 
 
-async def _end_waiting(connection: AsyncConnection, row: Any) -> list[str]:
+async def _put_off(connection: AsyncConnection, row: Any) -> None:
+    """Look at a row again, after those that are due already."""
+    mine = withdrawals.c.sequence == row["sequence"]
+    await connection.execute(sa.update(withdrawals).where(mine).values(due_at=now_ms()))
+
+
+async def _end_waiting(connection: AsyncConnection, row: Any, limit: int) -> tuple[int, list[str]]:
+    """End up to `limit` tasks; return how many were found, and the ids of those that ended now."""
     reason = await _reason(connection, row)
     if reason is None:  # the address may have mail again
-        return []
-    waiting = sa.select(tasks.c.id).where(tasks.c.address == row["address"], tasks.c.finished_at.is_(None))
+        return 0, []
+    waiting = sa.select(tasks.c.id).where(
+        tasks.c.address == row["address"], tasks.c.finished_at.is_(None), tasks.c.cancel_requested_at.is_(None)
+    )
     if row["list"] is not None:
         of_list = sa.select(broadcasts.c.id).where(broadcasts.c.list == row["list"])
         waiting = waiting.where(tasks.c.broadcast_id.in_(of_list))
-    ids = list((await connection.execute(waiting)).scalars())
+    ids = list((await connection.execute(waiting.limit(limit))).scalars())
     locked = await ledger.locked_tasks(connection, ids) if ids else {}
     still_waiting = [task for task in locked.values() if task["finished_at"] is None]
-    return [task["id"] for task in still_waiting if await _end(connection, task, reason)]
+    return len(ids), await _end(connection, still_waiting, reason)
 
 
 async def _reason(connection: AsyncConnection, row: Any) -> str | None:
@@ -84,18 +109,20 @@ async def _reason(connection: AsyncConnection, row: Any) -> str | None:
     return UNSUBSCRIBED if (await connection.execute(confirmed)).first() is None else None
 
 
-async def _end(connection: AsyncConnection, task: dict[str, Any], reason: str) -> bool:
-    """End a task that has not begun, or ask the mailer to; say whether it ended."""
-    if not await outbox.withdraw(connection, task["id"]):
-        request = ledger.cancel_entry(task["id"], task["round"], state=State.SUPPRESSED, reason=reason)
-        await outbox.add(connection, [request])
-        asked = sa.update(tasks).where(tasks.c.id == task["id"]).values(cancel_requested_at=now_ms())
-        await connection.execute(asked)
-        return False
+async def _end(connection: AsyncConnection, waiting: list[dict[str, Any]], reason: str) -> list[str]:
+    """End the tasks that have not begun, and ask the mailer to end the others; return the ids of those that ended."""
+    ids = [task["id"] for task in waiting]
+    here = outbox_table.c.task_id.in_(ids) & outbox.CERTAINLY_HERE
+    deleted = await connection.execute(sa.delete(outbox_table).where(here).returning(outbox_table.c.task_id))
+    ended = set(deleted.scalars())
     current = now_ms()
-    task |= {"state": State.SUPPRESSED.value, "updated_at": current, "finished_at": current}
-    changed = {name: task[name] for name in ("state", "updated_at", "finished_at")}
-    await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(changed))
-    row = ended_attempt(task, reason) | {"at": current}
-    await insert_many(connection, attempts, [row], on_conflict="DO NOTHING")
-    return True
+    over = {"state": State.SUPPRESSED.value, "updated_at": current, "finished_at": current}
+    await connection.execute(sa.update(tasks).where(tasks.c.id.in_(ended)).values(over))
+    rows = [ended_attempt(task | over, reason) | {"at": current} for task in waiting if task["id"] in ended]
+    await insert_many(connection, attempts, rows, on_conflict="DO NOTHING")
+    begun = [task for task in waiting if task["id"] not in ended]
+    asked = sa.update(tasks).where(tasks.c.id.in_([task["id"] for task in begun]))
+    await connection.execute(asked.values(cancel_requested_at=current))
+    requests = [ledger.cancel_entry(task["id"], task["round"], state=State.SUPPRESSED, reason=reason) for task in begun]
+    await outbox.add(connection, requests)
+    return [task["id"] for task in waiting if task["id"] in ended]
