@@ -15,9 +15,9 @@ commands = typer.Typer(no_args_is_help=True, help="API keys of the Bellhop that 
 
 @commands.command("list")
 def show_all() -> None:
-    """Print all keys, the revoked ones too; what is secret of them nobody can read again."""
+    """List all keys, including revoked ones. The secrets cannot be shown again."""
     keys = _call("GET", "/v1/keys").json()["keys"]
-    rows = [("id", "name", "scopes", "made")]
+    rows = [("id", "name", "scopes", "created")]
     for key in keys:
         revoked = f", revoked {key['revoked_at'][:10]}" if key["revoked_at"] else ""
         rows.append((key["id"], key["name"], " ".join(key["scopes"]), key["created_at"][:10] + revoked))
@@ -31,13 +31,13 @@ def create(
     name: Annotated[str, typer.Argument(help="Whose key it is; tasks belong to the name, so a key can be replaced.")],
     scopes: Annotated[list[str], typer.Argument(help="What it may do, like mail:send mail:read, or admin.")],
 ) -> None:
-    """Make a key and print it, this once."""
+    """Create a key and print it. It cannot be shown again."""
     print(_call("POST", "/v1/keys", {"name": name, "scopes": scopes}).json()["key"])
 
 
 @commands.command()
 def revoke(key_id: Annotated[str, typer.Argument(help="The id, which `bellhop keys list` tells.")]) -> None:
-    """Close a key; within five seconds no replica takes it any more."""
+    """Revoke a key. Every replica refuses it within five seconds."""
     _call("DELETE", f"/v1/keys/{key_id}")
     print(f"{key_id} is revoked", file=sys.stderr)
 

@@ -266,8 +266,8 @@ def banner(settings: UpSettings, home: Path) -> str:
     base = addresses.gateway
     rows = [
         ("gateway, console", f"{base}/   (API: {base}/docs)"),
-        ("notifier", f"{addresses.notifier}/"),
-        ("leaderboard", f"{addresses.leaderboard}/"),
+        ("notifier", f"{addresses.notifier}/live   (API: {addresses.notifier}/docs)"),
+        ("leaderboard", f"{addresses.leaderboard}/docs"),
     ]
     if addresses.public != base:
         rows.append(("links in mails", f"{addresses.public}/"))

@@ -191,11 +191,11 @@ async def _on_http_exception(connection: Request | WebSocket, error: Exception) 
     title = HTTPStatus(error.status_code).phrase
     detail, headers = error.detail, error.headers
     if error.status_code == 404 and detail == title:
-        detail = "There is nothing at this path. The paths there are stand under /docs."
+        detail = "No route matches this path. /docs lists the routes."
     elif error.status_code == 405:
         # Wherever GET is answered, HEAD is, too.
         allowed = re.sub(r"\bGET\b", "GET, HEAD", (headers or {}).get("Allow", "another method"))
-        detail = f"This path does not know the method. It takes {allowed}."
+        detail = f"This path does not support the method. It takes {allowed}."
         headers = {**(headers or {}), "Allow": allowed}
     return await _on_problem(connection, Problem(error.status_code, title, detail, headers=headers))
 
@@ -212,7 +212,7 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
     and its name, as in `query:limit`.
     """
     count = len(errors)
-    detail = "The request says something that is not allowed here; `errors` says where and why."
+    detail = "The request is not valid; `errors` names each wrong field and says why."
     if count > MAX_ERRORS:
         detail = f"{detail} Listed are the first {MAX_ERRORS} of {count}."
     listed = [{"pointer": _pointer(error["loc"]), "detail": sentence(error)} for error in errors[:MAX_ERRORS]]

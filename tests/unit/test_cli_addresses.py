@@ -45,6 +45,9 @@ def test_the_greeting_names_the_moved_ports(tmp_path: Path) -> None:
     assert "http://127.0.0.1:9100/v1/mail" in said
     assert "http://127.0.0.1:9102/" in said
     assert "http://127.0.0.1:9103/" in said
+    # Neither of these services has a page at /.
+    assert "http://127.0.0.1:8001/live " in said
+    assert "http://127.0.0.1:8002/docs" in said
     assert "links in mails" not in said
     assert "https://mail.example/" in banner(UpSettings(public_url="https://mail.example"), tmp_path)
 
