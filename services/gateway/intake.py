@@ -67,12 +67,12 @@ class Intake:
         key = await key_of(request, caller)
         if key is not None:
             # A key has to be remembered, so there is a commit to make anyway, and the messages ride on it.
-            acceptance = Acceptance(answer, entries=entries, key=key)
+            acceptance = Acceptance(answer, entries=list(map(self.outgoing.grouped, entries)), key=key)
             return answer_202(await self.commit(acceptance))
         if not self.outgoing.ready:
             raise unavailable("The gateway has just started and does not know yet where events go.")
         results = await asyncio.gather(*map(self.outgoing.publish, entries))
-        kept = [rest for result in results for rest in result.left]
+        kept = [self.outgoing.grouped(rest) for result in results for rest in result.left]
         faults.point("accept.published")
         if kept:
             await self.commit(Acceptance(answer, entries=kept, claimed=False))

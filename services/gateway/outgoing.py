@@ -17,6 +17,12 @@ from bellhop.observe.logs import get_logger
 from services.gateway.routing import EVENTS, UNROUTED, Destination, Routing
 from services.gateway.store.outbox import Entry
 
+OTHER_TYPES = "*"
+"""The routing key in the outbox of all events that none of our own queues needs.
+
+Where they go is told by their envelopes. Clients choose types, and each destination in the outbox costs the sweep
+some queries.
+"""
 COPY = "events:copy"
 """Stands in the outbox for the exchange `events` where only the copy for others is left."""
 
@@ -54,6 +60,12 @@ class Outgoing:
     def ready(self) -> bool:
         """Say whether it is known where events go."""
         return self._routing.loaded
+
+    def grouped(self, entry: Entry) -> Entry:
+        """Return `entry` as it is written to the outbox: types without a queue of ours share a destination."""
+        if entry.exchange != EVENTS or len(self._routing.destinations(entry.message.envelope.type)) > 1:
+            return entry
+        return replace(entry, routing_key=OTHER_TYPES)
 
     async def publish(self, entry: Entry) -> Published:
         """Publish and return once every destination confirmed or refused. Raises nothing."""

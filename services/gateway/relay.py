@@ -128,7 +128,7 @@ class Relay:
 
     async def _sweep_destinations(self) -> bool:
         """Publish one chunk of each of some destinations; say whether there is more that can go out now."""
-        more = False
+        more = progress = False
         for _ in range(MAX_DESTINATIONS):
             async with self._database.read() as connection:
                 self._swept = await outbox.next_destination(connection, self._swept)
@@ -143,8 +143,9 @@ class Relay:
             sent = bool(claimed) and await self._publish(claimed, lease, lease.until_ms)
             if self._publisher.trouble is not None:
                 return False
+            progress = progress or sent
             more = more or (sent and len(claimed) == size)
-        return True
+        return progress  # there are more destinations; where all of these refuse, those can wait for the next sweep
 
     async def _publish(self, entries: list[Entry], lease: "Lease", lease_until: int) -> bool:
         """Publish messages and release what is not confirmed; say whether all were sent.

@@ -280,3 +280,20 @@ async def test_the_announcement_survives_a_restart(vhost: Vhost, database_url: s
     async with running_gateway(vhost, database_url) as gateway:
         assert await post_order(gateway) == 202
         assert await vhost.depth("mailer.reactions") == 1
+
+
+async def test_types_without_a_queue_share_a_destination_in_the_outbox(gateway: RunningGateway, tmp_path: Path) -> None:
+    """Clients choose types, so many of them must not keep the sweep from the destinations of other messages."""
+    channel = await gateway.vhost.channel()
+    await channel.queue_delete("unrouted")
+    events = [{"specversion": "1.0", "id": f"e-{n}", "source": "/shop", "type": f"shop.type{n}"} for n in range(20)]
+    batch = {"Content-Type": "application/cloudevents-batch+json"}
+    for more in ({}, {"Idempotency-Key": "k1"}):
+        answer = await gateway.admin.post("/v1/events", content=orjson.dumps(events), headers=batch | more)
+        assert answer.status_code == 202
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/gateway.db")
+    async with database.read() as connection:
+        first = await outbox.next_destination(connection, None)
+        assert first == ("events", "*")
+        assert await outbox.next_destination(connection, first) is None
+    await database.close()
