@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 from sqlalchemy import ColumnElement, Double, Table, event, literal_column
 from sqlalchemy.engine import URL, Connection, make_url
@@ -87,11 +88,12 @@ class Database:
         parsed = make_url(url)
         self.url = url
         self.dialect: Literal["sqlite", "postgresql"] = "sqlite"
+        self._open: WeakSet[Any] = WeakSet()  # the driver's connections to PostgreSQL
         if parsed.get_backend_name() == "postgresql":
             self.dialect = "postgresql"
-            self.engine = _postgresql_engine(parsed, LIMIT_SECONDS, pool_size=8, max_overflow=8)
+            self.engine = _postgresql_engine(parsed, self._open, LIMIT_SECONDS, pool_size=8, max_overflow=8)
             # What may take long has connections of its own, and so never takes all of those that requests need.
-            self._patient = _postgresql_engine(parsed, PATIENT_SECONDS, pool_size=1, max_overflow=3)
+            self._patient = _postgresql_engine(parsed, self._open, PATIENT_SECONDS, pool_size=1, max_overflow=3)
         else:
             if parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -179,9 +181,13 @@ class Database:
         return import_module(f"sqlalchemy.dialects.{self.dialect}").insert(table)  # the other one would be 3 MB
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self.engine.dispose()
-        await self._patient.dispose()
+        """Close all connections; a server that does not answer to that is left after `CHECKOUT_SECONDS`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CHECKOUT_SECONDS):
+                await self.engine.dispose()
+                await self._patient.dispose()
+        for connection in self._open:
+            connection.terminate()
 
 
 @asynccontextmanager
@@ -235,7 +241,7 @@ def _no_words(error: BaseException | None) -> str:
     return f"nothing within {CHECKOUT_SECONDS:g} s" if isinstance(error, TimeoutError) else type(error).__name__
 
 
-def _postgresql_engine(url: URL, statement_seconds: float, **pool: int) -> AsyncEngine:
+def _postgresql_engine(url: URL, opened: WeakSet[Any], statement_seconds: float, **pool: int) -> AsyncEngine:
     arguments: dict[str, Any] = {
         "timeout": CHECKOUT_SECONDS,
         "server_settings": SERVER_SETTINGS
@@ -254,6 +260,7 @@ def _postgresql_engine(url: URL, statement_seconds: float, **pool: int) -> Async
 
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
+        opened.add(connection.driver_connection)
         endpoint = connection.driver_connection._transport.get_extra_info("socket")
         if endpoint is not None and endpoint.family != socket.AF_UNIX:
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -2,9 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -79,6 +83,44 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Cable:
+    """A proxy with a thread of its own, so that it goes on while a test blocks its event loop."""
+
+    def __init__(self, target: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._proxying = proxy_to(target)
+        self._proxy = self._do(self._proxying.__aenter__())
+        self.port = self._proxy.port
+
+    def cut(self) -> None:
+        """Pass nothing on, and say so to nobody."""
+        self._loop.call_soon_threadsafe(self._proxy.passing.clear)
+
+    def mend(self) -> None:
+        self._loop.call_soon_threadsafe(self._proxy.passing.set)
+
+    def close(self) -> None:
+        self._do(self._proxying.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+
+@contextmanager
+def cable_to(port: int) -> Iterator[Cable]:
+    """Lead a cable to `port` until the block ends."""
+    cable = Cable(port)
+    try:
+        yield cable
+    finally:
+        cable.close()
 
 
 @asynccontextmanager

@@ -197,3 +197,14 @@ async def test_sqlite_is_bounded_too(tmp_path: Any) -> None:
     await ask(ours)
     await ours.close()
     await others.close()
+
+
+async def test_closing_does_not_wait_for_a_frozen_server(own_server: dict[str, Any]) -> None:
+    """A service that is told to stop stops, and leaves no socket open."""
+    database = Database(f"{own_server['url']}/postgres")
+    await asyncio.gather(*(ask(database) for _ in range(4)))
+    with frozen(own_server["pid"]):
+        async with asyncio.timeout(10):
+            await database.close()
+    await asyncio.sleep(0)
+    assert not any(not connection.is_closed() for connection in database._open)
