@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -45,9 +46,11 @@ class Driver:
         )
         assert answer.status_code in (200, 201), answer.text
 
-    async def mail(self, lane: str = "normal") -> bool:
+    async def mail(self, lane: str = "normal", send_at: datetime | None = None) -> bool:
         name = f"m{next(numbers)}"
         body = {"to": f"{name}@example.com", "subject": name, "text": "Hello", "lane": lane}
+        if send_at is not None:
+            body["send_at"] = send_at.isoformat()
         return await self._put_in("mail", {name}, "/v1/mail", body)
 
     async def scores(self, count: int = 1, board: str = BOARD, keyed: bool = True) -> bool:

@@ -7,9 +7,13 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import asyncpg
 
 from bellhop.web import tokens
 from tests.faults.driver import CHANNEL, Driver
@@ -23,6 +27,18 @@ def looking_into(database: Path) -> Iterator[sqlite3.Connection]:
     """Read a service's database from outside."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
         yield connection
+
+
+def _ask_postgresql(url: str, query: str) -> list[tuple[Any, ...]]:
+    async def ask() -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(url)
+        try:
+            return [tuple(row) for row in await connection.fetch(query)]
+        finally:
+            await connection.close()
+
+    with ThreadPoolExecutor(1) as thread:  # the caller's event loop is running already
+        return thread.submit(asyncio.run, ask()).result(20)
 
 
 @dataclass
@@ -120,35 +136,39 @@ class Sinks:
             "notification": Counter(self.follower.seen) if self.follower else Counter(),
         }
 
+    def _rows(self, service: str, query: str) -> list[tuple[Any, ...]]:
+        """Read a service's database, whichever it is."""
+        url = self.system[service].settings["database_url"]
+        if url.startswith("postgresql"):
+            return _ask_postgresql(url.replace("+asyncpg", ""), query)
+        with looking_into(self.system.database(service)) as database:
+            return list(database.execute(query))
+
     def mails(self) -> Counter[str]:
         return Counter(mail.recipients[0].partition("@")[0] for mail in self.system.smtp.mails)
 
     def scores(self) -> Counter[str]:
         if "leaderboard" not in self.system.services:
             return Counter()
-        with looking_into(self.system.database("leaderboard")) as database:
-            return Counter(
-                {player: round(score) for player, score in database.execute("SELECT player, score FROM results")}
-            )
+        return Counter(
+            {player: round(score) for player, score in self._rows("leaderboard", "SELECT player, score FROM results")}
+        )
 
     def tasks(self) -> dict[str, tuple[str, bool]]:
         """Return what the ledger says: recipient -> (state, uncertain)."""
-        with looking_into(self.system.database("gateway")) as database:
-            rows = database.execute("SELECT recipient, state, uncertain FROM tasks")
-            return {to.partition("@")[0]: (state, bool(uncertain)) for to, state, uncertain in rows}
+        rows = self._rows("gateway", "SELECT recipient, state, uncertain FROM tasks")
+        return {to.partition("@")[0]: (state, bool(uncertain)) for to, state, uncertain in rows}
 
     def uncertain(self) -> frozenset[str]:
         return frozenset(name for name, (_, uncertain) in self.tasks().items() if uncertain)
 
     def dead_letters(self) -> list[tuple[str, str, str]]:
         """Return (queue, reason, error) of each."""
-        with looking_into(self.system.database("gateway")) as database:
-            return list(database.execute("SELECT queue, reason, error FROM dead_letters"))
+        return self._rows("gateway", "SELECT queue, reason, error FROM dead_letters")
 
     def outbox(self) -> int:
-        with looking_into(self.system.database("gateway")) as database:
-            count: int = database.execute("SELECT count(*) FROM outbox").fetchone()[0]
-            return count
+        count: int = self._rows("gateway", "SELECT count(*) FROM outbox")[0][0]
+        return count
 
     async def waiting(self) -> dict[str, int]:
         """Return the queues that are not empty; a stream, and what nobody reacts to, stay."""
