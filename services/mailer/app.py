@@ -64,10 +64,11 @@ def table(connections: int) -> list[Row]:
     """
     lanes = min(8 * connections, MAX_PREFETCH)
     return [
+        # The first one: the others subscribe when it has caught up, so that no mail goes out before its cancel is read.
+        Row("mail.cancel", handlers.cancel_mail, 100),
         Row(Lane.URGENT.queue, handlers.send_mail, lanes),
         Row(Lane.NORMAL.queue, handlers.send_mail, lanes),
         Row(Lane.BULK.queue, handlers.send_mail, lanes),
-        Row("mail.cancel", handlers.cancel_mail, 100),
         Row("mailer.reactions", reactions.react, 50),
     ]
 
@@ -101,10 +102,13 @@ def build(settings: MailerSettings) -> FastAPI:
         composer = Composer(settings, templates, attachments)
         suppressions = Suppressions(settings.gateway_url, key, http)
         mailer = Mailer(settings, templates, composer, inbox, limits, relays, Publisher(publishing), suppressions)
-        consumers = [
-            Consumer(consuming, mailer.publisher, row.queue, guarded(row.handler, mailer), prefetch=row.prefetch)
-            for row in table(sum(each.connections for each in settings.all_relays))
-        ]
+        consumers: list[Consumer] = []
+        for row in table(sum(each.connections for each in settings.all_relays)):
+            handler = guarded(row.handler, mailer)
+            first = consumers[0] if consumers else None
+            consumers.append(
+                Consumer(consuming, mailer.publisher, row.queue, handler, prefetch=row.prefetch, after=first)
+            )
         metrics.CONNECTIONS.set_function(lambda: relays.busy)
         background: Background = app.state.background
 

@@ -93,3 +93,54 @@ async def test_a_relay_without_rset(rig: Rig, tmp_path: Path, record: Any) -> No
         assert verdict.clean, verdict
         await own.stop()
     await relay.stop()
+
+
+async def test_people_who_leave_before_their_mail(rig: Rig, tmp_path: Path, record: Any) -> None:
+    """Suppressed while a mail to them is scheduled, on the queue, or waits for its next attempt: none goes out."""
+    async with system(rig, tmp_path, services=MAIL_SERVICES) as whole:
+        driver, sinks = Driver(whole), Sinks(whole)
+        people = {
+            state: [f"{state}{next(numbers)}" for _ in range(20)] for state in ("retrying", "scheduled", "queued")
+        }
+        due = time.time() + 25
+        for name in people["retrying"]:
+            whole.smtp.recipient_replies[f"{name}@example.com"] = ["451 4.3.0 not now"]
+        await _mail(driver, people["retrying"])
+        await _mail(driver, people["scheduled"], time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(due)))
+        await wait_until(lambda: _in_state(sinks, people["retrying"]) == {"retrying"}, 20, "an attempt failed")
+        await whole["mailer"].terminate()
+        await _mail(driver, people["queued"])
+        names = {name for some in people.values() for name in some}
+        for name in names:
+            answer = await driver.post("/v1/suppressions", {"address": f"{name}@example.com", "reason": "asked for it"})
+            assert answer is not None
+            assert answer.is_success
+        whole.smtp.recipient_replies.clear()
+
+        async def asked() -> bool:
+            return await whole.vhost.depth("mail.cancel") >= 40
+
+        await wait_until(asked, 20, "the mailer is asked about what it may have")
+        whole["mailer"].start()
+        final = {"cancelled", "suppressed", "failed"}
+        await wait_until(lambda: _in_state(sinks, sorted(names)) <= final, 60, "all have ended")
+        await wait_until(lambda: time.time() > due + 2, 40, "the time of the scheduled ones has come")
+        driver.books.attempted["mail"] -= names  # any mail would be unexpected
+        verdict = driver.books.balance(sinks.effects())
+        record("suppressed while scheduled, queued and retrying", verdict, runs=len(names), beside="none sent")
+        assert not whole.smtp.mails
+
+
+async def _mail(driver: Driver, names: list[str], send_at: str | None = None) -> None:
+    driver.books.attempted["mail"] |= set(names)
+    for name in names:
+        more = {} if send_at is None else {"send_at": send_at}
+        body = {"to": f"{name}@example.com", "subject": name, "text": "Hello"} | more
+        answer = await driver.post("/v1/mail", body, name)
+        assert answer is not None
+        assert answer.is_success
+
+
+def _in_state(sinks: Sinks, names: list[str]) -> set[str]:
+    tasks = sinks.tasks()
+    return {tasks[name][0] for name in names if name in tasks}

@@ -419,3 +419,24 @@ async def test_one_bad_message_does_not_spoil_its_batch(harness: Harness) -> Non
     dead = await wait_until(lambda: harness.vhost.get("dead-letters"), 10, "a dead letter arrives")
     assert dead.headers["cloudEvents:id"] == "bad"
     await wait_until(lambda: handled == {"a", "b", "c", "d"}, 10, "the others are handled")
+
+
+async def test_a_consumer_comes_after_another_that_has_caught_up(harness: Harness) -> None:
+    """What lies in the first queue is handled before anything of the second, whichever was filled or started first."""
+    await asyncio.gather(*(harness.publish(f"mail-{number}") for number in range(20)))
+    envelope = Envelope(type="test.happened", source="tests")
+    for _ in range(20):
+        await harness.publisher.publish("work", "mail.cancel", Message(b"{}", envelope))
+    handled: list[str] = []
+
+    async def handle(delivery: Delivery) -> None:
+        handled.append(delivery.queue)
+
+    first = Consumer(harness.consuming, harness.publisher, "mail.cancel", handle, prefetch=3)
+    second = Consumer(harness.consuming, harness.publisher, QUEUE, handle, after=first)
+    second.start()
+    first.start()
+    await wait_until(lambda: len(handled) == 40, 20, "all are handled")
+    assert handled == ["mail.cancel"] * 20 + [QUEUE] * 20
+    for consumer in (first, second):
+        await consumer.stop(5)
