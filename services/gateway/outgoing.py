@@ -14,15 +14,9 @@ from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.settling import DIED_AT
 from bellhop.contracts.base import new_id, now
 from bellhop.observe.logs import get_logger
-from services.gateway.routing import EVENTS, UNROUTED, Destination, Routing
+from services.gateway.routing import EVENTS, OTHER_TYPES, UNROUTED, Destination, Routing
 from services.gateway.store.outbox import Entry
 
-OTHER_TYPES = "*"
-"""The routing key in the outbox of all events that none of our own queues needs.
-
-Where they go is told by their envelopes. Clients choose types, and each destination in the outbox costs the sweep
-some queries.
-"""
 COPY = "events:copy"
 """Stands in the outbox for the exchange `events` where only the copy for others is left."""
 

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 EVENTS = "events"
 UNROUTED = "unrouted"
 NOTIFICATIONS = "notifications"
+OTHER_TYPES = "*"
+"""The routing key in the outbox of all events that none of our own queues needs.
+
+Where they go is told by their envelopes. Clients choose types, and each destination in the outbox costs the sweep
+some queries.
+"""
 
 SCORES_QUEUE = "leaderboard.scores"
 REACTIONS_QUEUE = "mailer.reactions"

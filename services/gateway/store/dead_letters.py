@@ -12,7 +12,7 @@ from bellhop.amqp.settling import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
-from services.gateway.routing import EVENTS, UNROUTED
+from services.gateway.routing import EVENTS, OTHER_TYPES, UNROUTED
 from services.gateway.store import dead_tasks, outbox
 from services.gateway.store.ledger import Ledger
 from services.gateway.store.outbox import Entry, now_ms, pack, to_ms, unpack
@@ -243,7 +243,7 @@ def _unrouted(delivery: Delivery) -> dict[str, Any]:
 def _way_back(letter: Any, message: Message, task_id: str | None, due_at: int) -> Entry:
     """Return the entry that hands a letter back: to its queue, or an event to the destinations that it has by then."""
     if letter["queue"] == UNROUTED:
-        return Entry(EVENTS, message.envelope.type, message, due_at=due_at)
+        return Entry(EVENTS, OTHER_TYPES, message, due_at=due_at)
     return Entry("work", letter["queue"], message, task_id, due_at)
 
 
