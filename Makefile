@@ -1,6 +1,6 @@
 # What a person types. On a fresh Debian 12 with python3, git and make, `make up` is the whole installation.
 .DEFAULT_GOAL := help
-.PHONY: help up demo admin-key test test-faults compose-test check fmt bench clean
+.PHONY: help up upgrade demo admin-key test test-faults compose-test check fmt bench clean
 
 VENV := .venv/.made
 BIN := .venv/bin
@@ -16,6 +16,9 @@ help: ## this list
 
 up: $(VENV) ## run everything here, in the foreground, until Ctrl-C
 	@exec $(BIN)/bellhop up
+
+upgrade: ## bring the running containers to this version, new replicas beside old ones
+	@deploy/upgrade
 
 demo: $(VENV) ## drive a running Bellhop, with visible progress
 	@exec $(BIN)/bellhop demo

@@ -131,11 +131,17 @@ class System:
             text=True,
         )
 
+    def shell(self, commands: str) -> str:
+        """Run commands in bash, in the folder of the copy, and return what they printed, errors included."""
+        return self._run("bash", "-c", f"exec 2>&1\n{commands}")
+
     def _run(self, *command: str, timeout: float = 600) -> str:
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout
         )
-        assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:] or done.stdout[-3000:]}"
+        )
         return done.stdout
 
 

@@ -224,21 +224,6 @@ async def test_a_stop_loses_nothing(system: System) -> None:
         assert titles_of(await page.read(1)) == ["Back"]
 
 
-async def test_a_password_is_renewed(system: System) -> None:
-    """The steps of docs/operations.md: the old password is refused, the new one works, nobody else notices."""
-    before = system.secret("mailer", "amqp_url")
-    login = ["exec", "-T", "rabbitmq", "rabbitmqctl", "authenticate_user", "mailer", before.split(":")[2].split("@")[0]]
-    system.compose(*login)
-    system.compose("run", "--rm", "secrets", "mailer")
-    definitions = "/run/secrets/rabbitmq/definitions.json"
-    system.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "import_definitions", definitions)
-    system.compose("exec", "-T", "postgres", "/docker-entrypoint-initdb.d/roles.sh")
-    system.compose("restart", "mailer")
-    with pytest.raises(AssertionError, match="failed to authenticate"):
-        system.compose(*login)
-    await all_sent(system, await send_mails(system, 2, "renewed"))
-
-
 def test_a_missing_secret_is_named(system: System) -> None:
     """A service without secrets ends at once, with one sentence for each that it lacks."""
     with pytest.raises(AssertionError) as ended:
