@@ -20,7 +20,12 @@ Send = Callable[[str, str, Message], "asyncio.Future[None]"]
 
 
 def publishing(tracer: Tracer, send: Send, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
-    """Do what `send` does within a span that ends with the confirm; the message carries it on."""
+    """Do what `send` does within a span that ends with the confirm; the message carries it on.
+
+    What belongs to no trace begins none: a loop that publishes each second would make more traces than all clients.
+    """
+    if message.envelope.traceparent is None and traces.current() is None:
+        return send(exchange, routing_key, message)
     span = tracer.start_span(
         f"publish {exchange}:{routing_key}",
         _parent(message.envelope.traceparent),
@@ -68,7 +73,7 @@ def traced(handler: Callable[[Delivery], Awaitable[None]]) -> Callable[[Delivery
 def traced_batch(
     queue: str, handler: Callable[[list[Delivery]], Awaitable[None]]
 ) -> Callable[[list[Delivery]], Awaitable[None]]:
-    """Return `handler` with a span around each batch, linked to the span of each of its messages."""
+    """Return `handler` with a span around each batch, linked to the span of each of its messages that has one."""
     tracer = traces.tracer
     if tracer is None:
         return handler
@@ -78,12 +83,16 @@ def traced_batch(
             trace.get_current_span(traces.context_of(delivery.envelope.traceparent)).get_span_context()
             for delivery in deliveries
         ]
+        links = [Link(context) for context in contexts if context.is_valid]
+        if not links:
+            await handler(deliveries)
+            return
         span = tracer.start_span(
             f"process {queue}",
             Context(),
             SpanKind.CONSUMER,
             _about("process", "process", queue) | {"messaging.batch.message_count": len(deliveries)},
-            [Link(context) for context in contexts if context.is_valid],
+            links,
         )
         with traces.surrounding(span):
             await handler(deliveries)

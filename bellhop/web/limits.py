@@ -110,7 +110,7 @@ class BodyLimit:
             return
         size = self.sizes.get(scope["path"], self.size) if self.sizes else self.size
         for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > _SMALL_BODY_BYTES:
+            if name == b"content-length" and int(value) > min(size, _SMALL_BODY_BYTES):
                 problem = self._refusal(int(value), size)
                 if problem is not None:
                     if not any(name == b"expect" for name, _ in scope["headers"]):
@@ -122,7 +122,7 @@ class BodyLimit:
             nonlocal taken, held
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > _SMALL_BODY_BYTES:
+            if taken > min(size, _SMALL_BODY_BYTES):
                 problem = self._refusal(taken, size, held)
                 if problem is not None:
                     await _drain(receive, size)

@@ -172,7 +172,8 @@ async def test_a_batch_of_scores_is_linked_to_the_requests_that_brought_them(sys
     assert answer.status_code == 202, answer.text
     publish = await system.span("gateway", "publish work:leaderboard.scores")
     batch = await system.span("leaderboard", "process leaderboard.scores")
-    assert (batch.links, batch.attributes["messaging.batch.message_count"]) == ([publish.span_id], 1)
+    assert batch.links == [publish.span_id]
+    assert batch.attributes["messaging.batch.message_count"] >= 1  # marks may have come with it, and have no trace
 
     await system.http.get("/v1/leaderboards/b")
     asked = await system.span("gateway", "GET /v1/leaderboards/{board}")
