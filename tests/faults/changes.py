@@ -70,8 +70,8 @@ def auto_ack() -> None:
 
     consume = Channel.basic_consume
 
-    def careless(self: Channel, queue: str, callback: Any, auto_ack: bool = False, **more: Any) -> str:
-        return consume(self, queue, callback, auto_ack=True, **more)
+    def careless(self: Channel, queue: str, on_message: Any, auto_ack: bool = False, **more: Any) -> str:
+        return consume(self, queue, on_message, auto_ack=True, **more)
 
     Channel.basic_consume = careless
     Channel.basic_ack = lambda *_, **__: None

@@ -56,6 +56,7 @@ async def kill_at(system: System, point: str, kills: int) -> tuple[Verdict, floa
     name, put, _ = POINTS[point]
     service = system[name]
     if service.running:
+        await service.ready()  # a process that has just begun does not know yet how to stop in order
         assert await service.terminate() == 0
     service.fault = point
     service.start()

@@ -29,8 +29,10 @@ MANY = {"max_subscribers_per_subject": 10_000}
 @asynccontextmanager
 async def audience(whole: System, count: int) -> AsyncIterator[list[Follower]]:
     """So many browsers."""
-    token = tokens.mint(whole.token_key, "crowd", 7200, "stream", channels=[CHANNEL])
-    followers = [Follower(whole["notifier"].port, token) for _ in range(count)]
+    # Each is somebody else: what one subject may ask for in a second is limited.
+    key, port = whole.token_key, whole["notifier"].port
+    some = [tokens.mint(key, f"reader{number}", 7200, "stream", channels=[CHANNEL]) for number in range(count)]
+    followers = [Follower(port, token) for token in some]
     tasks = [asyncio.create_task(follower.run()) for follower in followers]
     try:
         await wait_until(
