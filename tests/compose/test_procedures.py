@@ -4,7 +4,6 @@ The tests are one story on one system and run in the order in which they stand h
 """
 
 import asyncio
-import email
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from tests.compose.system import SERVICES, System
 from tests.compose.test_system import all_sent, post_scores, ranking, send_mails
 from tests.support import wait_until
 
+LINK = re.compile(r"/unsubscribe\?token=[\w-]+")
 ENTRIES = [("ada", 30.0), ("bob", 20.0)]
 
 
@@ -74,7 +74,7 @@ async def test_there_is_something_to_lose(system: System, before: Before) -> Non
         for person in ("ada", "bob", "cleo"):
             person_of = {"email": f"{person}@example.com", "lists": ["news"], "confirmed": True}
             assert (await gateway.post("/v1/subscribers", json=person_of)).status_code in {200, 201, 202}
-        issue = {"list": "news", "subject": "News", "text": "What is new"}
+        issue = {"list": "news", "subject": "News", "text": "{{ subscriber.unsubscribe_url }}"}
         assert (await gateway.post("/v1/broadcasts", json=issue)).status_code == 202
     before.tasks = await send_mails(system, 3, "kept")
     await all_sent(system, before.tasks)
@@ -86,10 +86,10 @@ async def test_there_is_something_to_lose(system: System, before: Before) -> Non
     async def mailed() -> list[str]:
         async with httpx.AsyncClient(base_url=system.mailbox_url, trust_env=False) as mailbox:
             mails = (await mailbox.get("/api/v1/messages")).json()["messages"]
-            news = [mail["ID"] for mail in mails if mail["Subject"] == "News"]
-            sources = [(await mailbox.get(f"/api/v1/message/{one}/raw")).content for one in news]
-        links = [email.message_from_bytes(source)["List-Unsubscribe"].strip("<>") for source in sources]
-        return [link.removeprefix(system.url) for link in links] if len(links) == 3 else []
+        # By the beginning of the text, which every mailbox lists.
+        begun = " ".join(mail["Snippet"] for mail in mails if mail["Subject"] == "News")
+        links = LINK.findall(begun)
+        return links if len(links) == 3 else []
 
     await wait_until(ranked, 30, "the scores are ranked")
     before.links = await wait_until(mailed, 60, "the issue has arrived", interval=0.5)
@@ -206,6 +206,7 @@ async def test_an_upgrade_without_an_outage(system: System, replicas: int) -> No
     if replicas > 1:
         system.up("--no-recreate", *(part for one in SERVICES for part in ("--scale", f"{one}={replicas}")))
     old = {container for service in SERVICES for container in system.containers(service)}
+    earlier = await arrived(system)
     async with load(system) as (seen, tasks):
         await asyncio.to_thread(system.shell, "deploy/upgrade --no-build")
     new = {service: system.containers(service) for service in SERVICES}
@@ -215,18 +216,11 @@ async def test_an_upgrade_without_an_outage(system: System, replicas: int) -> No
     assert seen[503] <= (3 if replicas == 1 else 0), seen
     assert set(seen) <= {200, 202, 503}, seen
     await all_sent(system, tasks)
-    copies = await mailed_copies(system)
-    assert len(copies) >= len(tasks)
-    assert max(copies.values()) == 1
+    assert await arrived(system) - earlier == len(tasks), "lost or doubled"
 
 
-async def mailed_copies(system: System) -> Counter[str]:
-    """Return how often each Message-ID arrived."""
-    copies: Counter[str] = Counter()
+async def arrived(system: System) -> int:
+    """Return how many mails the mailbox has."""
     async with httpx.AsyncClient(base_url=system.mailbox_url, trust_env=False) as mailbox:
-        while True:
-            place = {"start": copies.total(), "limit": 50}
-            mails = (await mailbox.get("/api/v1/messages", params=place)).json()["messages"]
-            if not mails:
-                return copies
-            copies.update(mail["MessageID"] for mail in mails)
+        total: int = (await mailbox.get("/api/v1/messages", params={"limit": 1})).json()["total"]
+    return total
