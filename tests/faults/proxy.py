@@ -17,6 +17,8 @@ class Proxy:
 
     target: int
     port: int = 0
+    host: str = "127.0.0.1"
+    """Of the target."""
     latency: tuple[float, float] = (0.0, 0.0)
     """Seconds at least and at most, for each piece in each direction."""
     piece: int = 65536
@@ -47,7 +49,7 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            far_reader, far_writer = await asyncio.open_connection(self.host, self.target)
         except OSError:
             writer.transport.abort()
             self._tasks.discard(task)
@@ -88,11 +90,11 @@ class Proxy:
 class Cable:
     """A proxy with a thread of its own, so that it goes on while a test blocks its event loop."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._proxying = proxy_to(target)
+        self._proxying = proxy_to(target, host)
         self._proxy = self._do(self._proxying.__aenter__())
         self.port = self._proxy.port
 
@@ -114,9 +116,9 @@ class Cable:
 
 
 @contextmanager
-def cable_to(port: int) -> Iterator[Cable]:
-    """Lead a cable to `port` until the block ends."""
-    cable = Cable(port)
+def cable_to(port: int, host: str = "127.0.0.1") -> Iterator[Cable]:
+    """Lead a cable to `port` of `host` until the block ends."""
+    cable = Cable(port, host)
     try:
         yield cable
     finally:
@@ -124,9 +126,9 @@ def cable_to(port: int) -> Iterator[Cable]:
 
 
 @asynccontextmanager
-async def proxy_to(port: int) -> AsyncIterator[Proxy]:
+async def proxy_to(port: int, host: str = "127.0.0.1") -> AsyncIterator[Proxy]:
     """Run a proxy in front of `port` until the block ends."""
-    proxy = Proxy(port)
+    proxy = Proxy(port, host=host)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:

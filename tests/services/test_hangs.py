@@ -188,8 +188,8 @@ async def test_a_silent_broker_is_503_in_time_on_every_route(
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     broker = vhost.broker
-    with cable_to(broker.amqp_port) as amqp, cable_to(broker.management_port) as management:
-        through = replace(broker, amqp_port=amqp.port, management_port=management.port)
+    with cable_to(broker.amqp_port, broker.host) as amqp, cable_to(broker.management_port, broker.host) as management:
+        through = replace(broker, host="127.0.0.1", amqp_port=amqp.port, management_port=management.port)
         amqp_url, database_url = through.amqp_url(vhost.name), f"sqlite+aiosqlite:///{tmp_path}/test.db"
         for name in ("mailer", "leaderboard"):
             await migrate(database_url, f"services.{name}")
