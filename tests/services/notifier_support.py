@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import re
 import sys
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from bellhop.amqp.message import Delivery
+from bellhop.amqp.message import Delivery, Message, to_headers
 from bellhop.background import Background
 from bellhop.cli.ports import free_ports
 from bellhop.contracts.envelope import Envelope
@@ -23,7 +25,7 @@ from services.notifier.app import build
 from services.notifier.events import Event, read_event
 from services.notifier.hub import Hub
 from services.notifier.settings import NotifierSettings
-from tests.support import wait_until
+from tests.support import Vhost, wait_until
 
 KEY = "a key that only the tests know: 0123456789"
 NEWS = "news"
@@ -39,6 +41,25 @@ def notification(offset: int, *channels: str, title: str = "", body: str | None 
     envelope = Envelope(type="notification.raised", source="/tests", id=id or f"event-{offset}")
     delivery = Delivery(json.dumps(document).encode(), envelope, 1, {}, "notifier.log", "", "", False, offset)
     return read_event(delivery, {})
+
+
+def example(mark: str) -> str:
+    """Return the indented block of docs/api.md that contains `mark`."""
+    text = (Path(__file__).parents[2] / "docs/api.md").read_text()
+    blocks = [
+        textwrap.dedent(block)
+        for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
+        if mark in block
+    ]
+    assert len(blocks) == 1, f"docs/api.md has {len(blocks)} examples with {mark!r}"
+    return blocks[0]
+
+
+async def raise_notification(vhost: Vhost, title: str, id: str | None = None) -> None:
+    """Publish a notification as a gateway does."""
+    body = json.dumps({"channels": [NEWS], "title": title}).encode()
+    envelope = Envelope(type="notification.raised", source="/tests", id=id or f"event {title}")
+    await vhost.publish("notifications", "notification.raised", body, headers=to_headers(Message(body, envelope)))
 
 
 @dataclass
@@ -62,14 +83,14 @@ class Served:
 
 
 @asynccontextmanager
-async def served(**settings: Any) -> AsyncIterator[Served]:
+async def served(*, port: int = 0, **settings: Any) -> AsyncIterator[Served]:
     app = build(NotifierSettings(amqp_url="amqp://nobody/", token_key=KEY, **settings))
     hub: Hub = app.state.live.hub
     hub.expect(-1)
     hub.look()
     config = uvicorn.Config(
         app,
-        port=0,
+        port=port,
         http=LimitedProtocol,
         ws="websockets-sansio",
         ws_per_message_deflate=False,
@@ -91,42 +112,50 @@ async def served(**settings: Any) -> AsyncIterator[Served]:
         await background.stop()
 
 
-@dataclass
 class Process:
-    """A notifier in a process of its own, on a real RabbitMQ."""
+    """A notifier in a process of its own, on a real RabbitMQ; it may be ended and started again on its port."""
 
-    url: str
-    process: asyncio.subprocess.Process
+    def __init__(self, amqp_url: str, folder: Path, **settings: str) -> None:
+        self.port = free_ports(1)[0]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"notifier-{self.port}.log"
+        self._environment = {
+            **os.environ,
+            "BELLHOP_AMQP_URL": amqp_url,
+            "BELLHOP_TOKEN_KEY": KEY,
+            "BELLHOP_PORT": str(self.port),
+            **{f"BELLHOP_{name.upper()}": value for name, value in settings.items()},
+        }
+
+    async def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "services.notifier", env=self._environment, stdout=output, stderr=output
+            )
+
+    async def ready(self) -> None:
+        await wait_until(lambda: _ready(self.url, self.process, self.log), 60, "the notifier is ready")
 
     async def terminate(self) -> int:
         self.process.terminate()
-        return await asyncio.wait_for(self.process.wait(), 10)
+        return await asyncio.wait_for(self.process.wait(), 30)
+
+    async def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
 
 
 @asynccontextmanager
 async def running(amqp_url: str, folder: Path, *, wait_ready: bool = True, **settings: str) -> AsyncIterator[Process]:
-    port = free_ports(1)[0]
-    environment = {
-        **os.environ,
-        "BELLHOP_AMQP_URL": amqp_url,
-        "BELLHOP_TOKEN_KEY": KEY,
-        "BELLHOP_PORT": str(port),
-        **{f"BELLHOP_{name.upper()}": value for name, value in settings.items()},
-    }
-    log = folder / f"notifier-{port}.log"
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.notifier", env=environment, stdout=output, stderr=output
-        )
-    url = f"http://127.0.0.1:{port}"
+    notifier = Process(amqp_url, folder, **settings)
+    await notifier.start()
     try:
         if wait_ready:
-            await wait_until(lambda: _ready(url, process, log), timeout=20, description="the notifier is ready")
-        yield Process(url, process)
+            await notifier.ready()
+        yield notifier
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await notifier.kill()
 
 
 async def _ready(url: str, process: asyncio.subprocess.Process, log: Path) -> bool:

@@ -1,7 +1,6 @@
 """The notifier as a process, on a real RabbitMQ: what happens to its readers when processes and connections die."""
 
 import asyncio
-import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,9 @@ import httpx
 
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
-from tests.services.notifier_support import NEWS, browser, running, token
+from tests.services.notifier_support import browser, raise_notification, running, token
 from tests.support import Vhost, wait_until
 from tests.support.raw import Raw, field, publish, text
-
-
-async def raise_notification(vhost: Vhost, title: str, id: str | None = None) -> None:
-    body = json.dumps({"channels": [NEWS], "title": title}).encode()
-    envelope = Envelope(type="notification.raised", source="/tests", id=id or f"event {title}")
-    await vhost.publish("notifications", "notification.raised", body, headers=to_headers(Message(body, envelope)))
 
 
 def titles(documents: list[dict[str, Any]]) -> list[str]:
