@@ -22,8 +22,8 @@ from pathlib import Path
 
 import orjson
 
-from bellhop.cli import processes
-from bellhop.cli.ports import free_ports
+from bellhop.local import processes
+from bellhop.local.ports import free_ports
 from bench import load, sink, stage
 
 ROUNDS = 3

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from bellhop.cli.ports import free_ports
+from bellhop.local.ports import free_ports
 from bench import stage
 from bench.sink import smtp_sink
 

@@ -21,13 +21,13 @@ from bellhop.contracts.base import new_id
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store import ledger
-from services.gateway.store.audience import Audience, Status
-from services.gateway.store.broadcasts import Broadcasts
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.ledger import Acceptance, Ledger, mail_entry, mail_task
-from services.gateway.store.outbox import now_ms
-from services.gateway.store.suppressions import Suppressions
+from services.gateway.broadcasts.store import Broadcasts
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.outbox.store import now_ms
+from services.gateway.subscribers.store import Audience, Status
+from services.gateway.suppressions.store import Suppressions
+from services.gateway.tasks import store as ledger
+from services.gateway.tasks.store import Acceptance, Ledger, mail_entry, mail_task
 from services.mailer.store import Inbox
 from tests.support.postgresql import private_server
 

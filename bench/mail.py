@@ -33,11 +33,11 @@ import aio_pika
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
-from bellhop.cli import processes
-from bellhop.cli.ports import free_ports
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.mail import Lane
+from bellhop.local import processes
+from bellhop.local.ports import free_ports
 from bench.sink import smtp_sink
 from bench.stage import Stage, broker, cpu, environment, heading, mailer
 

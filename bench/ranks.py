@@ -28,8 +28,8 @@ from pathlib import Path
 import httpx
 
 from bellhop.amqp.message import Delivery
-from bellhop.cli.ports import free_ports
 from bellhop.contracts.envelope import Envelope
+from bellhop.local.ports import free_ports
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from bellhop.web import tokens

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from bellhop.cli import processes
+from bellhop.local import processes
 
 FETCH = Path(__file__).parent / "fetch-smtp-sink"
 CONNECTIONS = 256

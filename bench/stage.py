@@ -21,9 +21,9 @@ from pathlib import Path
 
 import structlog
 
-from bellhop.cli import processes
-from bellhop.cli.node import VHOST, Node, Ports
-from bellhop.cli.ports import free_ports
+from bellhop.local import processes
+from bellhop.local.node import VHOST, Node, Ports
+from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 
 

@@ -19,10 +19,10 @@ import aio_pika
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
-from bellhop.cli.ports import free_ports
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.mail import Lane
+from bellhop.local.ports import free_ports
 from bench.mail import depth, fill
 from bench.sink import smtp_sink
 from bench.stage import broker, heading, mailer, memory, percentile

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Self
 
 from bellhop.cli import secrets
-from bellhop.cli.ports import LOOPBACK
 from bellhop.cli.settings import UpSettings
+from bellhop.local.ports import LOOPBACK
 
 FILE = "addresses.json"
 """In the folder of the running system."""

@@ -31,8 +31,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bellhop.amqp import topology
 from bellhop.cli import secrets as made
 from bellhop.cli.errors import CannotRun
-from bellhop.cli.node import VHOST
-from bellhop.cli.ports import LOOPBACK
+from bellhop.local.node import VHOST
+from bellhop.local.ports import LOOPBACK
 from bellhop.web.tokens import service_key
 
 ROOT = Path("/secrets")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bellhop.amqp import applying
 from bellhop.amqp.topology import TopologyError
-from bellhop.cli.node import VHOST
+from bellhop.local.node import VHOST
 
 URL = Path("/run/secrets/bellhop/management-url")
 

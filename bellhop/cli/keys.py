@@ -47,7 +47,7 @@ def _call(method: str, path: str, body: Any = None) -> "httpx.Response":
     import httpx
 
     # It finds the system as the demo does.
-    from bellhop.cli.demo.settings import DemoSettings
+    from bellhop.demo.settings import DemoSettings
 
     settings = DemoSettings.load()
     headers = {"Authorization": f"Bearer {settings.admin_key.get_secret_value()}"}

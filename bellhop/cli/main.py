@@ -24,7 +24,7 @@ commands.add_typer(keys.commands, name="keys")
 @commands.command()
 def up() -> None:
     """Run everything on this machine, in the foreground, until Ctrl-C."""
-    from bellhop.cli.up import up as run
+    from bellhop.local.up import up as run
 
     run()
 
@@ -32,8 +32,8 @@ def up() -> None:
 @commands.command("admin-key")
 def admin_key() -> None:
     """Print the admin key of the Bellhop that runs here, by `bellhop up` or by `docker compose up`."""
-    from bellhop.cli.running import find
     from bellhop.cli.settings import UpSettings
+    from bellhop.local.checkout import find
 
     print(find(UpSettings.load()).admin_key)
 
@@ -41,8 +41,8 @@ def admin_key() -> None:
 @commands.command()
 def mailbox() -> None:
     """Run only the development mailbox: SMTP on port 1025, pages and API on 8025."""
-    from bellhop.cli.mailbox import run
     from bellhop.cli.settings import UpSettings
+    from bellhop.local.mailbox import run
 
     settings = UpSettings.load()
     run(settings.mailbox_smtp_port, settings.mailbox_http_port)
@@ -51,7 +51,7 @@ def mailbox() -> None:
 @commands.command()
 def demo() -> None:
     """Drive a running Bellhop over HTTP, and count what became of everything it accepted."""
-    from bellhop.cli.demo.run import demo as run
+    from bellhop.demo.run import demo as run
 
     run()
 

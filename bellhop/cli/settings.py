@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bellhop.cli.errors import CannotRun
-from bellhop.cli.node import Ports
+from bellhop.local.node import Ports
 
 
 class UpSettings(BaseSettings):

@@ -27,44 +27,43 @@ from bellhop.web.health import check
 from bellhop.web.limits import Limits, Rate
 from bellhop.web.problems import problem_response
 from bellhop.web.server import create_app
-from services.gateway import handlers, metrics, newsletter
-from services.gateway.boards import LATER_SECONDS, Boards
+from services.gateway import handlers, metrics
+from services.gateway.acceptance.service import Intake, unavailable
+from services.gateway.attachments import routes as attachments
+from services.gateway.attachments.store import Attachments
+from services.gateway.broadcasts import newsletter
+from services.gateway.broadcasts import routes as broadcasts
+from services.gateway.console import routes as console
+from services.gateway.dead_letters import routes as dead_letters
+from services.gateway.dead_letters.store import DeadLetters
 from services.gateway.deps import Gateway
-from services.gateway.intake import Intake, unavailable
-from services.gateway.live import LiveOutcomes
-from services.gateway.marks import MARK_SECONDS, Marks
-from services.gateway.outgoing import Outgoing
-from services.gateway.relay import Relay
-from services.gateway.retention import ROUND_SECONDS, Retention
-from services.gateway.routes import (
-    attachments,
-    broadcasts,
-    console,
-    dead_letters,
-    events,
-    keys,
-    leaderboards,
-    mail,
-    public,
-    streams,
-    subscribers,
-    system,
-    tasks,
-    templates,
-)
-from services.gateway.routing import UNROUTED, Routing
+from services.gateway.events import routes as events
+from services.gateway.events.reactions import ReactionTypes
+from services.gateway.keys import routes as keys
+from services.gateway.keys.store import Keys
+from services.gateway.leaderboards import routes as leaderboards
+from services.gateway.leaderboards.board_names import BoardNames
+from services.gateway.leaderboards.boards import LATER_SECONDS, Boards
+from services.gateway.leaderboards.marks import MARK_SECONDS, Marks
+from services.gateway.mail import routes as mail
+from services.gateway.outbox.delivery import Outgoing
+from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.routing import UNROUTED, Routing
+from services.gateway.public_pages import routes as public
 from services.gateway.settings import Settings
-from services.gateway.store.attachments import Attachments
-from services.gateway.store.board_names import BoardNames
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.keys import Keys
-from services.gateway.store.ledger import Ledger
-from services.gateway.store.reactions import ReactionTypes
-from services.gateway.store.stale import ROUND_SECONDS as STALE_SECONDS
-from services.gateway.store.stale import StaleTasks
-from services.gateway.store.suppressions import Suppressions
-from services.gateway.store.withdrawals import Withdrawals
-from services.gateway.waiters import Waiters
+from services.gateway.stream_tokens import routes as streams
+from services.gateway.subscribers import routes as subscribers
+from services.gateway.suppressions.store import Suppressions
+from services.gateway.system import routes as system
+from services.gateway.system.retention import ROUND_SECONDS, Retention
+from services.gateway.tasks import routes as tasks
+from services.gateway.tasks.live import LiveOutcomes
+from services.gateway.tasks.overdue import ROUND_SECONDS as STALE_SECONDS
+from services.gateway.tasks.overdue import StaleTasks
+from services.gateway.tasks.store import Ledger
+from services.gateway.tasks.waiters import Waiters
+from services.gateway.tasks.withdrawals import Withdrawals
+from services.gateway.templates import routes as templates
 
 ROUTERS = (
     mail.router,

@@ -9,16 +9,16 @@ from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
 from bellhop.web.auth import bearer
-from services.gateway.boards import Boards
-from services.gateway.intake import Intake
-from services.gateway.newsletter import Newsletter
+from services.gateway.acceptance.service import Intake
+from services.gateway.attachments.store import Attachments
+from services.gateway.broadcasts.newsletter import Newsletter
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.events.reactions import ReactionTypes
+from services.gateway.keys.store import Keys
+from services.gateway.leaderboards.boards import Boards
 from services.gateway.settings import Settings
-from services.gateway.store.attachments import Attachments
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.keys import Keys
-from services.gateway.store.ledger import Ledger
-from services.gateway.store.reactions import ReactionTypes
-from services.gateway.waiters import Waiters
+from services.gateway.tasks.store import Ledger
+from services.gateway.tasks.waiters import Waiters
 
 
 @dataclass(frozen=True, slots=True)

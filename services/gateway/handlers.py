@@ -9,11 +9,11 @@ from bellhop.contracts.reactions import MailerStarted
 from bellhop.sql.database import DatabaseAway
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway import metrics
-from services.gateway.live import LiveOutcomes
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.ledger import Ledger
-from services.gateway.store.reactions import ReactionTypes
-from services.gateway.waiters import Waiters
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.events.reactions import ReactionTypes
+from services.gateway.tasks.live import LiveOutcomes
+from services.gateway.tasks.store import Ledger
+from services.gateway.tasks.waiters import Waiters
 
 
 async def apply_outcome(

@@ -24,9 +24,9 @@ class Freshness:
 class Progress:
     """Knows up to when scores are counted, and how many messages wait.
 
-    `as_of` comes from marks that gateways publish among the scores (services/gateway/marks.py) and is committed with
-    the scores before it. So it stands still while a batch is in hand, while this replica cannot read the database,
-    and while scores wait in an outbox.
+    `as_of` comes from marks that gateways publish among the scores (services/gateway/leaderboards/marks.py) and is
+    committed with the scores before it. So it stands still while a batch is in hand, while this replica cannot read
+    the database, and while scores wait in an outbox.
     """
 
     def __init__(self, as_of: Callable[[], datetime | None], waiting: Callable[[], int | None]) -> None:

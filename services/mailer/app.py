@@ -27,7 +27,7 @@ from services.mailer.announcing import REPEAT_SECONDS, announce
 from services.mailer.attachments import Attachments
 from services.mailer.compose import Composer
 from services.mailer.limits import Limits
-from services.mailer.relays import Relays
+from services.mailer.relays.pool import Relays
 from services.mailer.rendering import BadTemplate, Templates, reaction_types
 from services.mailer.routes import authenticator, router
 from services.mailer.settings import MailerSettings

@@ -20,14 +20,14 @@ from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.database import DatabaseAway
 from services.mailer import metrics, outcomes
 from services.mailer.attachments import AttachmentsAway
-from services.mailer.breaker import THRESHOLD
 from services.mailer.compose import message_id, to_bytes
 from services.mailer.limits import TURN
-from services.mailer.relays import Relay
+from services.mailer.relays.breaker import THRESHOLD
+from services.mailer.relays.pool import Relay
+from services.mailer.relays.replies import Cause, Kind, Verdict
+from services.mailer.relays.transport import Outgoing, RelayAway
 from services.mailer.rendering import RenderingError
-from services.mailer.replies import Cause, Kind, Verdict
 from services.mailer.store import Claim, Kept, Key, Result, Verb
-from services.mailer.transport import Outgoing, RelayAway
 from services.mailer.work import Mailer, Patience, decode, patiently, report
 
 # mail.urgent, mail.normal, mail.bulk

@@ -33,7 +33,7 @@ from bellhop.sql.database import BITE_SECONDS, Database
 from bellhop.sql.group_commit import GroupCommit
 from services.mailer import metrics
 from services.mailer.rates import per_second
-from services.mailer.replies import Cause, Kind, Verdict
+from services.mailer.relays.replies import Cause, Kind, Verdict
 from services.mailer.store import metadata
 
 BURST_SECONDS = 1.0

@@ -10,7 +10,7 @@ from bellhop.contracts.identity import MAILER
 from bellhop.contracts.mail import CancelTask, Lane, MailTask, mail_document
 from bellhop.contracts.outcomes import Outcome, State
 from services.mailer import metrics
-from services.mailer.replies import Cause, Kind, Verdict
+from services.mailer.relays.replies import Cause, Kind, Verdict
 
 EXCHANGE = "outcomes"
 

@@ -20,12 +20,12 @@ from services.mailer import outcomes
 from services.mailer.compose import Composer
 from services.mailer.limits import Limits
 from services.mailer.message import from_header
-from services.mailer.relays import Relays
+from services.mailer.relays.pool import Relays
+from services.mailer.relays.transport import RelayAway
 from services.mailer.rendering import Templates
 from services.mailer.settings import MailerSettings
 from services.mailer.store import Inbox, Key
 from services.mailer.suppressions import Suppressions
-from services.mailer.transport import RelayAway
 
 PATIENCE = 900.0
 """How long a delivery waits, in seconds, for a database or broker that is away. Under RabbitMQ's consumer timeout of 30

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-from bellhop.cli import processes
+from bellhop.local import processes
 from tests.support import wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from bellhop.cli.ports import LOOPBACK, free_ports
+from bellhop.local.ports import LOOPBACK, free_ports
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("gateway", "mailer", "notifier", "leaderboard")

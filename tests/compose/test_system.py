@@ -12,8 +12,8 @@ import httpx
 import pytest
 import yaml
 
-from bellhop.cli.running import find
 from bellhop.cli.settings import UpSettings
+from bellhop.local.checkout import find
 from bellhop.web.tokens import mint
 from tests.compose.system import SERVICES, TAG, System, counted
 from tests.services.notifier_support import browser

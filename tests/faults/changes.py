@@ -14,7 +14,7 @@ from bellhop.amqp import retry
 
 def hurry() -> None:
     """Leases run out, the retry ladder comes back, and lowered rates climb, in seconds instead of minutes."""
-    from services.gateway.store import outbox
+    from services.gateway.outbox import store as outbox
     from services.mailer import app, handlers, limits, store
 
     outbox.LEASE_MS = 3000
@@ -118,15 +118,15 @@ def _synchronous(level: str) -> None:
 
 def forgetful_release() -> None:
     """Take a message that was published without a confirm for one that was not."""
-    from services.gateway.relay import Relay
-    from services.gateway.store.outbox import Fate
+    from services.gateway.outbox.publisher import Relay
+    from services.gateway.outbox.store import Fate
 
     Relay._fate = lambda self, error: Fate.UNSENT  # type: ignore[method-assign]
 
 
 def no_second_question() -> None:
     """Never ask again for a task whose outcome does not come."""
-    from services.gateway.store.stale import StaleTasks
+    from services.gateway.tasks.overdue import StaleTasks
 
     async def nothing(self: StaleTasks) -> float:
         return 60.0

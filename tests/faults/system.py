@@ -25,9 +25,9 @@ import httpx
 from aiosmtpd.smtp import Envelope, Session
 
 from bellhop.amqp import topology
-from bellhop.cli import processes
-from bellhop.cli.node import Node, Ports
-from bellhop.cli.ports import free_ports
+from bellhop.local import processes
+from bellhop.local.node import Node, Ports
+from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.faults.zygote import SERVICES
 from tests.support import Broker, SmtpServer, Vhost, wait_until

@@ -21,11 +21,11 @@ from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from services.gateway import handlers as gateway_handlers
-from services.gateway.live import LiveOutcomes
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.ledger import Ledger
-from services.gateway.store.outbox import pack, unpack
-from services.gateway.waiters import Waiters
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.outbox.store import pack, unpack
+from services.gateway.tasks.live import LiveOutcomes
+from services.gateway.tasks.store import Ledger
+from services.gateway.tasks.waiters import Waiters
 from services.leaderboard.scores import read
 from services.mailer.work import decode as decode_mail
 from services.notifier.events import read_event

@@ -12,7 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
-from bellhop.cli.ports import free_ports
+from bellhop.local.ports import free_ports
 from tests.faults.driver import Driver, numbers
 from tests.faults.sinks import Sinks
 from tests.faults.system import Rig, Service, System, system

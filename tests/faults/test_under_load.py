@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from bellhop.amqp import topology
-from bellhop.cli.ports import free_ports
+from bellhop.local.ports import free_ports
 from tests.faults import netns, pace
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scene import PUBLISH_SECONDS, Scene, scene

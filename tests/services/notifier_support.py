@@ -17,8 +17,8 @@ import uvicorn
 
 from bellhop.amqp.message import Delivery, Message, to_headers
 from bellhop.background import Background
-from bellhop.cli.ports import free_ports
 from bellhop.contracts.envelope import Envelope
+from bellhop.local.ports import free_ports
 from bellhop.web import tokens
 from bellhop.web.protocol import LimitedProtocol
 from services.notifier.app import build

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from bellhop.cli.addresses import Addresses
-from bellhop.cli.ports import free_ports
 from bellhop.cli.settings import UpSettings
+from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.services.gateway_support import RunningGateway, mail, running_gateway
 from tests.support import wait_until

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Iterator
 import httpx
 import pytest
 
-from bellhop.cli.demo import live, mail, newsletter, scores
-from bellhop.cli.demo.run import STEPS
-from bellhop.cli.demo.steps import Result, System
-from bellhop.cli.ports import free_ports
+from bellhop.demo import live, mail, newsletter, scores
+from bellhop.demo.run import STEPS
+from bellhop.demo.steps import Result, System
+from bellhop.local.ports import free_ports
 from tests.services.test_run_up import Run
 from tests.support import wait_until
 

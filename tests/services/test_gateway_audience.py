@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from bellhop.contracts.base import now
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
-from services.gateway.audience.addresses import subscriber_id
-from services.gateway.audience.links import Links
-from services.gateway.store.tables import subscriptions
+from services.gateway.public_pages.links import Links
+from services.gateway.subscribers.addresses import subscriber_id
+from services.gateway.tables import subscriptions
 from tests.services.gateway_support import RunningGateway, json, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost

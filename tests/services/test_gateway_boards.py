@@ -11,9 +11,9 @@ from bellhop.sql.database import Database, DatabaseAway
 from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller, Scope
 from bellhop.web.problems import Problem
-from services.gateway.boards import Boards
+from services.gateway.leaderboards.board_names import BoardNames
+from services.gateway.leaderboards.boards import Boards
 from services.gateway.settings import Settings
-from services.gateway.store.board_names import BoardNames
 
 WRITER = Caller("1", "game", frozenset([Scope.SCORES_WRITE]))
 MANAGER = Caller("2", "studio", frozenset([Scope.SCORES_WRITE, Scope.LEADERBOARDS_WRITE]))
@@ -115,7 +115,7 @@ async def test_scores_for_known_boards_need_no_database(database, monkeypatch: p
 
     boards = gateway(database)
     await boards.admit(WRITER, ["a"])
-    monkeypatch.setattr("services.gateway.boards.monotonic", lambda: float("inf"))
+    monkeypatch.setattr("services.gateway.leaderboards.boards.monotonic", lambda: float("inf"))
     monkeypatch.setattr(BoardNames, "known", unavailable)
     await boards.admit(WRITER, ["a"])
     with pytest.raises(DatabaseAway):

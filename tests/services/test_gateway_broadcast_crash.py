@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from bellhop.cli import processes
-from bellhop.cli.ports import free_ports
 from bellhop.contracts.outcomes import State
+from bellhop.local import processes
+from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.services.newsletter_support import StandIn, sent
 from tests.support import wait_until

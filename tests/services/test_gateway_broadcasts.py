@@ -13,7 +13,7 @@ from bellhop.contracts.base import now
 from bellhop.contracts.mail import MailTask
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
-from services.gateway.store.tables import subscribers
+from services.gateway.tables import subscribers
 from tests.services.gateway_support import RunningGateway, running_gateway
 from tests.services.newsletter_support import StandIn, sent
 from tests.support import wait_until

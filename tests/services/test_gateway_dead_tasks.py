@@ -12,8 +12,8 @@ from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.tables import outbox
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.tables import outbox
 from tests.services.gateway_support import RunningGateway, json, mail, running_gateway
 from tests.services.test_gateway_broadcasts import act, broadcast, counted, people, reached
 from tests.support import wait_until

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store import expiry
-from services.gateway.store.form_limits import MAILBOX_WINDOW_MS, MAILS_TO_A_MAILBOX, FormLimits, Verdict
-from services.gateway.store.outbox import now_ms
-from services.gateway.store.tables import form_limits
+from services.gateway.outbox.store import now_ms
+from services.gateway.public_pages.form_limits import MAILBOX_WINDOW_MS, MAILS_TO_A_MAILBOX, FormLimits, Verdict
+from services.gateway.system import expiry
+from services.gateway.tables import form_limits
 
 
 @pytest.fixture

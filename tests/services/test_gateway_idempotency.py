@@ -22,11 +22,11 @@ from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from bellhop.web.server import create_app
 from bellhop.web.strict_json import StrictRoute
-from services.gateway.store import idempotency as store
-from services.gateway.store import ledger
-from services.gateway.store.idempotency import IdempotencyKey
-from services.gateway.store.ledger import Acceptance
-from services.gateway.store.tables import api_keys, idempotency_keys
+from services.gateway.acceptance import store as store
+from services.gateway.acceptance.store import IdempotencyKey
+from services.gateway.tables import api_keys, idempotency_keys
+from services.gateway.tasks import store as ledger
+from services.gateway.tasks.store import Acceptance
 from tests.services.gateway_support import RunningGateway, envelope_headers, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost
@@ -299,7 +299,7 @@ async def test_a_reservation_whose_gateway_died_is_taken_over(
 ) -> None:
     """Until its lease expires the answer is 409 with Retry-After; then the request is executed, by one of many."""
     url = f"sqlite+aiosqlite:///{tmp_path}/gateway.db"
-    monkeypatch.setattr("services.gateway.idempotent_route.WAIT_SECONDS", 0)
+    monkeypatch.setattr("services.gateway.acceptance.idempotent_route.WAIT_SECONDS", 0)
     async with running_gateway(vhost, url) as gateway:
         call = (await CASES["/v1/suppressions"](gateway)).first
         await call.send(gateway.admin, "k")

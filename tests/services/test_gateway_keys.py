@@ -10,7 +10,7 @@ import pytest
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller, Scope, new_key
-from services.gateway.store.keys import Keys, Revocation
+from services.gateway.keys.store import Keys, Revocation
 from tests.services.gateway_support import RunningGateway, running_gateway
 from tests.support.broker import Vhost
 

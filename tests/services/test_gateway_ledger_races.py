@@ -12,11 +12,13 @@ from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store import expiry, feeding, outbox
-from services.gateway.store.broadcasts import HELD, Phase
-from services.gateway.store.ledger import Ledger, mail_entry, mail_task
-from services.gateway.store.tables import broadcasts, tasks
-from services.gateway.store.tables import outbox as outbox_table
+from services.gateway.broadcasts import feeding
+from services.gateway.broadcasts.store import HELD, Phase
+from services.gateway.outbox import store as outbox
+from services.gateway.system import expiry
+from services.gateway.tables import broadcasts, tasks
+from services.gateway.tables import outbox as outbox_table
+from services.gateway.tasks.store import Ledger, mail_entry, mail_task
 
 BROADCAST = "broadcast-1"
 

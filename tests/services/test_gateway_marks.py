@@ -13,9 +13,9 @@ from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.marks import Marks
-from services.gateway.store import outbox
-from services.gateway.store.outbox import Entry
+from services.gateway.leaderboards.marks import Marks
+from services.gateway.outbox import store as outbox
+from services.gateway.outbox.store import Entry
 
 
 class Published:

@@ -10,9 +10,9 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store import outbox
-from services.gateway.store.outbox import Entry, Fate, Released
-from services.gateway.store.tables import outbox as table
+from services.gateway.outbox import store as outbox
+from services.gateway.outbox.store import Entry, Fate, Released
+from services.gateway.tables import outbox as table
 
 BULK = ("work", "mail.bulk")
 NORMAL = ("work", "mail.normal")

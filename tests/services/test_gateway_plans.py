@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store.audience import Audience, Status
-from services.gateway.store.broadcasts import Broadcasts
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.ledger import Ledger
-from services.gateway.store.suppressions import Suppressions
+from services.gateway.broadcasts.store import Broadcasts
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.subscribers.store import Audience, Status
+from services.gateway.suppressions.store import Suppressions
+from services.gateway.tasks.store import Ledger
 
 ROWS = 4000
 SQLITE_STEPS = 3 * ROWS

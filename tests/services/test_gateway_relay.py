@@ -8,11 +8,11 @@ import sqlalchemy as sa
 
 from bellhop.contracts.base import now
 from bellhop.sql.database import Database
-from services.gateway import destinations
-from services.gateway.destinations import Destinations
-from services.gateway.store import outbox as store
-from services.gateway.store.outbox import Destination
-from services.gateway.store.tables import outbox
+from services.gateway.outbox import destinations
+from services.gateway.outbox import store as store
+from services.gateway.outbox.destinations import Destinations
+from services.gateway.outbox.store import Destination
+from services.gateway.tables import outbox
 from tests.services.gateway_support import mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost

@@ -7,10 +7,10 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store import dead_letters as store_module
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.outbox import pack
-from services.gateway.store.tables import dead_letters
+from services.gateway.dead_letters import store as store_module
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.outbox.store import pack
+from services.gateway.tables import dead_letters
 
 
 async def test_a_replay_of_a_group_is_bounded_in_bytes(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway import retention
-from services.gateway.retention import DAY_MS, KEPT, Retention, rules
+from services.gateway.attachments.store import Attachments, OverQuota, attachment_usage, attachments
+from services.gateway.broadcasts.store import Action, Broadcasts
+from services.gateway.outbox.store import now_ms
 from services.gateway.settings import Settings
-from services.gateway.store.attachments import Attachments, OverQuota, attachment_usage, attachments
-from services.gateway.store.broadcasts import Action, Broadcasts
-from services.gateway.store.expiry import _id_at
-from services.gateway.store.outbox import now_ms
-from services.gateway.store.tables import (
+from services.gateway.system import retention
+from services.gateway.system.expiry import _id_at
+from services.gateway.system.retention import DAY_MS, KEPT, Retention, rules
+from services.gateway.tables import (
     api_keys,
     attempts,
     audit,

@@ -13,15 +13,15 @@ from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.audience.links import Links
-from services.gateway.store import outbox
-from services.gateway.store.broadcasts import Phase
-from services.gateway.store.feeding import TaskMaker
-from services.gateway.store.ledger import Ledger, mail_entry, mail_task
-from services.gateway.store.stale import LONGEST_MS, StaleTasks, due_at
-from services.gateway.store.suppressions import Suppressions
-from services.gateway.store.tables import attempts, broadcasts, subscribers, subscriptions, tasks
-from services.gateway.store.tables import outbox as outbox_table
+from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts.store import Phase
+from services.gateway.outbox import store as outbox
+from services.gateway.public_pages.links import Links
+from services.gateway.suppressions.store import Suppressions
+from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
+from services.gateway.tables import outbox as outbox_table
+from services.gateway.tasks.overdue import LONGEST_MS, StaleTasks, due_at
+from services.gateway.tasks.store import Ledger, mail_entry, mail_task
 from tests.services.gateway_support import mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost

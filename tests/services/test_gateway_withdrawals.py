@@ -13,13 +13,13 @@ from bellhop.contracts.base import new_id, now
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.audience.addresses import subscriber_id
-from services.gateway.audience.links import Links
-from services.gateway.store import outbox
-from services.gateway.store.ledger import mail_entry, mail_task
-from services.gateway.store.suppressions import Suppression, Suppressions
-from services.gateway.store.tables import tasks
-from services.gateway.store.withdrawals import Withdrawals
+from services.gateway.outbox import store as outbox
+from services.gateway.public_pages.links import Links
+from services.gateway.subscribers.addresses import subscriber_id
+from services.gateway.suppressions.store import Suppression, Suppressions
+from services.gateway.tables import tasks
+from services.gateway.tasks.store import mail_entry, mail_task
+from services.gateway.tasks.withdrawals import Withdrawals
 from tests.services.gateway_support import RunningGateway, json, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost
@@ -145,7 +145,7 @@ async def test_a_step_is_short_however_many_mails_wait_for_an_address(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends a bite of the tasks; about each that was published the mailer is asked once."""
-    monkeypatch.setattr("services.gateway.store.withdrawals.BITE", 3)
+    monkeypatch.setattr("services.gateway.tasks.withdrawals.BITE", 3)
     await migrate(database_url, "services.gateway")
     database = Database(database_url)
     waiting = [mail_row(address) for address in ["ops@example.com"] * 8 + ["bob@example.com"]]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bellhop.amqp.message import Message, to_headers
-from bellhop.cli.ports import free_ports
 from bellhop.contracts.envelope import Envelope
+from bellhop.local.ports import free_ports
 from tests.services.mailer_support import SILENCE, ScriptedRelay
 from tests.support import Vhost, wait_until
 

@@ -9,7 +9,7 @@ from bellhop.amqp import settling
 from bellhop.amqp.retry import Rung
 from bellhop.sql.database import Database
 from services.mailer import outcomes
-from services.mailer.relays import Relays
+from services.mailer.relays.pool import Relays
 from services.mailer.store import inbox
 from tests.services.mailer_running import running_mailer
 from tests.support import SmtpServer, Vhost, wait_until

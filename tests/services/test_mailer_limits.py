@@ -13,9 +13,9 @@ from bellhop.contracts.mail import Lane
 from bellhop.sql.database import CLOCK_SQL, Database
 from bellhop.sql.migrations import migrate
 from services.mailer import limits as module
-from services.mailer.dialogue import Step
 from services.mailer.limits import REFUSALS, Limits
-from services.mailer.replies import Verdict, classify
+from services.mailer.relays.dialogue import Step
+from services.mailer.relays.replies import Verdict, classify
 
 RELAY = "relay:main"
 SLOW = classify(Step.RCPT, 421, "4.7.28 too fast")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.mailer.breaker import THRESHOLD, Breaker
+from services.mailer.relays.breaker import THRESHOLD, Breaker
 from services.mailer.settings import MailerSettings
 from tests.services.mailer_running import Running, running_mailer
 from tests.services.mailer_support import DROP, SILENCE, ScriptedRelay, mailer_settings, relay

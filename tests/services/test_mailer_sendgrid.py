@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from services.mailer.message import Attachment, Mail
-from services.mailer.relay_settings import SendGridRelay
-from services.mailer.replies import Cause, Kind, Verdict
-from services.mailer.sendgrid import SendGrid
-from services.mailer.transport import Outgoing, RelayAway
+from services.mailer.relays.replies import Cause, Kind, Verdict
+from services.mailer.relays.sendgrid import SendGrid
+from services.mailer.relays.settings import SendGridRelay
+from services.mailer.relays.transport import Outgoing, RelayAway
 from tests.services.mailer_running import running_mailer
 from tests.services.mailer_support import ScriptedRelay, relay
 from tests.services.sendgrid_support import SendGridServer

@@ -10,11 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from bellhop.contracts.mail import Lane
-from services.mailer import relays
 from services.mailer.message import Mail
-from services.mailer.relays import Relays
-from services.mailer.replies import Kind, Verdict
-from services.mailer.transport import Outgoing, RelayAway
+from services.mailer.relays import pool as relays
+from services.mailer.relays.pool import Relays
+from services.mailer.relays.replies import Kind, Verdict
+from services.mailer.relays.transport import Outgoing, RelayAway
 from tests.services.mailer_support import DROP, SILENCE, ScriptedRelay, certificate, mailer_settings
 from tests.support import SmtpServer, wait_until
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bellhop.cli.errors import CannotRun
-from bellhop.cli.node import Node, Ports
-from bellhop.cli.ports import free_ports
+from bellhop.local.node import Node, Ports
+from bellhop.local.ports import free_ports
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from bellhop.contracts.outcomes import State
 from bellhop.contracts.reactions import QUEUE, TYPE, MailerStarted
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.store import expiry, outbox
-from services.gateway.store.dead_letters import DeadLetters
-from services.gateway.store.outbox import Entry, now_ms
+from services.gateway.dead_letters.store import DeadLetters
+from services.gateway.outbox import store as outbox
+from services.gateway.outbox.store import Entry, now_ms
+from services.gateway.system import expiry
 from tests.services.gateway_support import RunningGateway, envelope_headers, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost

@@ -10,9 +10,9 @@ from email.message import EmailMessage
 import httpx
 import pytest
 
-from bellhop.cli.mailbox import Mailbox, create_app
-from bellhop.cli.ports import free_ports
-from bellhop.cli.processes import dies_with_us
+from bellhop.local.mailbox import Mailbox, create_app
+from bellhop.local.ports import free_ports
+from bellhop.local.processes import dies_with_us
 from tests.support import wait_until
 
 

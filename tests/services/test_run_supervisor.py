@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bellhop.cli import processes
 from bellhop.cli.errors import CannotRun
-from bellhop.cli.supervisor import Output, Program, Supervisor
+from bellhop.local import processes
+from bellhop.local.supervisor import Output, Program, Supervisor
 from tests.support import wait_until
 
 COUNTS = "import pathlib, sys, time; f = pathlib.Path(sys.argv[1]); f.open('a').write('x')\n"
@@ -80,7 +80,7 @@ def test_a_child_dies_with_its_parent_even_if_that_was_killed(tmp_path: Path) ->
     """SIGKILL leaves no orphan."""
     code = (
         "import subprocess, sys, time\n"
-        "from bellhop.cli.processes import dies_with_us\n"
+        "from bellhop.local.processes import dies_with_us\n"
         "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=dies_with_us())\n"
         "print(p.pid, flush=True); time.sleep(60)"
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bellhop.cli import processes
-from bellhop.cli.ports import free_ports
 from bellhop.cli.settings import UpSettings
-from bellhop.cli.up import MARK
+from bellhop.local import processes
+from bellhop.local.ports import free_ports
+from bellhop.local.up import MARK
 from tests.support import wait_until
 
 pytestmark = pytest.mark.xdist_group("up")  # most tests of this module share one system

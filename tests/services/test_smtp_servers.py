@@ -9,9 +9,9 @@ import pytest
 
 from bellhop.contracts.mail import Lane
 from services.mailer.message import Mail
-from services.mailer.relays import Relays
-from services.mailer.replies import Cause, Kind, Verdict
-from services.mailer.transport import Outgoing
+from services.mailer.relays.pool import Relays
+from services.mailer.relays.replies import Cause, Kind, Verdict
+from services.mailer.relays.transport import Outgoing
 from tests.services.mailer_support import DROP, Answer, ScriptedRelay, mailer_settings
 
 MESSAGE = b"Subject: x\r\n\r\nHello\r\n"

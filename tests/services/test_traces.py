@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bellhop.cli import processes
-from bellhop.cli.ports import free_ports
+from bellhop.local import processes
+from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.support import SmtpServer, Vhost, wait_until
 from tests.support.addresses import service_environment

@@ -11,8 +11,8 @@ import aio_pika
 import httpx
 
 from bellhop.amqp import applying
-from bellhop.cli.node import Node, Ports
-from bellhop.cli.ports import free_ports
+from bellhop.local.node import Node, Ports
+from bellhop.local.ports import free_ports
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from docker.errors import DockerException
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from bellhop.cli.node import speaks_amqp
+from bellhop.local.node import speaks_amqp
 from tests.support.postgresql import SETTINGS
 
 RABBITMQ = "rabbitmq:4.3-management"

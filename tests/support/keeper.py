@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bellhop.cli import processes
+from bellhop.local import processes
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 120.0

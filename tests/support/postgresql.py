@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bellhop.cli import processes
-from bellhop.cli.ports import LOOPBACK, free_ports
+from bellhop.local import processes
+from bellhop.local.ports import LOOPBACK, free_ports
 
 IMMEDIATE_SHUTDOWN = signal.SIGQUIT  # postgresql.org/docs/current/server-shutdown.html
 

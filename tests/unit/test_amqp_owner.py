@@ -8,7 +8,7 @@ import pytest
 from bellhop.amqp.message import Delivery, Message, from_headers, to_headers
 from bellhop.amqp.settling import foreign_headers
 from bellhop.contracts.envelope import Envelope
-from services.gateway.store.outbox import pack, unpack
+from services.gateway.outbox.store import pack, unpack
 from services.leaderboard import scores
 from services.mailer.reactions import _reaction
 from services.notifier.events import key_of

@@ -7,7 +7,7 @@ import pytest
 from bellhop.cli.addresses import Addresses
 from bellhop.cli.container_secrets import PublishedPorts, hand_out
 from bellhop.cli.settings import UpSettings
-from bellhop.cli.up import banner
+from bellhop.local.up import banner
 
 READERS = ("gateway", "mailer", "notifier", "leaderboard", "rabbitmq", "topology", "postgres", "grafana")
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
-from bellhop.cli.demo import live, mail, newsletter, scores
-from bellhop.cli.demo.api import Api
-from bellhop.cli.demo.run import verdict
-from bellhop.cli.demo.scores import Game, Place
-from bellhop.cli.demo.steps import Result, Stopwatch, System
 from bellhop.cli.errors import CannotRun
-from bellhop.cli.mailbox import Mailbox, create_app
-from bellhop.cli.ports import free_ports
+from bellhop.demo import live, mail, newsletter, scores
+from bellhop.demo.api import Api
+from bellhop.demo.run import verdict
+from bellhop.demo.scores import Game, Place
+from bellhop.demo.steps import Result, Stopwatch, System
+from bellhop.local.mailbox import Mailbox, create_app
+from bellhop.local.ports import free_ports
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from bellhop.contracts.addresses import address, canonical, domain_of, mailbox_of, wire
 from bellhop.contracts.mail import MailRequest
-from services.gateway.routes.public import _EMAIL
-from services.gateway.routes.subscribers import SubscriberRequest, SuppressionRequest
+from services.gateway.public_pages.routes import _EMAIL
+from services.gateway.subscribers.routes import SubscriberRequest, SuppressionRequest
 
 TAKEN = [
     "ada@example.com",

@@ -4,7 +4,7 @@ from typing import Any
 
 from bellhop.contracts.base import MAX_DEPTH
 from bellhop.contracts.mail import MAX_HEADERS, MAX_REFERENCES, MailRequest, MailTask
-from services.gateway.routes.broadcasts import BroadcastRequest
+from services.gateway.broadcasts.routes import BroadcastRequest
 
 TASK = {"task_id": "1", "owner": "shop", "to": "ada@example.com"}
 

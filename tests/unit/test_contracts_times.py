@@ -11,11 +11,11 @@ from bellhop.contracts.base import EARLIEST, LATEST, DueTime, Time, now
 from bellhop.contracts.mail import MailRequest
 from bellhop.contracts.scores import Score
 from bellhop.web.problems import Problem
-from services.gateway.cloudevents import read
-from services.gateway.routes.broadcasts import BroadcastRequest
-from services.gateway.routes.subscribers import SuppressionRequest
-from services.gateway.routes.tasks import time_of
-from services.gateway.store.outbox import to_ms
+from services.gateway.broadcasts.routes import BroadcastRequest
+from services.gateway.events.cloudevents import read
+from services.gateway.outbox.store import to_ms
+from services.gateway.subscribers.routes import SuppressionRequest
+from services.gateway.tasks.routes import time_of
 
 _TIME: TypeAdapter[datetime] = TypeAdapter(Time)
 _DUE: TypeAdapter[datetime] = TypeAdapter(DueTime)

@@ -4,10 +4,10 @@ import pytest
 
 from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
-from services.gateway import relay as relay_module
-from services.gateway.relay import Relay
-from services.gateway.routes.dead_letters import SHOWN_BYTES, _shown
-from services.gateway.store.outbox import Entry
+from services.gateway.dead_letters.routes import SHOWN_BYTES, _shown
+from services.gateway.outbox import publisher as relay_module
+from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.store import Entry
 
 
 class Broker:

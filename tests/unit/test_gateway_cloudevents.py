@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 
 from bellhop.contracts.envelope import Envelope
 from bellhop.web.problems import Problem
-from services.gateway.cloudevents import read
+from services.gateway.events.cloudevents import read
 
 EVENT: dict[str, Any] = {"specversion": "1.0", "id": "1", "source": "/s", "type": "a.b"}
 BINARY = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "a.b"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bellhop.contracts.outcomes import Outcome, State
-from services.gateway.store.ledger import advances
+from services.gateway.tasks.store import advances
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -7,11 +7,11 @@ import pytest
 from bellhop.contracts.base import now
 from bellhop.contracts.mail import MAX_BODY
 from bellhop.contracts.outcomes import Outcome, State
-from services.gateway.audience.addresses import subscriber_id
-from services.gateway.audience.links import Kind, Links
-from services.gateway.audience.personal import CannotFill, Words
-from services.gateway.feeder import Meter
-from services.gateway.store.suppressions import is_hard_bounce
+from services.gateway.broadcasts.feeder import Meter
+from services.gateway.broadcasts.merge_fields import CannotFill, Words
+from services.gateway.public_pages.links import Kind, Links
+from services.gateway.subscribers.addresses import subscriber_id
+from services.gateway.suppressions.store import is_hard_bounce
 
 ADA = {
     "email": "ada@example.com",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.audience.people_csv import BadCsv, decoded, people, records
+from services.gateway.subscribers.people_csv import BadCsv, decoded, people, records
 
 
 def read(data: bytes | str, charset: str | None = None) -> list[tuple[int, Any]]:

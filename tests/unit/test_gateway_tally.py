@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from bellhop.sql.database import DatabaseAway
-from services.gateway.store import tally
-from services.gateway.store.tally import Tally
+from services.gateway.tasks import counts as tally
+from services.gateway.tasks.counts import Tally
 from tests.support import wait_until
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from bellhop.contracts.mail import Lane
-from services.mailer.lanes import Lanes
+from services.mailer.relays.lanes import Lanes
 
 
 async def fill(lanes: Lanes, lane: Lane, count: int) -> list[asyncio.Task[None]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.mailer.dialogue import Step
-from services.mailer.replies import RULES, Cause, Kind, Rule, classify, lost
-from services.mailer.reply_table import parts, steps
+from services.mailer.relays.dialogue import Step
+from services.mailer.relays.replies import RULES, Cause, Kind, Rule, classify, lost
+from services.mailer.relays.reply_table import parts, steps
 
 SENT, LATER, NEVER = Kind.SENT, Kind.TRANSIENT, Kind.PERMANENT
 

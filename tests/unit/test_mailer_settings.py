@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from services.mailer.message import Mail
-from services.mailer.relay_settings import Tls
+from services.mailer.relays.settings import Tls
+from services.mailer.relays.transport import Outgoing
 from services.mailer.settings import MailerSettings
-from services.mailer.transport import Outgoing
 from tests.services.mailer_support import mailer_settings
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bellhop.cli.node_log import reason
+from bellhop.local.node_log import reason
 
 FOLDER = Path("/home/ann/.bellhop/rabbitmq")
 PORTS = {"amqp": 5673, "management": 15673, "prometheus": 15693, "distribution": 25673, "epmd": 4370}

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from bellhop.cli.errors import CannotRun
-from bellhop.cli.ports import check_free, free_ports, holder_of
+from bellhop.local.ports import check_free, free_ports, holder_of
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pydantic import TypeAdapter, ValidationError
 from bellhop.contracts.mail import MailRequest
 from bellhop.contracts.notifications import Notification
 from bellhop.web.problems import invalid
-from services.gateway.cloudevents import _Attributes
-from services.gateway.routes.broadcasts import BroadcastRequest
-from services.gateway.routes.keys import KeyRequest
-from services.gateway.routes.subscribers import SubscriberRequest
+from services.gateway.broadcasts.routes import BroadcastRequest
+from services.gateway.events.cloudevents import _Attributes
+from services.gateway.keys.routes import KeyRequest
+from services.gateway.subscribers.routes import SubscriberRequest
 
 MAIL = {"to": "ada@example.com", "subject": "s", "text": "t"}
 WRONG: list[tuple[Any, dict[str, Any]]] = [

@@ -1,0 +1,151 @@
+"""Routes whose POSTs take an `Idempotency-Key`: executed once, and answered the same each time."""
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import DatabaseAway
+from bellhop.web.auth import Require
+from bellhop.web.problems import Problem
+from bellhop.web.strict_json import AnyQueryRoute, StrictRequest, StrictRoute
+from services.gateway.acceptance import store as store
+from services.gateway.acceptance.keys import SEED, Seed, conflict, key_of
+from services.gateway.acceptance.store import IN_PROGRESS, Finished, IdempotencyKey, Stored
+from services.gateway.deps import gateway
+
+WAIT_SECONDS = 5.0
+"""So long a request waits for another one in progress under its key, before it is told to come back."""
+LOOK_AGAIN_SECONDS = 0.1
+
+log = get_logger(__name__)
+
+
+async def replay(request: Request, key: IdempotencyKey | None, place: str | None = None) -> Response | None:
+    """Return the stored answer of a route that `commits_its_key`; None where there is none.
+
+    Such a route asks before it refuses a request for what may have changed since: its answer was given already.
+    `place`: where the answer's `id` is found, like `/v1/tasks/`; None where the answer has no `Location`.
+    """
+    if key is None:
+        return None
+    async with gateway(request).database.read() as connection:
+        stored = (await store.read(connection, [(key.owner, key.key)])).get((key.owner, key.key))
+    if stored is None or stored.status == IN_PROGRESS:
+        return None
+    if stored.fingerprint != key.fingerprint:
+        raise conflict()
+    if place is not None:
+        stored = dataclasses.replace(stored, location=place + orjson.loads(stored.answer)["id"])
+    return _stored_answer(stored)
+
+
+def _stored_answer(stored: Stored) -> Response:
+    headers = {"Idempotency-Replay": "true"}
+    if stored.location is not None:
+        headers["Location"] = stored.location
+    return Response(stored.answer, stored.status, headers, "application/json" if stored.answer else None)
+
+
+def _in_progress() -> Problem:
+    return Problem(
+        409,
+        "Request in progress",
+        "A request under this Idempotency-Key is still in progress. Send it again, and it is answered the same.",
+        headers={"Retry-After": "1"},
+    )
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class IdempotentRoute(StrictRoute):
+    """A `StrictRoute` whose POSTs take an `Idempotency-Key`."""
+
+    def get_route_handler(self) -> Any:
+        """Return what turns a request into a response."""
+        handler = super().get_route_handler()
+        guard = next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)
+        if "POST" not in (self.methods or ()) or guard is None or getattr(self.endpoint, "commits_its_key", False):
+            return handler
+        stores_answer = not getattr(self.endpoint, "answers_with_a_secret", False)
+
+        async def idempotent(request: Request) -> Response:
+            if "idempotency-key" not in request.headers:
+                return await handler(request)
+            request = StrictRequest(request.scope, request.receive)
+            key = await key_of(request, await guard(request))
+            assert key is not None
+            return await _once(request, key, handler, stores_answer)
+
+        return idempotent
+
+
+class AnyQueryIdempotentRoute(IdempotentRoute, AnyQueryRoute):
+    """For requests that another service answers, because it checks the parameters itself."""
+
+
+async def _once(request: Request, key: IdempotencyKey, handler: Handler, stores_answer: bool) -> Response:
+    commits = gateway(request).commits
+    stored, ours = await _reserve(request, key)
+    request.scope[SEED] = Seed(stored.id, stored.created_at, replay=not ours)
+    if not ours:
+        if stores_answer:
+            return _stored_answer(stored)
+        answer = await handler(await _again(request))
+        answer.headers["Idempotency-Replay"] = "true"
+        return answer
+    finished = Finished(key, stored.id)
+    try:
+        answer = await handler(await _again(request))
+        if answer.status_code < 300:
+            body = bytes(answer.body) if stores_answer else b""
+            finished = Finished(key, stored.id, answer.status_code, body, answer.headers.get("location"))
+    finally:
+        try:
+            await commits.write(store.finish, finished)
+        except DatabaseAway as error:
+            # What was done is done. The key is free again when its lease expires.
+            log.warning("an answer was not stored under its idempotency key", path=request.url.path, reason=str(error))
+    return answer
+
+
+async def _reserve(request: Request, key: IdempotencyKey) -> tuple[Stored, bool]:
+    """Return the row of `key`, and whether this request is the one to execute; else the row has an answer.
+
+    Raises:
+        Problem: 422 for another request under the key; 409 where one is in progress for longer than `WAIT_SECONDS`.
+    """
+    deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+    while True:
+        reserved = await gateway(request).commits.write(store.reserve, key)
+        stored = reserved.stored
+        if reserved.ours:
+            return stored, True
+        if stored.fingerprint != key.fingerprint:
+            raise conflict()
+        if stored.status != IN_PROGRESS:
+            return stored, False
+        if asyncio.get_running_loop().time() >= deadline:
+            raise _in_progress()
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+
+
+async def _again(request: Request) -> Request:
+    """Return the request with its body yet to be read."""
+    body: bytes | None = await request.body()
+
+    async def receive() -> Any:
+        nonlocal body
+        if body is None:
+            return await request.receive()
+        message = {"type": "http.request", "body": body, "more_body": False}
+        body = None
+        return message
+
+    return Request(request.scope, receive)

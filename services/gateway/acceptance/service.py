@@ -1,0 +1,105 @@
+"""Taking things in: after a 2xx they are durable, and the same request again takes nothing in twice."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop import faults
+from bellhop.amqp.publisher import Publisher
+from bellhop.observe import traces
+from bellhop.sql.group_commit import GroupCommit
+from bellhop.web.auth import Caller
+from bellhop.web.problems import Problem, invalid
+from services.gateway.acceptance.keys import conflict, key_of
+from services.gateway.outbox.delivery import Outgoing
+from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.store import Entry
+from services.gateway.tasks import store as ledger
+from services.gateway.tasks.store import Acceptance, Accepted
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(slots=True)
+class Intake:
+    """The two ways in: by a commit to the ledger, or straight to the broker with the outbox to fall back on."""
+
+    commits: GroupCommit
+    relay: Relay
+    publisher: Publisher
+    outgoing: Outgoing
+    outbox_limit: int
+    accept: Callable[[AsyncConnection, list[Acceptance]], Awaitable[list[Accepted]]] = ledger.accept
+    """`Suppressions.accept`, which looks at the addresses first."""
+
+    async def commit(self, acceptance: Acceptance) -> Accepted:
+        """Write everything in one commit; what is written will be published.
+
+        Raises:
+            Problem: 422 when the idempotency key stands for another request; 503 when the outbox is full.
+            DatabaseAway: nothing was accepted, or nobody knows; a 503 by `app.py`.
+        """
+        self.check_room()
+        accepted = await self.commits.write(self.accept, acceptance)
+        faults.point("accept.committed")
+        if accepted.conflict:
+            raise conflict()
+        if accepted.new and acceptance.claimed and accepted.goes_out:
+            self.relay.hand_over(acceptance.entries)
+        return accepted
+
+    def check_room(self) -> None:
+        """Raise Problem 503 when the outbox is full."""
+        if self.relay.waiting > self.outbox_limit:
+            raise unavailable(f"{self.relay.waiting} messages wait for RabbitMQ already, and more cannot be kept.")
+
+    async def publish(self, request: Request, caller: Caller, entries: list[Entry], answer: bytes) -> Response:
+        """Answer 202 once every event is durable: each destination confirmed it, or the outbox holds it.
+
+        Raises Problem and DatabaseAway as `commit` does.
+        """
+        key = await key_of(request, caller)
+        if key is not None:
+            # A key has to be remembered, so there is a commit to make anyway, and the messages ride on it.
+            acceptance = Acceptance(answer, entries=list(map(self.outgoing.grouped, entries)), key=key)
+            return answer_202(await self.commit(acceptance))
+        if not self.outgoing.ready:
+            raise unavailable("The gateway has just started and does not know yet where events go.")
+        results = await asyncio.gather(*map(self.outgoing.publish, entries))
+        kept = [self.outgoing.grouped(rest) for result in results for rest in result.left]
+        faults.point("accept.published")
+        if kept:
+            await self.commit(Acceptance(answer, entries=kept, claimed=False))
+        return answer_202(Accepted(answer, new=True))
+
+
+def answer_202(accepted: Accepted, location: str | None = None) -> Response:
+    """Return the answer of an accepted request, the same whenever it comes."""
+    headers = {} if location is None else {"Location": location}
+    if not accepted.new:
+        headers["Idempotency-Replay"] = "true"
+    return Response(accepted.answer, 202, headers, "application/json")
+
+
+def invalid_body(error: ValidationError, *, prefix: tuple[int | str, ...] = (), skip: int = 0) -> Problem:
+    """Return the 422 for a body that a route reads by itself; `prefix` and `skip` mend the place of each field."""
+    return invalid([{**each, "loc": ("body", *prefix, *each["loc"][skip:])} for each in error.errors()])
+
+
+def unavailable(detail: str) -> Problem:
+    """Return the 503 that asks to come back shortly."""
+    return Problem(503, "Service Unavailable", f"{detail} Try again shortly.", headers={"Retry-After": "2"})
+
+
+def traceparent(request: Request) -> str | None:
+    """Return the W3C trace context of what we do for this request, or else the valid one that it carries."""
+    if traces.tracer is not None and (ours := traces.current()) is not None:
+        return ours
+    value = request.headers.get("traceparent")
+    return value if value is not None and _TRACEPARENT.fullmatch(value) else None

@@ -1,0 +1,195 @@
+"""Moves broadcasts on, for as long as the gateway runs. Every replica does; the database says whose turn it is.
+
+Of a broadcast only as much is under way as goes out in some seconds, so that a pause takes effect within seconds, a
+broker that is away does not fill the outbox, and a million recipients cost no more memory than a thousand.
+"""
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import Any
+
+from bellhop import faults
+from bellhop.background import Background
+from bellhop.contracts.outcomes import State
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import Database, DatabaseAway
+from services.gateway.broadcasts import feeding
+from services.gateway.broadcasts.feeding import Step
+from services.gateway.broadcasts.store import Broadcasts, Phase
+from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.store import now_ms
+from services.gateway.suppressions.store import Suppressions
+
+IDLE_SECONDS = 0.5
+BUSY_SECONDS = 0.05
+REFRESH_SECONDS = 1.0
+ROUND_SECONDS = 120.0
+"""One step of each broadcast takes so long at most."""
+AHEAD_SECONDS = 4.0
+"""So long, in seconds, what is under way should last."""
+MIN_AHEAD = 20
+"""Enough to find out how fast it goes."""
+AUDIENCE_PARTS = 10
+LEAST_AHEAD = 5
+"""No more than this part of the audience is under way, so that a pause comes in time for most of a small one; and at
+least so many."""
+RETRYING_FACTOR = 10
+"""A task that waits for its next attempt may do so for hours, and must not hold up the others. Nor may a server that
+puts off everybody leave no limit: so many times the window may wait."""
+RATE_SECONDS = 10.0
+
+log = get_logger(__name__)
+
+
+class Meter:
+    """How fast a broadcast goes: what was done in the last seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def note(self, done: int, at: float) -> None:
+        """Note that `done` recipients were done at the time `at` (seconds)."""
+        if self._samples and done < self._samples[-1][1]:
+            self._samples.clear()  # some of them are to be retried
+        while len(self._samples) > 1 and self._samples[0][0] < at - RATE_SECONDS:
+            self._samples.popleft()
+        if not self._samples or at - self._samples[-1][0] >= 0.2:
+            self._samples.append((at, done))
+
+    @property
+    def rate(self) -> float:
+        """Recipients a second."""
+        if len(self._samples) < 2:
+            return 0.0
+        (began, before), (ended, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (ended - began)
+
+
+class Feeder:
+    """Runs all broadcasts that are neither finished nor cancelled."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: Broadcasts,
+        maker: feeding.TaskMaker,
+        suppressions: Suppressions,
+        relay: Relay,
+        window: int,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._maker = maker
+        self._suppressions = suppressions
+        self._relay = relay
+        self._window = window
+        self._meters: dict[str, Meter] = {}
+        self._wake = asyncio.Event()
+        self._refreshed = float("-inf")
+
+    def wake(self) -> None:
+        """Look at once: something was asked for."""
+        self._wake.set()
+
+    def rate(self, broadcast_id: str) -> float:
+        """Return how many recipients a second a running broadcast does."""
+        meter = self._meters.get(broadcast_id)
+        return 0.0 if meter is None else meter.rate
+
+    def start(self, background: Background) -> None:
+        """Move everything on from now on."""
+        background.every("broadcasts", IDLE_SECONDS, self._look, wake=self._wake, limit=ROUND_SECONDS)
+
+    async def _look(self) -> float:
+        """Do one round; return how many seconds until the next."""
+        if monotonic() - self._refreshed > REFRESH_SECONDS:
+            await self._suppressions.refresh()
+            self._refreshed = monotonic()
+        return BUSY_SECONDS if await self._round() else IDLE_SECONDS
+
+    async def _round(self) -> bool:
+        active = await self._store.active()
+        for gone in self._meters.keys() - {row["id"] for row in active}:
+            del self._meters[gone]
+        return any([await self._try(row) for row in active])
+
+    async def _try(self, row: dict[str, Any]) -> bool:
+        try:
+            return await self._advance(row)
+        except DatabaseAway:
+            raise
+        except Exception:
+            # The others must go on, and this one begins its step anew: of what failed nothing was committed.
+            log.exception("a broadcast could not be moved on; trying again", broadcast=row["id"])
+            return False
+
+    async def _advance(self, row: dict[str, Any]) -> bool:
+        """Do the next steps of one broadcast; say whether it is worth looking again soon."""
+        broadcast_id, phase = row["id"], Phase(row["state"])
+        if phase is Phase.SCHEDULED:
+            if row["send_at"] is not None and row["send_at"] > now_ms():
+                return False
+            total = await self._store.size(row["list"])
+            async with self._database.write() as connection:
+                await feeding.begin(connection, broadcast_id, total)
+            log.info("a broadcast begins", broadcast=broadcast_id, list=row["list"], recipients=total)
+            return True
+        if phase is Phase.PAUSED:
+            _, under_way = await self._store.under_way(broadcast_id)
+            if any(under_way.values()):
+                async with self._database.write() as connection:
+                    await feeding.hold(connection, broadcast_id)
+            return False
+        if phase is Phase.CANCELLING:
+            return await self._cancel(broadcast_id)
+        return await self._feed(row)
+
+    async def _feed(self, row: dict[str, Any]) -> bool:
+        broadcast_id = row["id"]
+        fed_so_far, under_way = await self._store.under_way(broadcast_id)
+        meter = self._meters.setdefault(broadcast_id, Meter())
+        meter.note(fed_so_far - sum(under_way.values()), monotonic())
+        room = self._room(under_way, meter.rate, row["total"])
+        fed = 0
+        while room > 0:
+            step = await self._step(row, room)
+            if not step.count:
+                break
+            room -= step.count
+            fed += step.count
+        if not fed and not any(under_way.values()):
+            async with self._database.write() as connection:
+                if await feeding.conclude(connection, broadcast_id, Phase.RUNNING):
+                    log.info("a broadcast is finished", broadcast=broadcast_id)
+        # What waits for its next attempt does so for minutes.
+        return fed > 0 or under_way[State.QUEUED] + under_way[State.SENDING] > 0
+
+    def _room(self, under_way: dict[str, int], rate: float, total: int) -> int:
+        """Return how many more may be under way."""
+        ahead = min(
+            self._window, max(MIN_AHEAD, round(rate * AHEAD_SECONDS)), max(LEAST_AHEAD, total // AUDIENCE_PARTS)
+        )
+        before_mailer = under_way[State.QUEUED] + under_way[State.SENDING]
+        return min(ahead - before_mailer, RETRYING_FACTOR * self._window - under_way[State.RETRYING])
+
+    async def _step(self, row: dict[str, Any], room: int) -> Step:
+        claimed = self._relay.takes_more
+        feed = self._maker.feed if row["retry_after"] is None else self._maker.feed_failed
+        async with self._database.write() as connection:
+            step = await feed(connection, row["id"], room, claimed=claimed)
+            faults.point("feeder.fed")
+        faults.point("feeder.committed")
+        if claimed:
+            self._relay.hand_over(step.entries)
+        return step
+
+    async def _cancel(self, broadcast_id: str) -> bool:
+        async with self._database.write() as connection:
+            step = await feeding.withdraw(connection, broadcast_id)
+        if step.count:
+            return True
+        async with self._database.write() as connection:
+            if await feeding.conclude(connection, broadcast_id, Phase.CANCELLING):
+                log.info("a broadcast is cancelled", broadcast=broadcast_id)
+        return False

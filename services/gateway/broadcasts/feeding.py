@@ -1,0 +1,380 @@
+"""Moving a broadcast on: every function here is one step in one transaction, and any of them may be the last.
+
+Each step begins by locking the broadcast's row, if it still is in the phase that the step is for. So of several
+replicas one makes the step, and a pause or a cancel comes before it or after it. There is no lease that could run out
+while its holder still works: the lock ends with the transaction, however that ends.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.contracts.base import new_id
+from bellhop.contracts.mail import Lane, MailTask
+from bellhop.contracts.outcomes import State
+from bellhop.sql.bulk import insert_many
+from services.gateway.broadcasts.merge_fields import CannotFill, Words
+from services.gateway.broadcasts.store import HELD, OPEN, Phase, counting, counts_of, queued_in
+from services.gateway.outbox import store as outbox
+from services.gateway.outbox.store import Entry, now_ms
+from services.gateway.public_pages.links import Links
+from services.gateway.subscribers.store import Status
+from services.gateway.suppressions.store import Suppressions, ended_attempt
+from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
+from services.gateway.tables import outbox as outbox_table
+from services.gateway.tasks.store import cancel_entry, mail_entry, mail_task
+
+CHUNK = 250
+"""Recipients a transaction: some 10 ms, so that other writers do not wait long. Fewer if the mail is large."""
+CHUNK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Step:
+    """What a step did."""
+
+    count: int = 0
+    entries: list[Entry] = field(default_factory=list)
+    """Messages to hand over to the relay after the commit, if they were written as claimed."""
+
+
+async def _locked(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> dict[str, Any] | None:
+    query = sa.select(broadcasts).where(broadcasts.c.id == broadcast_id, broadcasts.c.state == phase)
+    # SQLite needs no lock: its transaction has been the only writer since it began.
+    row = (await connection.execute(query.with_for_update(skip_locked=True))).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+async def _note(connection: AsyncConnection, broadcast_id: str, **values: Any) -> None:
+    await connection.execute(sa.update(broadcasts).where(broadcasts.c.id == broadcast_id).values(values))
+
+
+async def begin(connection: AsyncConnection, broadcast_id: str, total: int) -> None:
+    """Start a broadcast. From now on it is for those who are confirmed now."""
+    if await _locked(connection, broadcast_id, Phase.SCHEDULED) is not None:
+        await _note(connection, broadcast_id, state=Phase.RUNNING.value, started_at=now_ms(), total=total)
+
+
+class TaskMaker:
+    """Makes tasks of recipients."""
+
+    def __init__(self, suppressions: Suppressions, links: Links) -> None:
+        self._suppressions = suppressions
+        self._links = links
+
+    async def feed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
+        """Make tasks for the next recipients, at most `room`, and write their messages."""
+        row = await _locked(connection, broadcast_id, Phase.RUNNING)
+        if row is None or row["fed_all"]:
+            return Step()
+        limit = min(room, chunk_for(row["content"]))
+        people = await connection.execute(
+            sa.select(subscribers)
+            .join(subscriptions, subscriptions.c.email == subscribers.c.email)
+            .where(
+                subscriptions.c.list == row["list"],
+                subscriptions.c.state == Status.CONFIRMED.value,
+                subscriptions.c.email > row["fed_after"],
+                subscriptions.c.confirmed_at <= row["started_at"],
+            )
+            .order_by(subscriptions.c.email)
+            .limit(limit)
+        )
+        found = [dict(person) for person in people.mappings()]
+        suppressed = await self._suppressions.among(connection, [person["email"] for person in found])
+        chunk = _Chunk(row, self._links)
+        for person in found:
+            chunk.add(person, suppressed.get(person["email"]))
+        await insert_many(connection, tasks, chunk.tasks)
+        await insert_many(connection, attempts, chunk.attempts)
+        await outbox.add(connection, chunk.entries, claimed=claimed)
+        fed, all_ = row["fed"] + len(found), len(found) < limit
+        await _note(
+            connection,
+            broadcast_id,
+            fed=fed,
+            fed_after=found[-1]["email"] if found else row["fed_after"],
+            fed_all=all_,
+            # Who unsubscribed meanwhile was counted at the start and has no task.
+            total=fed if all_ else max(row["total"], fed),
+        )
+        return Step(len(found), chunk.entries)
+
+    async def feed_failed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
+        """Begin another round of the next tasks that failed, at most `room`."""
+        row = await _locked(connection, broadcast_id, Phase.RUNNING)
+        if row is None or row["retry_after"] is None:
+            return Step()
+        limit = min(room, chunk_for(row["content"]))
+        failed = sa.and_(
+            tasks.c.broadcast_id == broadcast_id,
+            tasks.c.state == State.FAILED.value,
+            tasks.c.recipient > row["retry_after"],
+        )
+        step = await self._again(connection, row, sa.select(tasks).where(failed).limit(limit), claimed=claimed)
+        last = None if step.count < limit else step.last
+        await _note(connection, broadcast_id, retry_after=last)
+        return Step(step.count, step.entries)
+
+    async def feed_again(self, connection: AsyncConnection, task_ids: list[str]) -> list[Phase]:
+        """Begin another round of single tasks, where their broadcast is running, or finished and goes on for them.
+
+        Returns the phases that the broadcasts were in.
+        """
+        return [await self._feed_one_again(connection, task_id) for task_id in task_ids]
+
+    async def _feed_one_again(self, connection: AsyncConnection, task_id: str) -> Phase:
+        mine = tasks.c.id == task_id
+        owner = sa.select(tasks.c.broadcast_id).where(mine).scalar_subquery()
+        query = sa.select(broadcasts).where(broadcasts.c.id == owner).with_for_update()
+        row = dict((await connection.execute(query)).mappings().one())
+        phase = Phase(row["state"])
+        if phase in (Phase.RUNNING, Phase.FINISHED) and row["erased_at"] is None:
+            unsent = tasks.c.state.in_((State.FAILED.value, State.SUPPRESSED.value))
+            await self._again(connection, row, sa.select(tasks).where(mine, unsent), claimed=False)
+            await _note(connection, row["id"], state=Phase.RUNNING.value, finished_at=None, counts=None)
+        return phase
+
+    async def _again(
+        self, connection: AsyncConnection, row: dict[str, Any], query: sa.Select[Any], *, claimed: bool
+    ) -> "_Again":
+        locked = query.order_by(tasks.c.recipient).with_for_update()
+        old = {task["recipient"]: dict(task) for task in (await connection.execute(locked)).mappings()}
+        chunk = await self._made_again(connection, row, old)
+        if chunk.tasks:
+            await connection.execute(_AGAIN, [{f"to_{name}": task[name] for name in _CHANGED} for task in chunk.tasks])
+        await insert_many(connection, attempts, chunk.attempts)
+        await outbox.add(connection, chunk.entries, claimed=claimed)
+        return _Again(len(old), next(reversed(old), ""), chunk.entries)
+
+    async def messages(
+        self, connection: AsyncConnection, row: dict[str, Any], numbers: dict[str, int], old: list[dict[str, Any]]
+    ) -> dict[str, Entry]:
+        """Return by task id the messages of open tasks of a broadcast once more, as attempt `numbers[id]`.
+
+        Without those of people who may not be mailed any more.
+        """
+        # `_Chunk` makes the round that follows.
+        before = {task["recipient"]: task | {"round": task["round"] - 1} for task in old}
+        chunk = await self._made_again(connection, row, before)
+        made = {str(entry.task_id): entry for entry in chunk.entries}
+        return {
+            id_: replace(entry, message=replace(entry.message, attempt=numbers[id_])) for id_, entry in made.items()
+        }
+
+    async def _made_again(
+        self, connection: AsyncConnection, row: dict[str, Any], old: dict[str, dict[str, Any]]
+    ) -> "_Chunk":
+        people = await connection.execute(
+            sa.select(subscribers)
+            .join(subscriptions, subscriptions.c.email == subscribers.c.email)
+            .where(
+                subscriptions.c.list == row["list"],
+                subscriptions.c.state == Status.CONFIRMED.value,
+                subscriptions.c.email.in_(list(old)),
+            )
+        )
+        found = {person["email"]: dict(person) for person in people.mappings()}
+        suppressed = await self._suppressions.among(connection, list(old))
+        chunk = _Chunk(row, self._links)
+        for recipient, task in old.items():
+            chunk.add(found.get(recipient), suppressed.get(recipient), again=task)
+        return chunk
+
+
+_CHANGED = ("id", "state", "round", "updated_at", "finished_at")
+_AGAIN = (
+    sa.update(tasks)
+    .where(tasks.c.id == sa.bindparam("to_id"))
+    .values({name: sa.bindparam(f"to_{name}") for name in _CHANGED if name != "id"} | {"attempt": 0})
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    count: int
+    last: str
+    entries: list[Entry]
+
+
+def chunk_for(content: bytes) -> int:
+    """Return how many recipients fit into one transaction."""
+    return max(1, min(CHUNK, CHUNK_BYTES // len(content)))
+
+
+@lru_cache(maxsize=16)
+def _content(packed: bytes) -> tuple[dict[str, Any], Words | None]:
+    content = orjson.loads(packed)
+    return content, None if "template" in content else Words(content)
+
+
+class _Chunk:
+    """Collects the rows of one step."""
+
+    def __init__(self, row: dict[str, Any], links: Links) -> None:
+        self._row = row
+        self._links = links
+        self._content, self._words = _content(row["content"])
+        self._now = now_ms()
+        self.tasks: list[dict[str, Any]] = []
+        self.attempts: list[dict[str, Any]] = []
+        self.entries: list[Entry] = []
+
+    def add(self, person: dict[str, Any] | None, suppressed: str | None, again: dict[str, Any] | None = None) -> None:
+        """Make the task of one person, or one more round of the task `again`, whose person may be gone."""
+        old = again or {"id": new_id(), "round": 0, "recipient": person and person["email"]}
+        document: dict[str, Any] = {
+            "task_id": old["id"],
+            "owner": self._row["owner"],
+            "to": old["recipient"],
+            "lane": Lane.BULK.value,
+            "round": old["round"] + 1,
+        }
+        task = mail_task(document | {"template": self._content.get("template")}, b"", created_at=self._now)
+        # The document is not kept: a million copies of a newsletter would be. It is made again where it is needed.
+        task |= {"document": None, "broadcast_id": self._row["id"]}
+        self.tasks.append(task)
+        if person is None:
+            self._end(task, State.SUPPRESSED, "This person is no longer subscribed to the list.")
+            return
+        if suppressed is not None:
+            self._end(task, State.SUPPRESSED, f"The address is suppressed: {suppressed}")
+            return
+        try:
+            document |= self._mail(person)
+        except CannotFill as error:
+            self._end(task, State.FAILED, str(error))
+            return
+        packed = orjson.dumps(document)
+        try:
+            MailTask.read(packed)  # as the mailer will: what it refused would be a dead letter
+        except ValidationError as error:
+            self._end(task, State.FAILED, f"The mail cannot be made for this person: {_first_problem(error)}")
+            return
+        self.entries.append(mail_entry(document, packed))
+
+    def _end(self, task: dict[str, Any], state: State, reason: str) -> None:
+        task |= {"state": state.value, "finished_at": self._now}
+        self.attempts.append(ended_attempt(task, reason))
+
+    def envelope(self, person: dict[str, Any]) -> dict[str, Any]:
+        """Return the content as it was given, with what the list adds for one person."""
+        mail = self._content | {"list_unsubscribe": self._links.unsubscribe(person["id"], self._row["list"])}
+        if person["name"]:
+            mail["to_name"] = person["name"]
+        own = self._content.get("headers", {})
+        mail["headers"] = {"List-Id": f"<{self._row['list']}.{self._links.host}>"} | own
+        return mail
+
+    def _mail(self, person: dict[str, Any]) -> dict[str, Any]:
+        mail = self.envelope(person)
+        subscriber = {
+            "email": person["email"],
+            "name": person["name"],
+            "attributes": orjson.loads(person["attributes"]),
+            "unsubscribe_url": mail["list_unsubscribe"],
+        }
+        if self._words is None:
+            mail["data"] = self._content.get("data", {}) | {"subscriber": subscriber}
+            return mail
+        return mail | self._words.fill(subscriber)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+def check(content: dict[str, Any], list_: str, owner: str, links: Links) -> None:
+    """Raise ValidationError where the mail of a broadcast breaks the contract of a mail task for everybody.
+
+    `content` is what the client sent; the mail that is fed has the headers of the list besides.
+    """
+    row = {"id": new_id(), "owner": owner, "list": list_, "content": orjson.dumps(content)}
+    subscriber = {"id": new_id(), "email": "somebody@example.com", "name": "", "attributes": b"{}"}
+    mail = _Chunk(row, links).envelope(subscriber) | {"owner": owner, "task_id": new_id(), "to": subscriber["email"]}
+    MailTask.read(orjson.dumps(mail))
+
+
+async def hold(connection: AsyncConnection, broadcast_id: str) -> None:
+    """Keep back the messages of a paused broadcast that certainly are still in the outbox."""
+    if await _locked(connection, broadcast_id, Phase.PAUSED) is None:
+        return
+    here = outbox.CERTAINLY_HERE & (outbox_table.c.due_at != HELD)
+    await connection.execute(
+        sa.update(outbox_table).where(here, outbox_table.c.task_id.in_(queued_in(broadcast_id))).values(due_at=HELD)
+    )
+
+
+async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
+    """Cancel some of what a cancelled broadcast has under way.
+
+    What certainly still is in the outbox is cancelled. For all else the mailer is asked, once, and its outcome tells
+    who was first.
+    """
+    row = await _locked(connection, broadcast_id, Phase.CANCELLING)
+    if row is None:
+        return Step()
+    current = now_ms()
+    here = outbox.CERTAINLY_HERE
+    ours = outbox_table.c.task_id.in_(queued_in(broadcast_id))
+    taken = await connection.execute(
+        sa.delete(outbox_table)
+        # `here` stands outside too: a relay may have claimed a row since it was chosen.
+        .where(outbox_table.c.id.in_(sa.select(outbox_table.c.id).where(ours, here).limit(CHUNK)), here)
+        .returning(outbox_table.c.task_id)
+    )
+    withdrawn = list(taken.scalars())
+    await connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.id.in_(withdrawn), tasks.c.state == State.QUEUED.value)
+        .values(state=State.CANCELLED.value, updated_at=current, finished_at=current)
+    )
+    if withdrawn:
+        return Step(len(withdrawn))
+    asked = (await connection.execute(_to_ask(broadcast_id, row["cancel_after"]))).all()
+    if asked:
+        await outbox.add(connection, [cancel_entry(task_id, round_) for task_id, round_, _ in asked])
+        await _note(connection, broadcast_id, cancel_after=asked[-1].recipient)
+    return Step(len(asked))
+
+
+def _to_ask(broadcast_id: str, after: str) -> sa.Select[Any]:
+    """Return the query for the next open tasks, in the order of recipients, which is the database's alone."""
+    parts = [
+        sa.select(tasks.c.id, tasks.c.round, tasks.c.recipient)
+        .where(tasks.c.broadcast_id == broadcast_id, tasks.c.state == state.value, tasks.c.recipient > after)
+        .order_by(tasks.c.recipient)
+        .limit(CHUNK)
+        .subquery()
+        # One by one: together they would be looked for among all that are sent.
+        for state in OPEN
+    ]
+    found = sa.union_all(*(sa.select(part) for part in parts)).subquery()
+    return sa.select(found).order_by(found.c.recipient).limit(CHUNK)
+
+
+async def conclude(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> bool:
+    """End a broadcast of which nothing is left to do, and keep its counts; say whether it ended."""
+    row = await _locked(connection, broadcast_id, phase)
+    if row is None or (phase is Phase.RUNNING and row["retry_after"] is not None):
+        return False
+    counts = counts_of((await connection.execute(counting(broadcast_id))).mappings().one())
+    if any(counts.by_state[state] for state in OPEN):
+        return False
+    by_state = dict(counts.by_state)
+    if phase is Phase.CANCELLING:
+        by_state["cancelled"] += by_state.pop("waiting")
+        by_state["waiting"] = 0
+        final = Phase.CANCELLED
+    elif row["fed_all"]:
+        final = Phase.FINISHED
+    else:
+        return False
+    await _note(connection, broadcast_id, state=final.value, finished_at=now_ms(), counts=orjson.dumps(by_state))
+    return True

@@ -1,0 +1,115 @@
+"""The newsletter's parts under one name, and the one thing that needs several of them: to sign somebody up."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from bellhop.contracts.base import new_id
+from bellhop.contracts.identity import NEWSLETTER
+from bellhop.sql.database import Database
+from bellhop.sql.group_commit import GroupCommit
+from bellhop.web.limits import Limiter, Limits, Rate
+from services.gateway.acceptance.service import Intake
+from services.gateway.broadcasts.feeder import Feeder
+from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts.store import Broadcasts
+from services.gateway.outbox.store import now_ms
+from services.gateway.public_pages.form_limits import FormLimits
+from services.gateway.public_pages.links import Links
+from services.gateway.settings import Settings
+from services.gateway.subscribers.addresses import subscriber_id
+from services.gateway.subscribers.store import Audience, SignedUp, SignUp
+from services.gateway.suppressions.store import Suppressions
+from services.gateway.tasks.store import Acceptance, mail_entry, mail_task
+
+# Of one network; a person signs up once, an office some times.
+SIGN_UPS = Rate(per_second=0.2, burst=20)
+
+_TEXT = """Hello,
+
+somebody, probably you, wants to have {titles} at this address. Please confirm it here:
+
+{url}
+
+The link works for {days:g} days. If it was not you, do nothing: you will get no mail.
+"""
+
+
+@dataclass(slots=True)
+class Newsletter:
+    """What the routes of the newsletter reach for."""
+
+    links: Links
+    suppressions: Suppressions
+    audience: Audience
+    broadcasts: Broadcasts
+    maker: TaskMaker
+    feeder: Feeder
+    commits: GroupCommit
+    intake: Intake
+    public_lists: dict[str, str]
+    """Titles by name."""
+    form_limits: FormLimits
+    """Bounds the mails that the public form sets off."""
+    limiter: Limiter = field(default_factory=lambda: Limiter(Limits(key_rate=None, address_rate=SIGN_UPS)))
+    """Counts sign-ups at the public form."""
+    progress: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
+    """What was last said about broadcasts, and until when it may be said again."""
+
+    async def sign_up(self, *people: SignUp) -> list[SignedUp]:
+        """Subscribe people in one commit, and send the mails that ask for confirmation.
+
+        Raises:
+            Problem: 503 when the outbox is full.
+            DatabaseAway: nobody was subscribed, or nobody knows.
+        """
+        self.intake.check_room()
+        results = await asyncio.gather(*(self.commits.write(self.audience.sign_up, person) for person in people))
+        self.intake.relay.hand_over([entry for result in results for entry in result.entries])
+        return results
+
+
+def build(settings: Settings, database: Database, suppressions: Suppressions, intake: Intake) -> Newsletter:
+    """Compose the parts."""
+    links = Links(settings.link_key_ring, settings.public_url)
+    titles = settings.list_titles
+
+    def ask(person: SignUp, lists: list[str]) -> Acceptance:
+        url = links.confirm(subscriber_id(person.email), lists, seconds=settings.confirm_days * 86_400)
+        named = " and ".join(titles.get(name, name) for name in lists)
+        document = {
+            "task_id": new_id(),
+            "owner": NEWSLETTER,
+            "to": person.email,
+            "lane": person.lane.value,
+            "subject": f"Please confirm: {named}",
+            # Nothing that whoever signed up wrote stands in it: else anybody could have us mail anything to anybody.
+            "text": _TEXT.format(titles=named, url=url, days=settings.confirm_days),
+            "headers": {"Auto-Submitted": "auto-generated"},
+        }
+        packed = orjson.dumps(document)
+        return Acceptance(
+            answer=orjson.dumps({"id": document["task_id"]}),
+            tasks=[mail_task(document, packed, created_at=now_ms())],
+            entries=[mail_entry(document, packed)],
+            claimed=intake.relay.takes_more,
+        )
+
+    broadcasts = Broadcasts(database)
+    maker = TaskMaker(suppressions, links)
+    return Newsletter(
+        links=links,
+        suppressions=suppressions,
+        audience=Audience(database, suppressions, ask),
+        broadcasts=broadcasts,
+        maker=maker,
+        feeder=Feeder(database, broadcasts, maker, suppressions, intake.relay, settings.broadcast_window),
+        commits=intake.commits,
+        intake=intake,
+        public_lists=titles,
+        form_limits=FormLimits(
+            database, domain_per_hour=settings.form_domain_per_hour, per_hour=settings.form_per_hour
+        ),
+    )

@@ -1,0 +1,314 @@
+"""Broadcasts: one mail to everybody on a list, one task for each of them."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Query
+from pydantic import StringConstraints, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from bellhop.contracts.base import DueTime, Says, new_id
+from bellhop.contracts.mail import MailContent, mail_document
+from bellhop.contracts.outcomes import State
+from bellhop.sql.database import DatabaseAway
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.cursors import Cursor, CursorText
+from bellhop.web.problems import Problem, invalid
+from services.gateway.acceptance.idempotent_route import IdempotentRoute, replay
+from services.gateway.acceptance.keys import commits_its_key, conflict, key_of
+from services.gateway.acceptance.service import answer_202, invalid_body
+from services.gateway.attachments import routes as attachments
+from services.gateway.broadcasts import feeding
+from services.gateway.broadcasts.merge_fields import CannotFill, Words
+from services.gateway.broadcasts.newsletter import Newsletter
+from services.gateway.broadcasts.store import Action, NewBroadcast, Phase
+from services.gateway.deps import gateway
+from services.gateway.outbox.store import now_ms, to_ms
+from services.gateway.tasks.counts import REST_FACTOR
+from services.gateway.tasks.routes import (
+    LOOK_AGAIN_SECONDS,
+    MAX_WAIT_SECONDS,
+    owner_of,
+    task_document,
+    time_of,
+    wait_seconds,
+)
+from services.gateway.templates import routes as templates
+
+router = APIRouter(route_class=IdempotentRoute, tags=["broadcasts"])
+
+_PAGES = Cursor("broadcasts", str)
+_TASK_PAGES = Cursor("broadcast-tasks", str)
+
+Reader = Annotated[Caller, Depends(require(Scope.BROADCASTS_READ))]
+Writer = Annotated[Caller, Depends(require(Scope.BROADCASTS_WRITE))]
+ListName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
+    Says("must be the name of a list: 1 to 64 ASCII letters, digits and . _ -, the first a letter or a digit"),
+]
+
+HEARTBEAT_SECONDS = 15.0
+"""A comment so often, in a stream that has nothing to say, keeps proxies from closing it."""
+
+
+class BroadcastRequest(MailContent):
+    """`POST /v1/broadcasts`. Subject and bodies may have places like `{{ subscriber.name }}` (`merge_fields.py`).
+
+    A template gets the same as `data.subscriber`, beside the `data` given here.
+    """
+
+    list: ListName
+    send_at: DueTime | None = None
+    allow_empty: bool = False
+    """Take it also if nobody is confirmed on the list now; who is when it begins is mailed."""
+
+
+@router.post("/v1/broadcasts", status_code=202, summary="Send a mail to a list")
+@commits_its_key
+async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Response:
+    """Answer at once with the id of the broadcast; `Location` tells how far it is."""
+    key = await key_of(request, caller)
+    # A request that comes again is answered the same, whatever became of the list, template and attachments.
+    if (answer := await replay(request, key, "/v1/broadcasts/")) is not None:
+        return answer
+    parts = gateway(request).newsletter
+    content = mail_document(wish)
+    list_ = content.pop("list")
+    content.pop("allow_empty", None)
+    await _check_audience(parts, list_, wish.allow_empty)
+    if wish.template is None:
+        try:
+            Words(content)
+        except CannotFill as error:
+            field = str(error).partition(",")[0]
+            place = ("body", field) if field in content else ("body",)
+            raise invalid([{"loc": place, "msg": f"{error}."}]) from None
+    else:
+        await templates.check(request, wish.template)
+    try:
+        feeding.check(content, list_, caller.name, parts.links)
+    except ValidationError as error:
+        raise invalid_body(error) from None
+    send_at = to_ms(wish.send_at) if wish.send_at is not None else None
+    if wish.attachments:
+        await attachments.check(request, wish.attachments, caller, max(send_at or 0, now_ms()))
+    broadcast_id = new_id()
+    item = NewBroadcast(
+        id=broadcast_id,
+        owner=caller.name,
+        list=list_,
+        content=content,
+        send_at=send_at if send_at is not None and send_at > now_ms() else None,
+        answer=orjson.dumps({"id": broadcast_id, "state": Phase.SCHEDULED}),
+        key=key,
+    )
+    accepted = await parts.commits.write(parts.broadcasts.create, item)
+    if accepted.conflict:
+        raise conflict()
+    parts.feeder.wake()
+    return answer_202(accepted, f"/v1/broadcasts/{orjson.loads(accepted.answer)['id']}")
+
+
+async def _check_audience(parts: Newsletter, list_: str, allow_empty: bool) -> None:
+    """Raise Problem 422 if there is no such list, or nobody to mail on it."""
+    audience = await parts.broadcasts.audience(list_)
+    if not audience.known and list_ not in parts.public_lists:
+        msg = "There is no such list: nobody was ever subscribed to it. GET /v1/lists names those there are."
+    elif not audience.confirmed and not allow_empty:
+        msg = 'Nobody is confirmed on this list now. To send to those who are by then, add "allow_empty": true.'
+    else:
+        return
+    raise invalid([{"loc": ("body", "list"), "msg": msg}])
+
+
+@router.get("/v1/broadcasts", summary="List broadcasts")
+async def show_all(
+    request: Request,
+    caller: Reader,
+    cursor: CursorText = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """Return broadcasts, newest first, without their counts; `next` is the cursor of the following page."""
+    before = None if cursor is None else _PAGES.read(cursor)[0]
+    rows = await gateway(request).newsletter.broadcasts.page(owner=owner_of(caller), before=before, limit=limit)
+    return {
+        "broadcasts": [_summary(row) for row in rows],
+        "next": _PAGES.write(rows[-1]["id"]) if len(rows) == limit else None,
+    }
+
+
+@router.get("/v1/broadcasts/{broadcast_id}", summary="How far a broadcast is")
+async def show(
+    request: Request,
+    broadcast_id: str,
+    caller: Reader,
+    wait: Annotated[int | None, Query(ge=0, le=MAX_WAIT_SECONDS)] = None,
+) -> Response:
+    """Return counts by state, rate and the time when it will be done.
+
+    With `?wait=25` or `Prefer: wait=25` the answer comes when the broadcast is final, or changed against
+    `If-None-Match`, or after so many seconds.
+    """
+    parts = gateway(request).newsletter
+    seconds, preferred = wait_seconds(request, wait)
+    known = request.headers.get("if-none-match")
+    deadline = monotonic() + seconds
+    while True:
+        document = await _progress(parts, await _find(parts, broadcast_id, caller))
+        tag = _etag(document)
+        remaining = deadline - monotonic()
+        changed = known is not None and known != tag
+        if changed or Phase(document["state"]).final or remaining <= 0 or await request.is_disconnected():
+            break
+        await _pause(request, min(remaining, LOOK_AGAIN_SECONDS))
+    headers = {"ETag": tag, "Cache-Control": "no-store"}
+    if preferred:
+        headers["Preference-Applied"] = f"wait={seconds}"
+    if known == tag:
+        return Response(None, 304, headers)
+    return Response(orjson.dumps(document), 200, headers, "application/json")
+
+
+@router.get("/v1/broadcasts/{broadcast_id}/events", summary="Follow a broadcast", response_class=StreamingResponse)
+async def follow(request: Request, broadcast_id: str, caller: Reader) -> StreamingResponse:
+    """Stream `progress` events (text/event-stream), one whenever something changed, and one `end`."""
+    parts = gateway(request).newsletter
+    await _find(parts, broadcast_id, caller)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_events(request, parts, broadcast_id, caller), 200, headers, "text/event-stream")
+
+
+async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller: Caller) -> AsyncIterator[bytes]:
+    said, said_at = "", monotonic()
+    while not request.app.state.stopping.is_set():
+        try:
+            document = await _progress(parts, await _find(parts, broadcast_id, caller))
+        except DatabaseAway:
+            await _pause(request, LOOK_AGAIN_SECONDS)
+            continue
+        tag = _etag(document)
+        if tag != said:
+            said, said_at = tag, monotonic()
+            yield b"event: progress\ndata: " + orjson.dumps(document) + b"\n\n"
+        elif monotonic() - said_at > HEARTBEAT_SECONDS:
+            said_at = monotonic()
+            yield b": still here\n\n"
+        if Phase(document["state"]).final:
+            yield b"event: end\ndata: " + orjson.dumps({"state": document["state"]}) + b"\n\n"
+            return
+        await _pause(request, LOOK_AGAIN_SECONDS)
+
+
+async def _pause(request: Request, seconds: float) -> None:
+    """Wait, but not longer than this process lives."""
+    try:
+        async with asyncio.timeout(seconds):
+            await request.app.state.stopping.wait()
+    except TimeoutError:
+        return
+
+
+@router.get("/v1/broadcasts/{broadcast_id}/tasks", summary="The tasks of a broadcast")
+async def show_tasks(
+    request: Request,
+    broadcast_id: str,
+    caller: Reader,
+    state: State | None = None,
+    cursor: CursorText = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> dict[str, Any]:
+    """Return the tasks in the order of recipients; those whose turn has not come yet have none."""
+    after = None if cursor is None else _TASK_PAGES.read(cursor)[0]
+    parts = gateway(request).newsletter
+    await _find(parts, broadcast_id, caller)
+    tasks = await parts.broadcasts.tasks(broadcast_id, state=state, after=after, limit=limit)
+    return {
+        "tasks": [task_document(task) for task in tasks],
+        "next": _TASK_PAGES.write(tasks[-1]["recipient"]) if len(tasks) == limit else None,
+    }
+
+
+@router.post("/v1/broadcasts/{broadcast_id}/{action}", status_code=202, summary="Pause, resume, cancel, retry-failed")
+async def act(request: Request, broadcast_id: str, action: Action, caller: Writer) -> Response:
+    """Take effect at once: no task is made after a pause or a cancel was answered.
+
+    What the mailer has already goes out after a pause, which is some seconds' worth; a cancel calls that back too.
+    """
+    parts = gateway(request).newsletter
+    await _find(parts, broadcast_id, caller)
+    fits, phase = await parts.broadcasts.act(broadcast_id, action, caller.name)
+    if not fits:
+        raise Problem(409, "Conflict", f"The broadcast is {phase.value}; it cannot {_INFINITIVE[action]} now.")
+    parts.progress.pop(broadcast_id, None)
+    parts.feeder.wake()
+    location = {"Location": f"/v1/broadcasts/{broadcast_id}"}
+    return Response(orjson.dumps({"id": broadcast_id, "state": phase}), 202, location, "application/json")
+
+
+_INFINITIVE = {
+    Action.PAUSE: "pause",
+    Action.RESUME: "resume",
+    Action.CANCEL: "be cancelled",
+    Action.RETRY_FAILED: "try again what failed",
+}
+
+
+async def _find(parts: Newsletter, broadcast_id: str, caller: Caller) -> dict[str, Any]:
+    row = await parts.broadcasts.get(broadcast_id, owner_of(caller))
+    if row is None:
+        raise Problem(404, "Not Found", "There is no such broadcast, or it is another key's.")
+    return row
+
+
+def _summary(row: dict[str, Any]) -> dict[str, Any]:
+    document = {
+        "id": row["id"],
+        "list": row["list"],
+        "subject": row["subject"],
+        "template": row["template"],
+        "state": row["state"],
+        "recipients": row["total"],
+        "created_at": time_of(row["created_at"]),
+        "send_at": time_of(row["send_at"]),
+        "started_at": time_of(row["started_at"]),
+        "finished_at": time_of(row["finished_at"]),
+    }
+    return {name: value for name, value in document.items() if value is not None}
+
+
+async def _progress(parts: Newsletter, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the broadcast with its counts, which are at most a second old, or older where counting takes long."""
+    cached = parts.progress.get(row["id"])
+    if cached is not None and cached[0] > monotonic() and cached[1]["state"] == row["state"]:
+        return cached[1]
+    began = monotonic()
+    counts = await parts.broadcasts.counts(row["id"])
+    took = monotonic() - began
+    document = _summary(row) | {"state": counts.phase, "recipients": counts.total, "counts": counts.by_state}
+    if counts.phase is Phase.RUNNING:
+        rate = parts.feeder.rate(row["id"])
+        document["rate_per_second"] = round(rate, 1)
+        if rate > 0:
+            document["eta_seconds"] = round(counts.left / rate, 1)
+            document["done_at"] = time_of(now_ms() + round(counts.left / rate * 1000))
+    elif counts.phase is Phase.FINISHED and row["finished_at"] is not None:
+        seconds = max(row["finished_at"] - row["started_at"], 1) / 1000
+        document["rate_per_second"] = round(counts.total / seconds, 1)
+    if len(parts.progress) > 1000:
+        parts.progress.clear()
+    # Many failed ones take long to count.
+    keep = max(LOOK_AGAIN_SECONDS * 0.9, REST_FACTOR * took)
+    parts.progress[row["id"]] = (monotonic() + keep, document)
+    return document
+
+
+def _etag(document: dict[str, Any]) -> str:
+    """Return what changes when something happened; rate and time of arrival alone are no news."""
+    facts = orjson.dumps([document["state"], document["recipients"], document["counts"]])
+    return f'"{hashlib.sha256(facts).hexdigest()[:16]}"'

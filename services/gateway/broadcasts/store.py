@@ -1,0 +1,308 @@
+"""Broadcasts: one row each, which says what is to be sent, how far it is, and whether it may go on.
+
+Who is mailed is not copied anywhere. Those who were confirmed when the broadcast began are walked through in the order
+of their addresses, and `fed_after` is the last one who has a task. It moves in the commit that makes the tasks
+(`feeding.py`), so whatever crashes in between, nobody has two tasks and nobody has none. And whoever unsubscribes
+before the walk comes by is not mailed, however long the broadcast was paused.
+
+Progress needs no counters that every outcome would have to write, and every replica to wait for: it is counted when
+somebody asks. The tasks that are not sent are few, or at least in one range of an index; those that are sent, up to a
+million, are what is left of `fed`. So a look costs as much as there are unfinished and failed tasks, and cannot be
+wrong through an outcome that came twice. Each process keeps what it counted for a second, and the counts of a finished
+broadcast are written into its row, because its tasks are deleted one day.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.contracts.base import new_id
+from bellhop.contracts.outcomes import State
+from bellhop.sql.database import BITE_SECONDS, Database
+from services.gateway.acceptance.store import IdempotencyKey
+from services.gateway.outbox.store import now_ms
+from services.gateway.tables import audit, broadcasts, outbox, subscriptions, tasks
+from services.gateway.tasks import store as ledger
+from services.gateway.tasks.pages import LISTED as TASKS_LISTED
+from services.gateway.tasks.store import Acceptance, Accepted
+
+HELD = 2**53
+"""`due_at` of messages that a pause keeps back."""
+
+LISTED = [column for column in broadcasts.c if column.name != "content"]
+"""What is read to show broadcasts and to move them on: a content may have a megabyte."""
+
+# What is with the broker or the mailer, or about to be.
+OPEN = (State.QUEUED, State.SENDING, State.RETRYING)
+
+
+class Phase(StrEnum):
+    """Where a broadcast is. The last two are final, until somebody asks to retry what failed."""
+
+    SCHEDULED = "scheduled"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    FINISHED = "finished"
+
+    @property
+    def final(self) -> bool:
+        """Say whether nothing more will happen by itself."""
+        return self in (Phase.CANCELLED, Phase.FINISHED)
+
+
+class Action(StrEnum):
+    """What can be asked of a broadcast."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    RETRY_FAILED = "retry-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class NewBroadcast:
+    """A broadcast to keep."""
+
+    id: str
+    owner: str
+    list: str
+    content: dict[str, Any]
+    send_at: int | None
+    answer: bytes
+    key: IdempotencyKey | None
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """What is known of a list before anything is sent to it."""
+
+    known: bool
+    """Somebody is or was subscribed to it, or something was sent to it."""
+    confirmed: bool
+    """Somebody would be mailed now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many recipients are where."""
+
+    phase: Phase
+    total: int
+    fed: int
+    by_state: dict[str, int]
+    """`waiting` are those who have no task yet."""
+
+    @property
+    def done(self) -> int:
+        """Return how many will not change any more."""
+        return self.fed - sum(self.by_state[state] for state in OPEN)
+
+    @property
+    def left(self) -> int:
+        """Return how many are still to come."""
+        return 0 if self.phase.final else self.total - self.done
+
+
+# The phases in which an action means something, and what it makes of them.
+_FROM = {
+    Action.PAUSE: (Phase.SCHEDULED, Phase.RUNNING),
+    Action.RESUME: (Phase.PAUSED,),
+    Action.CANCEL: (Phase.SCHEDULED, Phase.RUNNING, Phase.PAUSED),
+    Action.RETRY_FAILED: (Phase.RUNNING, Phase.PAUSED, Phase.FINISHED),
+}
+_BEGUN_OR_NOT = sa.case((broadcasts.c.started_at.is_(None), Phase.SCHEDULED.value), else_=Phase.RUNNING.value)
+_STILL_PAUSED = sa.case((broadcasts.c.state == Phase.PAUSED, Phase.PAUSED.value), else_=Phase.RUNNING.value)
+_VALUES: dict[Action, dict[str, Any]] = {
+    Action.PAUSE: {"state": Phase.PAUSED.value},
+    Action.RESUME: {"state": _BEGUN_OR_NOT},
+    Action.CANCEL: {"state": Phase.CANCELLING.value},
+    Action.RETRY_FAILED: {"state": _STILL_PAUSED, "retry_after": "", "counts": None, "finished_at": None},
+}
+# To ask for what is so already is no mistake.
+_ALREADY = {
+    Action.PAUSE: (Phase.PAUSED,),
+    Action.RESUME: (Phase.SCHEDULED, Phase.RUNNING),
+    Action.CANCEL: (Phase.CANCELLING, Phase.CANCELLED),
+    Action.RETRY_FAILED: (),
+}
+
+
+class Broadcasts:
+    """What the routes ask for."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, connection: AsyncConnection, items: list[NewBroadcast]) -> list[Accepted]:
+        """Keep new broadcasts and the idempotency keys they came with."""
+        accepted = await ledger.accept(connection, [Acceptance(item.answer, key=item.key) for item in items])
+        rows = [_row(item) for item, each in zip(items, accepted, strict=True) if each.new]
+        if rows:
+            await connection.execute(sa.insert(broadcasts), rows)
+        return accepted
+
+    async def get(self, broadcast_id: str, owner: str | None = None) -> dict[str, Any] | None:
+        """Return a broadcast without its content; None where there is none, or it belongs to somebody else."""
+        query = sa.select(*LISTED).where(broadcasts.c.id == broadcast_id)
+        if owner is not None:
+            query = query.where(broadcasts.c.owner == owner)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).mappings().one_or_none()
+            return None if row is None else dict(row)
+
+    async def page(self, *, owner: str | None, before: str | None, limit: int) -> list[dict[str, Any]]:
+        """Return broadcasts, newest first, without their content."""
+        query = sa.select(*LISTED).order_by(broadcasts.c.id.desc()).limit(limit)
+        if owner is not None:
+            query = query.where(broadcasts.c.owner == owner)
+        if before is not None:
+            query = query.where(broadcasts.c.id < before)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    async def active(self) -> list[dict[str, Any]]:
+        """Return the broadcasts that need somebody to move them on, without their content."""
+        # And not by phase: among many that ended no index of phases finds the few that did not.
+        query = sa.select(*LISTED).where(broadcasts.c.finished_at.is_(None)).order_by(broadcasts.c.id)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    async def act(self, broadcast_id: str, action: Action, actor: str) -> tuple[bool, Phase]:
+        """Do `action`; return whether that makes sense now, and the phase that the broadcast is in.
+
+        After the commit of a pause or a cancel no further task is made: making tasks needs the same row.
+        """
+        async with self._database.write() as connection:
+            mine = broadcasts.c.id == broadcast_id
+            # Without its content no mail can be made again.
+            possible = broadcasts.c.erased_at.is_(None) if action is Action.RETRY_FAILED else sa.true()
+            done = await connection.execute(
+                sa.update(broadcasts)
+                .where(mine, broadcasts.c.state.in_(_FROM[action]), possible)
+                .values(_VALUES[action])
+            )
+            phase = Phase((await connection.execute(sa.select(broadcasts.c.state).where(mine))).scalar_one())
+            if not done.rowcount:
+                return phase in _ALREADY[action], phase
+            if action is Action.RESUME:
+                await connection.execute(_release(broadcast_id))
+            await connection.execute(
+                sa.insert(audit).values(
+                    id=new_id(), at=now_ms(), actor=actor, action=f"broadcasts.{action.value}", subject=broadcast_id
+                )
+            )
+            return True, phase
+
+    async def tasks(
+        self, broadcast_id: str, *, state: State | None, after: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """Return the tasks of a broadcast in the order of recipients; `after` is the last of the page before."""
+        query = (
+            sa.select(*TASKS_LISTED)
+            .where(tasks.c.broadcast_id == broadcast_id)
+            .order_by(tasks.c.recipient)
+            .limit(limit)
+        )
+        if state is not None:
+            query = query.where(tasks.c.state == state)
+        if after is not None:
+            query = query.where(tasks.c.recipient > after)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    async def counts(self, broadcast_id: str) -> Counts:
+        """Count; one statement, so that what it sees belongs together."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(counting(broadcast_id))).mappings().one()
+        return counts_of(row)
+
+    async def under_way(self, broadcast_id: str) -> tuple[int, dict[str, int]]:
+        """Return how many have a task, and how many of these are in each state that is not final."""
+        fed = sa.select(broadcasts.c.fed, *_numbers(broadcast_id, OPEN)).where(broadcasts.c.id == broadcast_id)
+        async with self._database.read() as connection:
+            row = (await connection.execute(fed)).mappings().one()
+        return row["fed"], {state.value: row[f"n_{state.value}"] for state in OPEN}
+
+    async def audience(self, list_: str) -> Audience:
+        """Say whether a list is known, and whether anybody is confirmed on it."""
+        mine = subscriptions.c.list == list_
+        query = sa.select(
+            sa.exists().where(mine, subscriptions.c.state == "confirmed").label("confirmed"),
+            (sa.exists().where(mine) | sa.exists().where(broadcasts.c.list == list_)).label("known"),
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one()
+        return Audience(known=bool(row.known), confirmed=bool(row.confirmed))
+
+    async def size(self, list_: str) -> int:
+        """Return how many are confirmed on a list."""
+        query = sa.select(sa.func.count()).where(subscriptions.c.list == list_, subscriptions.c.state == "confirmed")
+        async with self._database.read(BITE_SECONDS) as connection:
+            return (await connection.execute(query)).scalar_one()
+
+
+# Those without a task count as `waiting`, and a task of a broadcast is never `scheduled`.
+_COUNTED = [state for state in State if state not in (State.SENT, State.SCHEDULED)]
+
+
+def counting(broadcast_id: str) -> sa.Select[Any]:
+    """Return the query whose row `counts_of` reads."""
+    columns = (broadcasts.c.state, broadcasts.c.total, broadcasts.c.fed, broadcasts.c.fed_all, broadcasts.c.counts)
+    return sa.select(*columns, *_numbers(broadcast_id, _COUNTED)).where(broadcasts.c.id == broadcast_id)
+
+
+def _numbers(broadcast_id: str, states: Iterable[State]) -> list[sa.Label[int]]:
+    return [
+        sa.select(sa.func.count())
+        .where(tasks.c.broadcast_id == broadcast_id, tasks.c.state == state.value)
+        .scalar_subquery()
+        .label(f"n_{state.value}")
+        for state in states
+    ]
+
+
+def counts_of(row: Any) -> Counts:
+    """Return the counts that a row of `counting` holds."""
+    phase = Phase(row["state"])
+    if row["counts"] is not None:
+        return Counts(phase, row["total"], row["fed"], orjson.loads(row["counts"]))
+    by_state = {state.value: row[f"n_{state.value}"] for state in _COUNTED}
+    by_state[State.SENT.value] = row["fed"] - sum(by_state.values())
+    by_state["waiting"] = 0 if row["fed_all"] else max(row["total"] - row["fed"], 0)
+    return Counts(phase, row["total"], row["fed"], by_state)
+
+
+def _row(item: NewBroadcast) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "owner": item.owner,
+        "list": item.list,
+        "state": Phase.SCHEDULED.value,
+        "subject": item.content.get("subject"),
+        "template": item.content.get("template"),
+        "content": orjson.dumps(item.content),
+        "total": 0,
+        "fed": 0,
+        "fed_after": "",
+        "fed_all": False,
+        "cancel_after": "",
+        "created_at": now_ms(),
+        "send_at": item.send_at,
+    }
+
+
+def queued_in(broadcast_id: str) -> sa.Select[Any]:
+    """Return the query for the ids of a broadcast's tasks whose messages may still be in the outbox."""
+    return sa.select(tasks.c.id).where(tasks.c.broadcast_id == broadcast_id, tasks.c.state == State.QUEUED.value)
+
+
+def _release(broadcast_id: str) -> sa.Update:
+    held = (outbox.c.due_at == HELD) & outbox.c.task_id.in_(queued_in(broadcast_id))
+    return sa.update(outbox).where(held).values(due_at=0)

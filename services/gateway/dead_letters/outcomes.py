@@ -1,0 +1,166 @@
+"""Tasks whose messages are dead letters: they fail with the reason, and a replay makes them queued again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.amqp.message import MAX_ATTEMPT, Delivery
+from bellhop.contracts.base import now
+from bellhop.contracts.mail import Lane
+from bellhop.contracts.outcomes import Outcome, State
+from services.gateway.broadcasts.store import HELD, Phase
+from services.gateway.outbox.store import now_ms
+from services.gateway.tables import broadcasts, tasks
+from services.gateway.tasks.store import locked_tasks
+
+_QUEUES = frozenset(lane.queue for lane in Lane)
+_OF_REACTION = ("event_id", "to", "owner", "template", "lane")
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The task that a message is about."""
+
+    id: str
+    round: int | None
+    """None where the message does not say."""
+    document: dict[str, Any]
+
+
+def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
+    """Return the task of a message on a queue of tasks, as far as the message can be read."""
+    if queue not in _QUEUES:
+        return None
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict):
+        document = {}
+    task_id, round_ = document.get("task_id", subject), document.get("round", 1 if "task_id" in document else None)
+    if not isinstance(task_id, str):
+        return None
+    return _Task(task_id, round_ if isinstance(round_, int) and not isinstance(round_, bool) else None, document)
+
+
+async def failures(
+    connection: AsyncConnection, letters: Sequence[tuple[Delivery, dict[str, Any]]]
+) -> dict[str, Outcome]:
+    """Return by letter id how the tasks of dead letters ended; `letters` are deliveries with their rows."""
+    found = {
+        row["id"]: (_task_of(row["queue"], delivery.envelope.subject, row["body"]), row) for delivery, row in letters
+    }
+    unclear = [task.id for task, _ in found.values() if task is not None and task.round is None]
+    rounds: dict[str, int] = {}
+    if unclear:
+        query = sa.select(tasks.c.id, tasks.c.round).where(tasks.c.id.in_(unclear))
+        rounds = {row.id: row.round for row in await connection.execute(query)}
+    ended = {}
+    for letter_id, (task, row) in found.items():
+        if task is not None and (outcome := _failure(task, row, rounds)) is not None:
+            ended[letter_id] = outcome
+    return ended
+
+
+def _failure(task: _Task, row: dict[str, Any], rounds: dict[str, int]) -> Outcome | None:
+    reason = (row["error"].strip().splitlines() or ["no reason was given"])[-1]
+    values: dict[str, Any] = {
+        "task_id": task.id,
+        "round": task.round if task.round is not None else rounds.get(task.id, 1),
+        "attempt": row["attempts"],
+        "state": State.FAILED,
+        "at": now(),
+        "reply": f"The message became a dead letter ({row['reason']}): {reason}",
+        # What was refused unread was not sent; what was given up after attempts may have been.
+        "uncertain": row["reason"] != "rejected",
+    }
+    origin = {name: task.document[name] for name in _OF_REACTION if name in task.document}
+    if "event_id" in origin and task.round is not None:
+        values |= origin
+    try:
+        return Outcome.model_validate(values)
+    except ValidationError:
+        return None  # nothing that could be a task of ours
+
+
+@dataclass(frozen=True, slots=True)
+class Revival:
+    """What a replay makes of one dead letter."""
+
+    task_id: str | None = None
+    attempt: int = 1
+    due_at: int | None = None
+    """None: as the replay says."""
+    over: State | None = None
+    """The state of a task that went on without this message: it must not be sent again."""
+
+
+async def revive(connection: AsyncConnection, letters: list[dict[str, Any]], body: bytes | None) -> dict[str, Revival]:
+    """Make the tasks of dead letters queued again; return by letter id how each message goes out.
+
+    The round stays: the mailer's inbox then answers for what it has done, so that nothing is sent twice. The attempt
+    is the next one, so that the inbox lets it through. `body` replaces the body of all of them.
+    """
+    named = {}
+    for letter in letters:
+        subject = orjson.loads(letter["envelope"])["subject"]
+        if (task := _task_of(letter["queue"], subject, letter["body"] if body is None else body)) is not None:
+            named[letter["id"]] = task
+    ids = {task.id for task in named.values()}
+    phases = await _lock_broadcasts(connection, ids)
+    rows = await locked_tasks(connection, ids)
+    revivals = {}
+    for letter in letters:
+        task = named.get(letter["id"])
+        row = None if task is None else rows.get(task.id)
+        if task is None or row is None:
+            revivals[letter["id"]] = Revival()
+            continue
+        phase = phases.get(row["broadcast_id"])
+        revivals[letter["id"]] = await _revive(connection, letter, task, row, phase, body)
+    return revivals
+
+
+async def _lock_broadcasts(connection: AsyncConnection, task_ids: set[str]) -> dict[str, Phase]:
+    """Lock the broadcasts of tasks, before the tasks as everywhere; return their phases by id."""
+    mine = sa.select(tasks.c.broadcast_id).where(tasks.c.id.in_(task_ids), tasks.c.broadcast_id.is_not(None))
+    query = sa.select(broadcasts.c.id, broadcasts.c.state).where(broadcasts.c.id.in_(mine)).order_by(broadcasts.c.id)
+    return {id_: Phase(state) for id_, state in await connection.execute(query.with_for_update())}
+
+
+async def _revive(
+    connection: AsyncConnection,
+    letter: dict[str, Any],
+    task: _Task,
+    row: dict[str, Any],
+    phase: Phase | None,
+    body: bytes | None,
+) -> Revival:
+    state = State(row["state"])
+    later_round = task.round is not None and task.round != row["round"]
+    stopped = phase in (Phase.CANCELLING, Phase.CANCELLED)
+    if later_round or stopped or (state.final and state is not State.FAILED):
+        return Revival(over=state)
+    if state is State.FAILED:
+        values: dict[str, Any] = {
+            "state": State.QUEUED.value,
+            "finished_at": None,
+            "updated_at": now_ms(),
+            "cancel_requested_at": None,
+        }
+        if body is not None and row["document"] is not None:
+            values["document"] = body
+        await connection.execute(sa.update(tasks).where(tasks.c.id == row["id"]).values(values))
+        if phase is Phase.FINISHED:
+            goes_on = {"state": Phase.RUNNING.value, "finished_at": None, "counts": None}
+            await connection.execute(
+                sa.update(broadcasts).where(broadcasts.c.id == row["broadcast_id"]).values(goes_on)
+            )
+        row["state"] = State.QUEUED.value
+    attempt = min(max(letter["attempts"], row["attempt"]) + 1, MAX_ATTEMPT)
+    return Revival(row["id"], attempt, due_at=HELD if phase is Phase.PAUSED else None)

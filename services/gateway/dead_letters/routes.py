@@ -1,0 +1,141 @@
+"""Dead letters: look, replay (one, a group, edited), or give up."""
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Query
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.contracts.base import AnyJson, Contract, Line, Name
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.cursors import Cursor, CursorText
+from bellhop.web.problems import Problem
+from services.gateway.acceptance.idempotent_route import IdempotentRoute
+from services.gateway.dead_letters.store import Superseded
+from services.gateway.deps import gateway
+from services.gateway.tasks.routes import time_of
+
+router = APIRouter(route_class=IdempotentRoute, tags=["dead letters"])
+
+_PAGES = Cursor("dead-letters", str)
+
+Reader = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_READ))]
+Writer = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_WRITE))]
+
+SHOWN_BYTES = 256 * 1024
+
+
+class Edit(Contract):
+    """A body in place of the one that failed."""
+
+    body: AnyJson
+
+
+class GroupReplay(Contract):
+    """`POST /v1/dead-letters/replay`."""
+
+    queue: Name
+    type: Annotated[Line, Field(max_length=255)] | None = None
+    """Only those of this type."""
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    rate: Annotated[float, Field(gt=0, le=1000)] = 50.0
+    """Messages a second, so that a mended consumer is not buried at once again."""
+
+
+def _document(letter: dict[str, Any]) -> dict[str, Any]:
+    document = {name: value for name, value in letter.items() if name not in ("identity", "envelope", "body")}
+    for name in ("died_at", "replayed_at", "deleted_at", "erased_at"):
+        document[name] = time_of(letter[name])
+    return document
+
+
+@router.get("/v1/dead-letters", summary="List dead letters")
+async def show_all(
+    request: Request,
+    caller: Reader,
+    queue: Annotated[str | None, Query(max_length=255)] = None,
+    waiting: bool = True,
+    cursor: CursorText = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> dict[str, Any]:
+    """Return the newest dead letters, and how many wait in each group (queue, type, reason).
+
+    With `queue=unrouted`: the events of types that no queue is bound to, which are kept for a while.
+    """
+    before = None if cursor is None else _PAGES.read(cursor)[0]
+    store = gateway(request).dead_letters
+    letters = await store.page(queue=queue, before=before, waiting=waiting, limit=limit)
+    groups = [{**group, "oldest": time_of(group["oldest"])} for group in await store.groups()]
+    return {
+        "dead_letters": [_document(letter) for letter in letters],
+        "groups": groups,
+        "next": _PAGES.write(letters[-1]["id"]) if len(letters) == limit else None,
+    }
+
+
+@router.get("/v1/dead-letters/{letter_id}", summary="One dead letter, whole")
+async def show(request: Request, letter_id: str, caller: Reader) -> dict[str, Any]:
+    """Return a dead letter with its envelope and its body, as JSON where it is JSON.
+
+    Of a body larger than 256 KiB the beginning is shown as text, with `body_bytes` beside it.
+    """
+    letter = await gateway(request).dead_letters.get(letter_id)
+    if letter is None:
+        raise _none()
+    return _document(letter) | {"envelope": orjson.loads(letter["envelope"])} | _shown(letter["body"])
+
+
+def _shown(body: bytes) -> dict[str, Any]:
+    # Foreign messages have up to 16 MiB: as JSON they take seconds, in which nothing else is served.
+    if len(body) > SHOWN_BYTES:
+        return {"body": body[:SHOWN_BYTES].decode(errors="replace"), "body_bytes": len(body)}
+    try:
+        return {"body": orjson.loads(body)}
+    except orjson.JSONDecodeError:
+        return {"body": body.decode(errors="replace")}
+
+
+@router.post("/v1/dead-letters/replay", status_code=202, summary="Replay a group")
+async def replay_group(request: Request, wish: GroupReplay, caller: Writer) -> dict[str, int]:
+    """Send the dead letters of one queue back to it, oldest first, at most `rate` a second.
+
+    Those of the queue `unrouted` are events: each goes to the destinations that its type has by then.
+    """
+    count = await gateway(request).dead_letters.replay(
+        ids=None, queue=wish.queue, actor=caller.name, rate=wish.rate, limit=wish.limit, body=None, type_=wish.type
+    )
+    return {"replayed": count}
+
+
+@router.post("/v1/dead-letters/{letter_id}/replay", status_code=202, summary="Replay one")
+async def replay(request: Request, letter_id: str, caller: Writer, edit: Edit | None = None) -> dict[str, int]:
+    """Send one dead letter back to its queue, as it was or with another body.
+
+    Another body takes the scope `admin`: it says who does what, as the message of any service and any client does.
+    """
+    if edit is not None:
+        caller.check(Scope.ADMIN)
+    body = None if edit is None else orjson.dumps(edit.body)
+    try:
+        count = await gateway(request).dead_letters.replay(
+            ids=[letter_id], queue=None, actor=caller.name, rate=1000, limit=1, body=body
+        )
+    except Superseded as error:
+        raise Problem(409, "Conflict", f"{error} Delete the dead letter.") from None
+    if not count:
+        raise _none()
+    return {"replayed": count}
+
+
+@router.delete("/v1/dead-letters/{letter_id}", status_code=204, summary="Give one up")
+async def delete(request: Request, letter_id: str, caller: Writer) -> Response:
+    """Erase the body; who did it, and when, stays on record."""
+    if not await gateway(request).dead_letters.delete(letter_id, caller.name):
+        raise _none()
+    return Response(status_code=204)
+
+
+def _none() -> Problem:
+    return Problem(404, "Not Found", "There is no such dead letter waiting; it may have been replayed or deleted.")

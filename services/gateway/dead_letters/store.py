@@ -1,0 +1,281 @@
+"""Dead letters: what could not be handled, with the reason, until somebody replays or deletes it."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.amqp.message import Delivery, Message
+from bellhop.amqp.settling import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
+from bellhop.contracts.base import derived_id, new_id
+from bellhop.contracts.outcomes import State
+from bellhop.sql.database import Database
+from services.gateway.dead_letters import outcomes as dead_tasks
+from services.gateway.outbox import store as outbox
+from services.gateway.outbox.routing import EVENTS, OTHER_TYPES, UNROUTED
+from services.gateway.outbox.store import Entry, now_ms, pack, to_ms, unpack
+from services.gateway.tables import audit, dead_letters
+from services.gateway.tasks.counts import Tally
+from services.gateway.tasks.store import Ledger
+
+
+class Superseded(Exception):
+    """The task of a dead letter went on without it."""
+
+    def __init__(self, state: State | None) -> None:
+        """`state` is where the task is now."""
+        super().__init__(f"The task of this dead letter is {state}, so it is not sent again.")
+
+
+REPLAY_BYTES = 32 * 1024 * 1024
+
+
+class DeadLetters:
+    """The store behind `/v1/dead-letters`."""
+
+    def __init__(self, database: Database, unrouted_limit: int = 100_000) -> None:
+        """`unrouted_limit`: events of types that no queue is bound to that are kept at most, roughly."""
+        self._database = database
+        self._ledger = Ledger(database)
+        self._groups = Tally(self._count)
+        self._unrouted_limit = unrouted_limit
+        self._added = 0
+
+    async def add(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[str | None]:
+        """Store dead letters, and fail their tasks; one that comes twice counts once.
+
+        Return for each the id of the task that it belongs to, if any.
+        """
+        rows = [_row(delivery) for delivery in deliveries]
+        insert = self._database.insert(dead_letters).on_conflict_do_nothing().returning(dead_letters.c.id)
+        new = set((await connection.execute(insert, rows)).scalars())
+        letters = [(delivery, row) for delivery, row in zip(deliveries, rows, strict=True) if row["id"] in new]
+        failed = await dead_tasks.failures(connection, letters)
+        await self._ledger.apply(connection, list(failed.values()))
+        return [failed[row["id"]].task_id if row["id"] in failed else None for row in rows]
+
+    async def add_unrouted(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[None]:
+        """Store events that no queue is bound to; one that comes twice is stored once, and the oldest make room."""
+        rows = [_row(delivery) | _unrouted(delivery) for delivery in deliveries]
+        await connection.execute(self._database.insert(dead_letters).on_conflict_do_nothing(), rows)
+        self._added += len(rows)
+        if self._added >= min(_TRIM_EVERY, self._unrouted_limit):
+            self._added = 0
+            await self._trim(connection)
+        return [None] * len(rows)
+
+    async def _trim(self, connection: AsyncConnection) -> None:
+        newest = sa.select(dead_letters.c.id).where(_UNROUTED).order_by(dead_letters.c.id.desc())
+        last = (await connection.execute(newest.offset(self._unrouted_limit).limit(1))).scalar_one_or_none()
+        if last is not None:
+            await connection.execute(sa.delete(dead_letters).where(_UNROUTED, dead_letters.c.id <= last))
+
+    async def get(self, letter_id: str) -> dict[str, Any] | None:
+        """Return one dead letter with envelope and body."""
+        async with self._database.read() as connection:
+            query = sa.select(dead_letters).where(dead_letters.c.id == letter_id)
+            row = (await connection.execute(query)).mappings().one_or_none()
+            return None if row is None else dict(row)
+
+    async def page(self, *, queue: str | None, before: str | None, waiting: bool, limit: int) -> list[dict[str, Any]]:
+        """Return dead letters, newest first, without bodies."""
+        columns = [column for column in dead_letters.c if column.name not in ("body", "envelope")]
+        query = sa.select(*columns).order_by(dead_letters.c.id.desc()).limit(limit)
+        if waiting:
+            query = query.where(_WAITING)
+        # Events of types that no queue is bound to are no failures; they are listed only where they are asked for.
+        query = query.where(dead_letters.c.queue == queue if queue is not None else ~_UNROUTED)
+        if before is not None:
+            query = query.where(dead_letters.c.id < before)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    async def groups(self) -> list[dict[str, Any]]:
+        """Return the waiting ones counted by queue, type and reason, as of the last count (`tally.py`)."""
+        return await self._groups.get()
+
+    async def _count(self) -> list[dict[str, Any]]:
+        names = (dead_letters.c.queue, dead_letters.c.type, dead_letters.c.reason)
+        query = (
+            sa.select(*names, sa.func.count().label("count"), sa.func.min(dead_letters.c.died_at).label("oldest"))
+            .where(_WAITING)
+            .group_by(*names)
+            .order_by(sa.desc("count"))
+        )
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    async def replay(
+        self,
+        *,
+        ids: list[str] | None,
+        queue: str | None,
+        actor: str,
+        rate: float,
+        limit: int,
+        body: bytes | None,
+        type_: str | None = None,
+    ) -> int:
+        """Put waiting dead letters back on the way to their queue, at most `rate` a second; return how many.
+
+        Marking them, the messages, their tasks and the audit entry are one commit, so a replay happens once or not at
+        all. Their bodies have up to `REPLAY_BYTES` together, or it is one letter: then fewer than `limit` are replayed,
+        and the rest when it is asked for again. A letter whose task went on without it is settled, and nothing is sent.
+
+        Raises:
+            Superseded: that is so for all of `ids`, which stay as they are.
+        """
+        async with self._database.write() as connection:
+            query = sa.select(dead_letters).where(_WAITING).order_by(dead_letters.c.id).limit(limit)
+            if ids is not None:
+                query = query.where(dead_letters.c.id.in_(ids))
+            if queue is not None:
+                query = query.where(dead_letters.c.queue == queue)
+            if type_ is not None:
+                query = query.where(dead_letters.c.type == type_)
+            if limit > 1:
+                query = query.limit(await _within_budget(connection, query))
+            # Locked: another gateway may be asked for the same at the same time.
+            locked = query.with_for_update(skip_locked=True)
+            letters = [dict(letter) for letter in (await connection.execute(locked)).mappings()]
+            if not letters:
+                return 0
+            start = now_ms()
+            revivals = await dead_tasks.revive(connection, letters, body)
+            if ids is not None and all(revival.over is not None for revival in revivals.values()):
+                raise Superseded(next(iter(revivals.values())).over)
+            going = [(letter, revivals[letter["id"]]) for letter in letters if revivals[letter["id"]].over is None]
+            entries = [
+                _way_back(
+                    letter,
+                    _revived(letter, body, revival.attempt),
+                    revival.task_id,
+                    revival.due_at or start + round(number * 1000 / rate),
+                )
+                for number, (letter, revival) in enumerate(going)
+            ]
+            # Earlier copies of these messages may have had their effect.
+            await outbox.add(connection, entries, maybe_delivered=True)
+            chosen = [letter["id"] for letter in letters]
+            await connection.execute(
+                sa.update(dead_letters).where(dead_letters.c.id.in_(chosen)).values(replayed_at=start)
+            )
+            await _note(connection, actor, "dead-letters.replay", queue or chosen[0], f"{len(going)} messages")
+            return len(going)
+
+    async def delete(self, letter_id: str, actor: str) -> bool:
+        """Give a dead letter up; its body is erased, the rest stays for the record."""
+        async with self._database.write() as connection:
+            done = await connection.execute(
+                sa.update(dead_letters)
+                .where(dead_letters.c.id == letter_id, _WAITING)
+                .values(deleted_at=now_ms(), body=b"")
+            )
+            if done.rowcount:
+                await _note(connection, actor, "dead-letters.delete", letter_id, None)
+            return bool(done.rowcount)
+
+    async def waiting(self) -> int:
+        """Return how many dead letters wait for a decision, as of the last count; without unrouted events."""
+        return sum(group["count"] for group in await self.groups() if group["queue"] != UNROUTED)
+
+    async def unrouted(self) -> int:
+        """Return how many events are kept because no queue is bound to their type, as of the last count."""
+        return sum(group["count"] for group in await self.groups() if group["queue"] == UNROUTED)
+
+
+_TRIM_EVERY = 1000
+# A literal, because a partial index is not used for a parameter.
+_UNROUTED = dead_letters.c.queue == sa.literal_column(f"'{UNROUTED}'")
+_WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)
+
+
+async def _within_budget(connection: AsyncConnection, query: sa.Select[Any]) -> int:
+    """Return how many of the letters that `query` finds, from the first on, fit into memory; at least one."""
+    sizes = query.with_only_columns(sa.func.length(dead_letters.c.body))
+    total = count = 0
+    for size in (await connection.execute(sizes)).scalars():
+        total += size
+        if total > REPLAY_BYTES:
+            break
+        count += 1
+    return max(1, count)
+
+
+def _row(delivery: Delivery) -> dict[str, Any]:
+    headers, envelope = delivery.headers, delivery.envelope
+    death = _last_death(headers)
+    queue = _text(headers.get(QUEUE) or death.get("queue") or delivery.routing_key, 255)
+    reason = _text(headers.get(REASON) or death.get("reason") or "unknown", 64)
+    died_at = _text(headers.get(DIED_AT) or death.get("time"), 64)
+    error = headers.get(ERROR, "RabbitMQ gave the message up: it was handed out too often without an ack")
+    return {
+        "id": new_id(),
+        # Known again by what died when, so that a redelivered dead letter does not become a second one.
+        "identity": derived_id(queue, *envelope.identity, died_at, str(delivery.attempt)),
+        "queue": queue,
+        "event_id": envelope.id,
+        "type": envelope.type,
+        "reason": reason,
+        "error": _text(error, 20_000),
+        "attempts": delivery.attempt,
+        "envelope": pack(Message(b"", envelope, headers=dict(foreign_headers(headers)))),
+        "body": delivery.body,
+        "died_at": _ms(died_at),
+        "replayed_at": None,
+        "deleted_at": None,
+    }
+
+
+def _unrouted(delivery: Delivery) -> dict[str, Any]:
+    """Return what is different about an event that no queue is bound to."""
+    envelope = delivery.envelope
+    kept_at = str(delivery.headers.get(DIED_AT))
+    return {
+        "identity": derived_id(UNROUTED, envelope.source, envelope.id, kept_at),
+        "queue": UNROUTED,
+        "reason": UNROUTED,
+        "error": f"No queue is bound to events of the type {envelope.type}.",
+    }
+
+
+def _way_back(letter: Any, message: Message, task_id: str | None, due_at: int) -> Entry:
+    """Return the entry that hands a letter back: to its queue, or an event to the destinations that it has by then."""
+    if letter["queue"] == UNROUTED:
+        return Entry(EVENTS, OTHER_TYPES, message, due_at=due_at)
+    return Entry("work", letter["queue"], message, task_id, due_at)
+
+
+def _last_death(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return where and when the broker itself gave a message up, newest first (https://www.rabbitmq.com/docs/dlx#effects).
+
+    Not the first: a message that came from the retry ladder died on a rung before.
+    """
+    deaths = headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list) and deaths else None
+    return last if isinstance(last, dict) else {}
+
+
+def _text(value: Any, length: int) -> str:
+    """Return what every database can hold: a dead letter that cannot be stored would go round for ever."""
+    return str(value).replace("\x00", "\ufffd")[:length]
+
+
+def _ms(died_at: str) -> int:
+    try:
+        return to_ms(datetime.fromisoformat(died_at))
+    except (ValueError, OverflowError):
+        return now_ms()
+
+
+def _revived(letter: Any, body: bytes | None, attempt: int) -> Message:
+    message = unpack(letter["envelope"], letter["body"] if body is None else body)
+    return replace(message, attempt=attempt)
+
+
+async def _note(connection: AsyncConnection, actor: str, action: str, subject: str, detail: str | None) -> None:
+    await connection.execute(
+        sa.insert(audit).values(id=new_id(), at=now_ms(), actor=actor, action=action, subject=subject, detail=detail)
+    )

@@ -1,0 +1,91 @@
+"""API keys: made, listed and revoked by whoever may."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.contracts.base import Contract, Name
+from bellhop.contracts.identity import is_reserved_name
+from bellhop.web.auth import Caller, Scope, new_key, require
+from bellhop.web.problems import Problem, invalid
+from services.gateway.acceptance.idempotent_route import IdempotentRoute
+from services.gateway.acceptance.keys import answers_with_a_secret, secret_bytes, seed_of
+from services.gateway.deps import gateway
+from services.gateway.keys.store import Revocation
+from services.gateway.tasks.routes import time_of
+
+router = APIRouter(route_class=IdempotentRoute, tags=["keys"])
+
+
+class KeyRequest(Contract):
+    """`POST /v1/keys`. Keys of one name own the same tasks, so that a key can be replaced."""
+
+    name: Name
+    scopes: Annotated[list[Annotated[Scope, Field(strict=False)]], Field(min_length=1, max_length=len(Scope))]
+
+
+@router.post("/v1/keys", status_code=201, summary="Make a key")
+@answers_with_a_secret
+async def create(
+    request: Request, wish: KeyRequest, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
+) -> dict[str, str]:
+    """Return the key; it is shown this once and kept only as a hash."""
+    if is_reserved_name(wish.name):
+        raise invalid([{"loc": ("body", "name"), "msg": "Bellhop uses this name itself. Choose another."}])
+    if beyond := caller.lacks(wish.scopes):
+        raise Problem(403, "Forbidden", f"A key cannot give what it lacks itself: {', '.join(beyond)}.")
+    keys = gateway(request).keys
+    # A key acts for its name, so that it must not come from a key that may do less than those that have the name.
+    if beyond := caller.lacks(await keys.scopes_of(wish.name)):
+        raise Problem(
+            403,
+            "Forbidden",
+            f"There are keys of the name {wish.name} with scopes that this key lacks: {', '.join(beyond)}."
+            " Choose another name, or use a key that has them.",
+        )
+    secret = secret_bytes(request, gateway(request).settings.token_key.get_secret_value(), "api-key")
+    key = new_key(secret)
+    seed = seed_of(request)
+    if seed is None or not seed.replay:
+        await keys.create(wish.name, wish.scopes, key)
+    return {"id": key[3:11], "name": wish.name, "key": key}
+
+
+@router.get("/v1/keys", summary="List keys")
+async def show_all(
+    request: Request, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return all keys, without what is secret of them."""
+    return {
+        "keys": [
+            {
+                "id": key["id"],
+                "name": key["name"],
+                "scopes": key["scopes"].split(),
+                "created_at": time_of(key["created_at"]),
+                "revoked_at": time_of(key["revoked_at"]),
+            }
+            for key in await gateway(request).keys.all()
+        ]
+    }
+
+
+@router.delete("/v1/keys/{key_id}", status_code=204, summary="Revoke a key")
+async def revoke(
+    request: Request, key_id: str, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
+) -> Response:
+    """Close a key; it stops to work within five seconds on every replica.
+
+    It takes a key that has all scopes of the one it revokes. The last key with the scope `admin` cannot be revoked.
+    """
+    outcome, lacking = await gateway(request).keys.revoke(key_id, caller)
+    if outcome is Revocation.UNKNOWN:
+        raise Problem(404, "Not Found", "There is no such key, or it is revoked already.")
+    if outcome is Revocation.BEYOND:
+        raise Problem(403, "Forbidden", f"A key cannot revoke one that may do more: it lacks {', '.join(lacking)}.")
+    if outcome is Revocation.LAST_ADMIN:
+        raise Problem(409, "Conflict", "This is the last key with the scope admin. Make another one first.")
+    return Response(status_code=204)

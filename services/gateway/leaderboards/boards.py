@@ -1,0 +1,154 @@
+"""Which boards scores may begin: quotas for each key, counted before the scores are accepted.
+
+A key that may write scores, and nothing else, would otherwise fill the leaderboard's memory with names.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from time import monotonic
+
+import httpx
+
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import DatabaseAway
+from bellhop.web import tokens
+from bellhop.web.auth import Caller, Scope
+from bellhop.web.problems import Problem
+from services.gateway.acceptance.service import unavailable
+from services.gateway.leaderboards.board_names import BoardNames, Quotas, Room
+from services.gateway.settings import Settings
+
+KNOWN_SECONDS = 60.0
+"""So long after its deletion a board may be begun again uncounted, at a gateway that did not delete it."""
+KNOWN_NAMES = 200_000
+PAGE = 1000
+LATER_SECONDS = 5.0
+TOKEN_SECONDS = 60
+IDLE_SECONDS = 86_400.0
+
+log = get_logger(__name__)
+
+
+class Boards:
+    """Admits scores to boards. What is known already costs no query."""
+
+    def __init__(self, names: BoardNames, settings: Settings, http: httpx.AsyncClient) -> None:
+        self._names = names
+        self._settings = settings
+        self._http = http
+        self._known: dict[str, float] = {}
+        self.complete = False
+        """Whether the boards that the leaderboard had before are known, too."""
+
+    async def admit(self, caller: Caller, names: Iterable[str]) -> None:
+        """Let `caller` write scores to the boards `names`; those that are new are begun.
+
+        Who may set boards up is bound by `boards_limit` alone.
+
+        Raises:
+            Problem: 429 or 422, which names a board, where a quota is used up; 503 where that is not known yet.
+            DatabaseAway: some names have never been seen here, and cannot be looked up.
+        """
+        current = monotonic()
+        unknown = [name for name in dict.fromkeys(names) if self._known.get(name, 0.0) < current]
+        if not unknown:
+            return
+        try:
+            known = await self._names.known(unknown)
+            new = [name for name in unknown if name not in known]
+            if new:
+                await self._begin(caller, new)
+        except DatabaseAway:
+            if all(name in self._known for name in unknown):
+                return  # scores for boards that there are need no database
+            raise
+        self._remember(unknown)
+
+    async def _begin(self, caller: Caller, names: list[str]) -> None:
+        manages = caller.may(Scope.LEADERBOARDS_WRITE)
+        settings = self._settings
+        quotas = Quotas(
+            settings.boards_limit if manages else settings.boards_per_hour,
+            settings.boards_limit if manages else settings.boards_per_key,
+            settings.boards_limit,
+        )
+        new, room = await self._names.begin(names, caller.name, quotas)
+        if room is not None:
+            if not self.complete:
+                raise unavailable(f"Whether {new[0]} is a new board is not known until the leaderboard answers.")
+            raise self._refusal(caller, new, room)
+        if new:  # else another request began them in between
+            log.info("began boards", caller=caller.name, count=len(new), first=new[0])
+
+    def _refusal(self, caller: Caller, new: list[str], room: Room) -> Problem:
+        settings = self._settings
+        if room.together < len(new):
+            refused = new[max(0, room.together)]
+            return Problem(
+                422,
+                "Too many boards",
+                f"The board {refused} would be a new one, and there may be {settings.boards_limit} boards"
+                " (BELLHOP_BOARDS_LIMIT). Delete boards that nobody needs.",
+            )
+        if room.in_all < len(new):
+            refused = new[max(0, room.in_all)]
+            return Problem(
+                422,
+                "Too many boards",
+                f"The board {refused} would be a new one, and keys named {caller.name} may begin"
+                f" {settings.boards_per_key} boards (BELLHOP_BOARDS_PER_KEY). Use one that is there, or a key with the"
+                " scope leaderboards:write.",
+            )
+        refused = new[max(0, room.this_hour)]
+        return Problem(
+            429,
+            "Too many new boards",
+            f"The board {refused} would be a new one, and keys named {caller.name} may begin"
+            f" {settings.boards_per_hour} boards an hour (BELLHOP_BOARDS_PER_HOUR). Nothing was accepted: send it again"
+            " later, or without that board.",
+            headers={"Retry-After": str(room.hour_ends_in)},
+        )
+
+    def _remember(self, names: list[str]) -> None:
+        if len(self._known) + len(names) > KNOWN_NAMES:
+            self._known.clear()
+        self._known |= dict.fromkeys(names, monotonic() + KNOWN_SECONDS)
+
+    async def begun_at(self, board: str) -> datetime | None:
+        """Return when scores began `board`, as far as a gateway saw it."""
+        at = await self._names.begun_at(board)
+        return datetime.fromtimestamp(at / 1000, UTC) if at else None
+
+    async def note_set_up(self, board: str, caller: Caller) -> None:
+        """Note a board that the leaderboard was told to set up."""
+        await self._names.begin([board], caller.name, None)
+
+    async def note_deleted(self, board: str) -> None:
+        """Forget a board that the leaderboard deleted, so that its name counts as new."""
+        self._known.pop(board, None)
+        await self._names.remove(board)
+
+    async def read_existing(self) -> float:
+        """Read the names of all boards from the leaderboard, once; return after how many seconds to come again."""
+        after = ""
+        while not self.complete:
+            try:
+                names, after = await self._page(after)
+            except (httpx.HTTPError, ValueError, KeyError):
+                return LATER_SECONDS  # it is not there yet
+            if names:
+                await self._names.add_found(names)
+            if not after:
+                self.complete = True
+        return IDLE_SECONDS
+
+    async def _page(self, after: str) -> tuple[list[str], str]:
+        key = self._settings.token_key.get_secret_value()
+        token = tokens.mint(key, "gateway", TOKEN_SECONDS, "leaderboard", scopes=[Scope.LEADERBOARDS_READ])
+        answer = await self._http.get(
+            f"{self._settings.leaderboard_url}/v1/leaderboards",
+            params={"limit": PAGE, "after": after, "hidden": "true"},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        document = answer.raise_for_status().json()
+        return [board["board"] for board in document["boards"]], document["next"] or ""

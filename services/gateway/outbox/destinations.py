@@ -1,0 +1,52 @@
+"""Which destinations take messages: one that refuses is left alone for a while, and the others are not delayed.
+
+The memory of this process is enough. Another replica finds out by itself, with a few messages.
+"""
+
+from random import uniform
+from time import monotonic
+
+from bellhop.observe.logs import get_logger
+from services.gateway.outbox.store import Destination
+
+CHUNK = 500
+PROBE = 20
+"""Messages that find out whether a destination takes any again."""
+MAX_BACK_OFF_SECONDS = 30.0
+
+log = get_logger(__name__)
+
+
+class Destinations:
+    """The back-off of each destination that refused messages."""
+
+    def __init__(self) -> None:
+        self._refusing: dict[Destination, tuple[int, float]] = {}
+
+    def closed(self, destination: Destination) -> bool:
+        """Say whether nothing should be published there now."""
+        return bool(self._refusing) and self._refusing.get(destination, (0, 0.0))[1] > monotonic()
+
+    def size(self, destination: Destination) -> int:
+        """Return how many messages to claim for it."""
+        failures, _ = self._refusing.get(destination, (0, 0.0))
+        return PROBE if failures > 1 else CHUNK
+
+    def took(self, destination: Destination) -> None:
+        """Note that all messages of a chunk were confirmed."""
+        if not self.closed(destination) and self._refusing.pop(destination, None) is not None:
+            log.info("a destination takes messages again", exchange=destination[0], routing_key=destination[1])
+
+    def refused(self, destination: Destination, reason: str, *, some_taken: bool) -> None:
+        """Note that messages of a chunk were refused; back off, shortly where others of it were taken."""
+        if self.closed(destination):
+            return  # chunks that were under way together are one failure
+        failures, _ = self._refusing.get(destination, (0, 0.0))
+        if not failures:
+            log.warning(
+                "messages stay in the outbox until their destination takes them", exchange=destination[0],
+                routing_key=destination[1], reason=reason,
+            )  # fmt: skip
+        failures = 1 if some_taken else failures + 1
+        seconds = min(MAX_BACK_OFF_SECONDS, 0.5 * 2 ** min(failures, 10)) * uniform(0.5, 1)
+        self._refusing[destination] = (failures, monotonic() + seconds)

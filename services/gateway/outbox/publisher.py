@@ -1,0 +1,228 @@
+"""The relay: what a commit promised goes out to the broker.
+
+Two ways in, one way out. Right after its commit a message is handed over in memory, so that the usual way costs no
+read. Whatever that way lost - the broker was away, the process died, the message was not due yet - is found by the
+sweep, which gives every destination a chunk in turn. A message may go out twice; the inbox of its consumer knows it.
+"""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+from typing import NamedTuple
+
+from bellhop import faults
+from bellhop.amqp.errors import BrokerAway, PublishError, Refused, Unroutable
+from bellhop.amqp.publisher import Publisher
+from bellhop.background import Background, spawn
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.group_commit import GroupCommit
+from services.gateway.outbox import store as outbox
+from services.gateway.outbox.delivery import Outgoing, Published, Underway
+from services.gateway.outbox.destinations import CHUNK, Destinations
+from services.gateway.outbox.store import Destination, Entry, Fate, Released
+
+SWEEP_SECONDS = 0.5
+IDLE_SECONDS = 60.0
+MAX_DESTINATIONS = 50
+"""Destinations that one sweep looks at; the next one goes on with the following."""
+MAX_IN_MEMORY = 20_000
+MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024
+LEASE_SHARE = 0.6
+"""The part of a lease within which a message may be published."""
+COUNT_SHARE = 20
+"""After a count the next one waits so many times as long as it took."""
+
+log = get_logger(__name__)
+
+
+class Relay:
+    """Publishes the outbox."""
+
+    def __init__(self, database: Database, commits: GroupCommit, publisher: Publisher, outgoing: Outgoing) -> None:
+        self._database = database
+        self._commits = commits
+        self._publisher = publisher
+        self._outgoing = outgoing
+        self._destinations = Destinations()
+        self._handed_over: deque[tuple[Lease, Entry]] = deque()
+        self._handed_over_bytes = 0
+        self._wake = asyncio.Event()
+        self._publishing: set[asyncio.Task[None]] = set()
+        self._swept: Destination | None = None
+        self._count_again_at = 0.0
+        self.waiting = 0
+        """Messages in the outbox at the last count, without those whose time has not come."""
+
+    @property
+    def takes_more(self) -> bool:
+        """Say whether a message handed over now would go out soon; if not, it is left to the sweep."""
+        room = len(self._handed_over) < MAX_IN_MEMORY and self._handed_over_bytes < MAX_IN_MEMORY_BYTES
+        return room and self._publisher.trouble is None
+
+    @property
+    def works(self) -> bool:
+        """Say whether messages can be published now."""
+        return self._publisher.trouble is None
+
+    def hand_over(self, entries: list[Entry]) -> None:
+        """Publish messages whose rows this process committed as claimed."""
+        lease = Lease.now()
+        handed_over = [(lease, entry) for entry in entries if not entry.due_at]
+        self._handed_over.extend(handed_over)
+        self._handed_over_bytes += sum(len(entry.message.body) for _, entry in handed_over)
+        self._wake.set()
+
+    def start(self, background: Background) -> None:
+        """Relay from now on."""
+        background.every("publishing", IDLE_SECONDS, self._publish_handed_over, wake=self._wake)
+        background.every("sweeping the outbox", SWEEP_SECONDS, self._sweep)
+
+    async def stop(self, timeout: float) -> None:
+        """Publish what was handed over, within `timeout` seconds; the rest stays in the outbox.
+
+        The background must have been stopped.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while await self._publish_handed_over() is not None:
+                    pass
+                if self._publishing:
+                    await asyncio.wait(self._publishing)
+        for task in self._publishing:
+            task.cancel()
+        if self._publishing:
+            await asyncio.wait(self._publishing)
+
+    async def _publish_handed_over(self) -> float | None:
+        """Publish a chunk of what was handed over; say whether there is more."""
+        if not self._handed_over:
+            return None
+        chunk = [self._handed_over.popleft() for _ in range(min(CHUNK, len(self._handed_over)))]
+        self._handed_over_bytes -= sum(len(entry.message.body) for _, entry in chunk)
+        # Not awaited here: the next chunk may already fill the publisher's window while this one is confirmed.
+        spawn(self._publish_chunk(chunk), self._publishing, "publishing a chunk")
+        if len(self._publishing) >= 4:
+            await asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
+        return 0.0
+
+    async def _publish_chunk(self, chunk: list[tuple["Lease", Entry]]) -> None:
+        await self._publish([entry for _, entry in chunk], chunk[0][0], chunk[-1][0].until_ms)
+
+    async def _sweep(self) -> float | None:
+        """Publish a chunk of what the usual way lost, of each destination in turn; say whether there is more."""
+        await self._count()
+        if not self.waiting or self._publisher.trouble is not None:
+            return None
+        return 0.0 if await self._sweep_destinations() else None
+
+    async def _count(self) -> None:
+        """Count what waits; a count that takes long, because much waits, is repeated seldom."""
+        began = monotonic()
+        if began < self._count_again_at:
+            return
+        async with self._database.read() as connection:
+            self.waiting = await outbox.waiting(connection)
+        self._count_again_at = monotonic() + COUNT_SHARE * (monotonic() - began)
+
+    async def _sweep_destinations(self) -> bool:
+        """Publish one chunk of each of some destinations; say whether there is more that can go out now."""
+        more = progress = False
+        for _ in range(MAX_DESTINATIONS):
+            async with self._database.read() as connection:
+                self._swept = await outbox.next_destination(connection, self._swept)
+            if self._swept is None:
+                return more
+            if self._destinations.closed(self._swept):
+                continue
+            size = self._destinations.size(self._swept)
+            lease = Lease.now()
+            async with self._database.write() as connection:
+                claimed = await outbox.claim(connection, self._swept, size)
+            sent = bool(claimed) and await self._publish(claimed, lease, lease.until_ms)
+            if self._publisher.trouble is not None:
+                return False
+            progress = progress or sent
+            more = more or (sent and len(claimed) == size)
+        return progress  # there are more destinations; where all of these refuse, those can wait for the next sweep
+
+    async def _publish(self, entries: list[Entry], lease: "Lease", lease_until: int) -> bool:
+        """Publish messages and release what is not confirmed; say whether all were sent.
+
+        The first of our leases on them is `lease`, and the last one ends at `lease_until` (milliseconds since 1970).
+        """
+        faults.point("relay.claimed")
+        underway = [await self._begin(entry, lease) for entry in entries]
+        published: list[Entry] = []
+        partly: list[tuple[Entry, tuple[Entry, ...]]] = []
+        kept: dict[Fate, list[Entry]] = {}
+        refusals: dict[Destination, str] = {}
+        for one in underway:
+            result = await self._outgoing.end(one) if isinstance(one, Underway) else one
+            entry, error = result.entry, result.error
+            if error is None:
+                published.append(entry)
+                continue
+            if result.left != (entry,):
+                partly.append((entry, result.left))
+                continue
+            fate = self._fate(error)
+            kept.setdefault(fate, []).append(entry)
+            if fate in (Fate.REFUSED, Fate.HANGING):
+                refusals[entry.destination] = str(error)
+        self._learn(published, refusals)
+        faults.point("relay.confirmed")
+        try:
+            if published:
+                await self._commits.write(outbox.delete_published, published, patient=True)
+            for item in partly:
+                await self._commits.write(outbox.replace, item, patient=True)
+            for fate, some in kept.items():
+                await self._commits.write(outbox.release, Released(some, fate, lease_until), patient=True)
+        except DatabaseAway as error:
+            # The rows stay, their claims run out, and the messages go out once more.
+            log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
+        return Fate.UNSENT not in kept
+
+    def _fate(self, error: PublishError) -> Fate:
+        if isinstance(error, BrokerAway):
+            return Fate.UNSENT
+        if isinstance(error, Refused | Unroutable):
+            return Fate.REFUSED
+        # While nothing is confirmed at all, the destination is not to blame.
+        return Fate.HANGING if self._publisher.trouble is None else Fate.UNKNOWN
+
+    def _learn(self, published: list[Entry], refusals: dict[Destination, str]) -> None:
+        taken = {entry.destination for entry in published}
+        for destination in taken - refusals.keys():
+            self._destinations.took(destination)
+        for destination, reason in refusals.items():
+            self._destinations.refused(destination, reason, some_taken=destination in taken)
+
+    async def _begin(self, entry: Entry, lease: "Lease") -> Underway | Published:
+        if lease.over:
+            error = BrokerAway("the lease ran out before the message could be published")
+            return Published(entry, (entry,), error)
+        if self._destinations.closed(entry.destination):
+            return Published(entry, (entry,), BrokerAway("the destination refused messages a moment ago"))
+        return await self._outgoing.begin(entry)
+
+
+class Lease(NamedTuple):
+    """A claim of this process."""
+
+    until_ms: int
+    """When it ends at the latest, by the wall clock, as other processes see it."""
+    safe_until: float
+    """Until when a message may be published, by our own clock: its confirm needs time, too."""
+
+    @classmethod
+    def now(cls) -> "Lease":
+        """Return the lease of rows that were claimed a moment ago, or will be in a moment."""
+        return cls(outbox.now_ms() + outbox.LEASE_MS, monotonic() + outbox.LEASE_MS / 1000 * LEASE_SHARE)
+
+    @property
+    def over(self) -> bool:
+        """Say whether nothing should be published by it any more."""
+        return monotonic() > self.safe_until

@@ -1,1 +1,0 @@
-"""The HTTP face, one file for each noun."""

@@ -1,0 +1,316 @@
+"""The newsletter's people, for API clients: subscribe, look up, import, forget; and who gets no mail at all."""
+
+import re
+from contextlib import aclosing
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import orjson
+from fastapi import APIRouter, Depends, Query
+from pydantic import Field, StringConstraints, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.contracts.addresses import CanonicalAddress, canonical
+from bellhop.contracts.base import Contract, Data, Line, Time
+from bellhop.contracts.mail import Lane, PersonName
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.cursors import Cursor, CursorText
+from bellhop.web.problems import Problem, invalid, sentence
+from services.gateway.acceptance.idempotent_route import IdempotentRoute
+from services.gateway.acceptance.service import invalid_body
+from services.gateway.broadcasts.newsletter import Newsletter
+from services.gateway.broadcasts.routes import ListName
+from services.gateway.deps import check_mailer, gateway
+from services.gateway.outbox.store import now_ms, to_ms
+from services.gateway.subscribers.people_csv import BadCsv, decoded, people
+from services.gateway.subscribers.store import SignUp, Status
+from services.gateway.suppressions.store import Suppression
+from services.gateway.tasks.routes import time_of
+
+router = APIRouter(route_class=IdempotentRoute, tags=["subscribers"])
+
+_PAGES = Cursor("subscribers", str)
+_SUPPRESSION_PAGES = Cursor("suppressions", str)
+
+Reader = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_READ))]
+Writer = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_WRITE))]
+Lists = Annotated[list[ListName], Field(min_length=1, max_length=20)]
+
+AUDIENCE = "suppressions"
+IMPORT_PATH = "/v1/subscribers/import"
+MAX_IMPORT = 8 * 1024 * 1024
+IMPORT_CHUNK = 250
+MAX_ERRORS = 100
+_CSV = re.compile(r'text/(?:csv|tab-separated-values)(?:;\s*header=\w+)?(?:;\s*charset="?([\w.:-]+)"?)?', re.IGNORECASE)
+
+
+class SubscriberRequest(Contract):
+    """`POST /v1/subscribers`, and one record of an import."""
+
+    email: CanonicalAddress
+    lists: Lists
+    name: PersonName | None = None
+    attributes: Data | None = None
+    confirmed: bool = False
+    """Their consent is on record elsewhere, so no mail asks for it. It does not bring back who unsubscribed."""
+
+
+class SuppressionRequest(Contract):
+    """`POST /v1/suppressions`."""
+
+    address: CanonicalAddress
+    reason: Annotated[Line, StringConstraints(max_length=1000)]
+    expires_at: Time | None = None
+
+
+@router.post("/v1/subscribers", status_code=202, summary="Subscribe somebody")
+async def add(request: Request, wish: SubscriberRequest, caller: Writer) -> Response:
+    """Subscribe a person, or change name and attributes of one; a mail asks for confirmation unless `confirmed`."""
+    parts = gateway(request).newsletter
+    await parts.sign_up(
+        SignUp(wish.email, tuple(dict.fromkeys(wish.lists)), wish.name, wish.attributes, confirmed=wish.confirmed)
+    )
+    person = await parts.audience.get(wish.email)
+    if person is None:
+        raise Problem(409, "Conflict", "This person was deleted just now by somebody else. Try again.")
+    location = {"Location": f"/v1/subscribers/{quote(wish.email, safe='@')}"}
+    return Response(orjson.dumps(_document(person)), 202, location, "application/json")
+
+
+@router.post(
+    IMPORT_PATH,
+    summary="Import people from CSV",
+    openapi_extra={"requestBody": {"required": True, "content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
+async def import_csv(
+    request: Request,
+    caller: Writer,
+    lists: Annotated[str, Query(max_length=1500, description="names with commas between them")],
+    confirmed: bool = False,
+) -> dict[str, Any]:
+    """Take up to 8 MiB of people, some hundred a commit; the first line names the columns, one of them `email`.
+
+    What is wrong with a line is told, and the others are taken. After a broken connection send the whole file again:
+    who is there already is not counted or asked a second time. Who unsubscribed is `skipped`.
+    """
+    match = _CSV.fullmatch(request.headers.get("content-type", "").strip())
+    if match is None:
+        raise Problem(415, "Unsupported Media Type", "Send the file as it is, with Content-Type: text/csv.")
+    importing = _Import(gateway(request).newsletter, lists.split(","), confirmed)
+    try:
+        # All of it first: to write it takes longer than a request may take to arrive.
+        text, note = decoded(await request.body(), match[1])
+        async with aclosing(people(text)) as lines:
+            async for line, values in lines:
+                await importing.take(line, values)
+    except BadCsv as error:
+        detail = f"The file cannot be read: {error}. Nothing of it was taken."
+        raise Problem(422, "Unprocessable Content", detail) from None
+    await importing.commit()
+    return importing.document | ({} if note is None else {"note": note})
+
+
+class _Import:
+    """One import under way."""
+
+    def __init__(self, parts: Newsletter, lists: list[str], confirmed: bool) -> None:
+        self._parts = parts
+        self._common = {"lists": lists, "confirmed": confirmed}
+        self._waiting: list[SignUp] = []
+        self._errors: list[dict[str, Any]] = []
+        self._wrong = self._new = self._known = self._skipped = 0
+
+    async def take(self, line: int, values: dict[str, Any] | str) -> None:
+        """Take one record; what is wrong with it is noted."""
+        if isinstance(values, str):
+            self._refuse(line, values)
+            return
+        fields: dict[str, Any] = dict(self._common)
+        for name in ("email", "name"):
+            if name in values:
+                fields[name] = values.pop(name)
+        if isinstance(values.get("attributes"), dict):
+            values = values.pop("attributes") | values
+        if values:
+            fields["attributes"] = values
+        try:
+            person = SubscriberRequest.model_validate(fields)
+        except ValidationError as error:
+            problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+            if problem["loc"][:1] == ("lists",):
+                raise invalid([{**problem, "loc": ("query", "lists")}]) from None
+            self._refuse(line, f"{'.'.join(map(str, problem['loc']))}: {sentence(problem)}")
+            return
+        self._waiting.append(
+            SignUp(
+                person.email,
+                tuple(dict.fromkeys(person.lists)),
+                person.name,
+                person.attributes,
+                confirmed=person.confirmed,
+                returning=False,
+                lane=Lane.BULK,
+            )
+        )
+        if len(self._waiting) >= IMPORT_CHUNK:
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Write what was taken since the last time."""
+        waiting, self._waiting = self._waiting, []
+        for result in await self._parts.sign_up(*waiting):
+            self._skipped += result.skipped
+            self._known += result.known and not result.skipped
+            self._new += not result.known
+
+    def _refuse(self, line: int, detail: str) -> None:
+        self._wrong += 1
+        if len(self._errors) < MAX_ERRORS:
+            self._errors.append({"line": line, "detail": detail})
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What became of the records."""
+        return {
+            "new": self._new,
+            "known": self._known,
+            "skipped": self._skipped,
+            "wrong": self._wrong,
+            "errors": self._errors,
+        }
+
+
+@router.get("/v1/subscribers", summary="List people")
+async def show_all(
+    request: Request,
+    caller: Reader,
+    list: Annotated[ListName | None, Query()] = None,
+    state: Status | None = None,
+    cursor: CursorText = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> dict[str, Any]:
+    """Return people in the order of addresses; `next` is the cursor of the following page."""
+    after = None if cursor is None else _PAGES.read(cursor)[0]
+    people = await gateway(request).newsletter.audience.page(list_=list, state=state, after=after, limit=limit)
+    return {
+        "subscribers": [_document(person) for person in people],
+        "next": _PAGES.write(people[-1]["email"]) if len(people) == limit else None,
+    }
+
+
+@router.get("/v1/subscribers/{email:path}", summary="One person")
+async def show(request: Request, email: str, caller: Reader) -> dict[str, Any]:
+    """Return a person with all subscriptions."""
+    person = await gateway(request).newsletter.audience.get(canonical(email))
+    if person is None:
+        raise _nobody()
+    return _document(person)
+
+
+@router.delete("/v1/subscribers/{email:path}", status_code=204, summary="Forget a person")
+async def forget(request: Request, email: str, caller: Writer) -> Response:
+    """Erase a person and all subscriptions. Tasks keep the address until their retention is over.
+
+    Nothing remains that would keep the person from being imported again; suppress the address for that.
+    """
+    if not await gateway(request).newsletter.audience.delete(canonical(email)):
+        raise _nobody()
+    return Response(status_code=204)
+
+
+@router.get("/v1/lists", summary="All lists")
+async def show_lists(request: Request, caller: Reader) -> dict[str, Any]:
+    """Return the names of all lists, each with its numbers of subscriptions by state."""
+    return {"lists": await gateway(request).newsletter.audience.lists()}
+
+
+@router.get("/v1/suppressions", summary="Who gets no mail")
+async def show_suppressions(
+    request: Request,
+    caller: Reader,
+    source: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: CursorText = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> dict[str, Any]:
+    """Return suppressed addresses in their order; `next` is the cursor of the following page."""
+    after = None if cursor is None else _SUPPRESSION_PAGES.read(cursor)[0]
+    rows = await gateway(request).newsletter.suppressions.page(after=after, source=source, limit=limit)
+    return {
+        "suppressions": [_suppression(row) for row in rows],
+        "next": _SUPPRESSION_PAGES.write(rows[-1]["address"]) if len(rows) == limit else None,
+    }
+
+
+class SuppressedAmong(Contract):
+    """`POST /v1/suppressions/among`."""
+
+    addresses: Annotated[list[Line], Field(max_length=1000)]
+
+
+@router.post("/v1/suppressions/among", include_in_schema=False)
+async def show_suppressed(request: Request) -> dict[str, Any]:
+    """Tell the mailer who of these gets no mail, and why."""
+    check_mailer(request, AUDIENCE)  # before anything of the body is read
+    try:
+        wish = SuppressedAmong.read(await request.body())
+    except ValidationError as error:
+        raise invalid_body(error) from None
+    found = await gateway(request).newsletter.suppressions.reasons([canonical(email) for email in wish.addresses])
+    reasons = {email: found.get(canonical(email)) for email in wish.addresses}
+    return {"suppressed": {email: reason for email, reason in reasons.items() if reason is not None}}
+
+
+@router.post("/v1/suppressions", status_code=201, summary="Send no mail to an address")
+async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -> dict[str, Any]:
+    """Suppress an address, until `expires_at` or for ever."""
+    store = gateway(request).newsletter.suppressions
+    expires_at = None if wish.expires_at is None else to_ms(wish.expires_at)
+    if expires_at is not None and expires_at <= now_ms():
+        msg = "must lie in the future; leave it out to suppress the address without an end"
+        raise invalid([{"loc": ("body", "expires_at"), "msg": msg}])
+    await store.add(Suppression(wish.address, wish.reason, caller.name[:64], expires_at))
+    return {"address": wish.address, "reason": wish.reason, "source": caller.name[:64], "expires_at": wish.expires_at}
+
+
+@router.get("/v1/suppressions/{address:path}", summary="Why an address gets no mail")
+async def show_suppression(request: Request, address: str, caller: Reader) -> dict[str, Any]:
+    """Return reason, source and times."""
+    row = await gateway(request).newsletter.suppressions.get(canonical(address))
+    if row is None:
+        raise Problem(404, "Not Found", "This address is not suppressed.")
+    return _suppression(row)
+
+
+@router.delete("/v1/suppressions/{address:path}", status_code=204, summary="Let an address have mail again")
+async def release(request: Request, address: str, caller: Writer) -> Response:
+    """Take an address off the list."""
+    if not await gateway(request).newsletter.suppressions.remove(canonical(address)):
+        raise Problem(404, "Not Found", "This address is not suppressed.")
+    return Response(status_code=204)
+
+
+def _nobody() -> Problem:
+    return Problem(404, "Not Found", "There is no such subscriber.")
+
+
+def _document(person: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": person["id"],
+        "email": person["email"],
+        "name": person["name"],
+        "attributes": orjson.loads(person["attributes"]),
+        "state": person["state"],
+        "lists": {name: _subscription(each) for name, each in person["lists"].items()},
+        "created_at": time_of(person["created_at"]),
+        "updated_at": time_of(person["updated_at"]),
+    }
+
+
+def _subscription(row: dict[str, Any]) -> dict[str, Any]:
+    times = ("created_at", "asked_at", "confirmed_at", "unsubscribed_at")
+    return {"state": row["state"]} | {name: time_of(row[name]) for name in times if row[name] is not None}
+
+
+def _suppression(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"created_at": time_of(row["created_at"]), "expires_at": time_of(row["expires_at"])}

@@ -1,0 +1,214 @@
+"""Addresses that get no mail, each with the reason and, where there is one, the end of it."""
+
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.contracts.addresses import canonical
+from bellhop.contracts.identity import BOUNCE
+from bellhop.contracts.outcomes import Outcome, State
+from bellhop.sql.bulk import insert_many
+from bellhop.sql.database import Database
+from services.gateway.outbox.store import now_ms
+from services.gateway.tables import attempts, suppressions, tasks, withdrawals
+from services.gateway.tasks import store as ledger
+from services.gateway.tasks.store import Acceptance, Accepted
+
+SETTLED_SECONDS = 30.0
+"""What was written so long ago is committed, or never will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """One address; times in milliseconds since 1970."""
+
+    address: str
+    reason: str
+    source: str
+    """`bounce`, or the name of the API key that asked for it."""
+    expires_at: int | None = None
+
+
+# No such mailbox, domain or system; bad syntax; moved without a forward; a null MX; a disabled mailbox (RFC 3463,
+# RFC 7505, registry of RFC 5248). The rest of 5.1.x is about senders or unclear.
+_NO_SUCH_ADDRESS = frozenset({"5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"})
+
+
+def is_hard_bounce(outcome: Outcome) -> bool:
+    """Say whether an outcome means that there is no such mailbox.
+
+    The mailer knows which command was refused, and says `bad-address` only of a recipient that the relay had heard of.
+    Any other refusal is about this mail, its sender or the relay: to suppress for it would take whole lists off for one
+    bad setting. What was only put off (4.1.x, until attempts were spent) is no verdict.
+    """
+    if outcome.state is not State.FAILED or outcome.cause not in (None, "bad-address"):
+        return False
+    if outcome.enhanced is None:
+        # A relay that is no SMTP server names the field. (A mailer before 0.2 said it of any 551 and 553, too.)
+        return outcome.cause is not None and outcome.code not in (551, 553)
+    return outcome.enhanced in _NO_SUCH_ADDRESS
+
+
+class Suppressions:
+    """The suppression list.
+
+    Almost always a look-up finds nothing, and often the list is empty. So `empty` is kept in memory: this process sets
+    it when it adds something itself, and `refresh` sees what other replicas added.
+    """
+
+    def __init__(self, database: Database, bounce_days: float) -> None:
+        self._database = database
+        self._bounce_ms = round(bounce_days * 86_400_000)
+        self._empty = False
+        self._added_at = float("-inf")
+
+    async def refresh(self) -> None:
+        """Look whether there is anything on the list."""
+        began = monotonic()
+        async with self._database.read() as connection:
+            found = (await connection.execute(sa.select(suppressions.c.address).limit(1))).first()
+        # What was added a moment ago may not have been committed when we looked.
+        self._empty = found is None and began - self._added_at > SETTLED_SECONDS
+
+    async def among(self, connection: AsyncConnection, addresses: list[str]) -> dict[str, str]:
+        """Return which of these canonical addresses get no mail now, and why."""
+        if self._empty or not addresses:
+            return {}
+        return await _reasons(connection, addresses)
+
+    async def reasons(self, addresses: list[str]) -> dict[str, str]:
+        """Return which of these canonical addresses get no mail now, and why; asks the database each time."""
+        async with self._database.read() as connection:
+            return await _reasons(connection, addresses)
+
+    async def accept(self, connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
+        """Do what `ledger.accept` does; the mail to a suppressed address ends at once, and nothing goes out.
+
+        One look-up serves all that arrived together.
+        """
+        if self._empty:
+            return await ledger.accept(connection, items)
+        wanted = [canonical(task["recipient"]) for item in items for task in item.tasks]
+        found = await self.among(connection, wanted)
+        if not found:
+            return await ledger.accept(connection, items)
+        items = [_ended(item, found) for item in items]
+        accepted = await ledger.accept(connection, items)
+        rows = []
+        for position, (item, each) in enumerate(zip(items, accepted, strict=True)):
+            ended = [task for task in item.tasks if task["state"] == State.SUPPRESSED]
+            if ended and each.new:
+                accepted[position] = replace(each, goes_out=False)
+                rows += [
+                    ended_attempt(task, f"The address is suppressed: {found[canonical(task['recipient'])]}")
+                    for task in ended
+                ]
+        await insert_many(connection, attempts, rows)
+        return accepted
+
+    async def note_bounces(self, connection: AsyncConnection, outcomes: list[Outcome]) -> None:
+        """Suppress the addresses of hard bounces, for a time: mailboxes do come back, and addresses are reused."""
+        bounced = {outcome.task_id: outcome for outcome in outcomes if is_hard_bounce(outcome)}
+        if not bounced:
+            return
+        found = await connection.execute(sa.select(tasks.c.id, tasks.c.recipient).where(tasks.c.id.in_(list(bounced))))
+        expires_at = now_ms() + self._bounce_ms
+        for task_id, recipient in sorted(found, key=lambda row: row[1]):  # in one order, or two replicas could deadlock
+            outcome = bounced[task_id]
+            reason = " ".join(filter(None, (str(outcome.code or ""), outcome.reply)))[:1000]
+            await self._put(connection, Suppression(canonical(recipient), reason, BOUNCE, expires_at), keep=True)
+
+    async def add(self, suppression: Suppression) -> None:
+        """Suppress an address, in place of what was said about it before."""
+        async with self._database.write() as connection:
+            await self._put(connection, suppression, keep=False)
+
+    async def _put(self, connection: AsyncConnection, suppression: Suppression, *, keep: bool) -> None:
+        insert = self._database.insert(suppressions).values(
+            address=suppression.address,
+            reason=suppression.reason,
+            source=suppression.source,
+            created_at=now_ms(),
+            expires_at=suppression.expires_at,
+        )
+        values = {name: insert.excluded[name] for name in ("reason", "source", "created_at", "expires_at")}
+        # `keep`: what somebody decided for ever is not turned into something that ends.
+        where = suppressions.c.expires_at.is_not(None) if keep else None
+        await connection.execute(insert.on_conflict_do_update(index_elements=["address"], set_=values, where=where))
+        await connection.execute(sa.insert(withdrawals), [withdrawal(suppression.address)])
+        self._empty = False
+        self._added_at = monotonic()
+
+    async def remove(self, address: str) -> bool:
+        """Let an address have mail again; say whether it was suppressed."""
+        async with self._database.write() as connection:
+            gone = await connection.execute(sa.delete(suppressions).where(suppressions.c.address == address))
+            return bool(gone.rowcount)
+
+    async def get(self, address: str) -> dict[str, Any] | None:
+        """Return what is known about one address; None where mail may go to it."""
+        async with self._database.read() as connection:
+            query = sa.select(suppressions).where(suppressions.c.address == address, active())
+            row = (await connection.execute(query)).mappings().one_or_none()
+            return None if row is None else dict(row)
+
+    async def page(self, *, after: str | None, source: str | None, limit: int) -> list[dict[str, Any]]:
+        """Return what is suppressed now, in the order of addresses."""
+        query = sa.select(suppressions).where(active()).order_by(suppressions.c.address).limit(limit)
+        if after is not None:
+            query = query.where(suppressions.c.address > after)
+        if source is not None:
+            query = query.where(suppressions.c.source == source)
+        async with self._database.read() as connection:
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+
+def active() -> sa.ColumnElement[bool]:
+    """Return the condition for rows of the suppression list that have not expired."""
+    return suppressions.c.expires_at.is_(None) | (suppressions.c.expires_at > now_ms())
+
+
+def withdrawal(address: str, list_: str | None = None) -> dict[str, Any]:
+    """Return the row that ends what waits for an address: mail of one list, or all mail (`withdrawals.py`)."""
+    return {"address": address, "list": list_, "due_at": now_ms(), "looks": 0}
+
+
+def ended_attempt(task: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Return the row that says why a task ended before any attempt was made."""
+    return {
+        "task_id": task["id"],
+        "round": task["round"],
+        "attempt": 0,
+        "state": task["state"],
+        "at": task["created_at"],
+        "code": None,
+        "enhanced": None,
+        "reply": reason,
+        "relay": None,
+        "retry_at": None,
+        "uncertain": False,
+    }
+
+
+def _ended(item: Acceptance, found: dict[str, str]) -> Acceptance:
+    ended = {task["id"] for task in item.tasks if canonical(task["recipient"]) in found}
+    if not ended:
+        return item
+    over = {"state": State.SUPPRESSED.value, "finished_at": now_ms()}
+    answer = orjson.loads(item.answer) | {"state": State.SUPPRESSED.value}
+    return replace(
+        item,
+        answer=orjson.dumps(answer),
+        tasks=[task | over if task["id"] in ended else task for task in item.tasks],
+        entries=[entry for entry in item.entries if entry.task_id not in ended],
+    )
+
+
+async def _reasons(connection: AsyncConnection, addresses: list[str]) -> dict[str, str]:
+    columns = (suppressions.c.address, suppressions.c.reason)
+    found = await connection.execute(sa.select(*columns).where(suppressions.c.address.in_(addresses), active()))
+    return dict(found.all())

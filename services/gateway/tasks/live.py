@@ -1,0 +1,56 @@
+"""What single mails' outcomes look like to browsers: events of type `mail.<state>` on the notifier's stream."""
+
+from bellhop.amqp.errors import NotNow, PublishError, Refused, Unconfirmed, Unroutable
+from bellhop.amqp.message import Delivery, Message
+from bellhop.amqp.publisher import Publisher
+from bellhop.contracts.mail import Lane
+from bellhop.contracts.outcomes import Outcome
+from bellhop.observe.logs import get_logger
+from services.gateway import metrics
+from services.gateway.outbox.routing import NOTIFICATIONS
+
+log = get_logger(__name__)
+
+
+class LiveOutcomes:
+    """Publishes outcomes to the stream, once the ledger has them: a browser and a GET never disagree."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._trouble = False
+
+    async def show(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Publish `outcome` under the identity that it came with, so that a repetition is shown once.
+
+        A stream that is missing or full is counted, and logged once: it must not hold up what the ledger needs.
+
+        Raises:
+            NotNow: there is no broker; the outcome will be delivered again.
+        """
+        # A broadcast shows its own counts; a million single events would drown the rest. Without an owner nobody
+        # can follow the event.
+        if outcome.lane == Lane.BULK or outcome.owner is None:
+            return
+        # The document is the whole text of the mail, which nobody watches.
+        body = delivery.body
+        if outcome.document is not None:
+            body = outcome.model_dump_json(exclude={"document"}, exclude_none=True).encode()
+        message = Message(body, delivery.envelope)
+        try:
+            await self._publisher.publish(NOTIFICATIONS, delivery.envelope.type, message)
+        except (Unroutable, Refused, Unconfirmed) as error:
+            if isinstance(error, Unconfirmed) and not self._publisher.connected:
+                raise NotNow(str(error)) from error
+            self._missed(error)
+        except PublishError as error:
+            raise NotNow(str(error)) from error
+        else:
+            if self._trouble:
+                log.info("outcomes are shown live again")
+            self._trouble = False
+
+    def _missed(self, error: PublishError) -> None:
+        metrics.NOT_SHOWN.inc()
+        if not self._trouble:
+            log.warning("outcomes are applied, but not shown live", reason=str(error))
+        self._trouble = True

@@ -1,0 +1,146 @@
+"""Tasks that have waited too long for an outcome: their messages are published again, and the mailer answers for them.
+
+A message or an outcome can be lost with a queue of the broker. The mailer's inbox knows every task that it began, so a
+copy that it did not need is answered with the outcome that it kept, and nothing is sent twice. What rightly waits in a
+long queue gets copies that are rarer each time: after the limit, then after twice, four times, … as long.
+
+The open tasks are walked through in the order of their index, a bite at a time, so that a round costs the same however
+many tasks there are.
+"""
+
+from collections import Counter
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bellhop.contracts.outcomes import State
+from bellhop.observe.logs import get_logger
+from bellhop.sql.database import Database
+from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts.store import OPEN, Phase
+from services.gateway.outbox import store as outbox
+from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.store import Entry, now_ms
+from services.gateway.tables import attempts, broadcasts, tasks
+from services.gateway.tables import outbox as outbox_table
+from services.gateway.tasks.store import cancel_entry, mail_entry
+
+BITE = 500
+BITE_SECONDS = 0.5
+ROUND_SECONDS = 60.0
+LONGEST_MS = 24 * 3_600_000
+"""A task gets a further copy at least so often."""
+MAX_WAITING = 10_000
+"""With so many messages in the outbox the broker is behind, and tasks wait for that reason."""
+
+log = get_logger(__name__)
+
+
+def due_at(since: int, republished_at: int | None, limit_ms: int) -> int:
+    """Return when the next copy of a message is due, of a task that has waited `since` then; all in milliseconds."""
+    if republished_at is None or republished_at < since:
+        return since + limit_ms
+    return republished_at + min(max(republished_at - since, limit_ms), LONGEST_MS)
+
+
+class StaleTasks:
+    """Publishes again what has waited too long."""
+
+    def __init__(self, database: Database, maker: TaskMaker, relay: Relay, limit_seconds: float) -> None:
+        """`limit_seconds`: how long a task may wait, after its last change or the time of its next attempt."""
+        self._database = database
+        self._maker = maker
+        self._relay = relay
+        self._limit_ms = round(limit_seconds * 1000)
+        self._after: dict[State, tuple[int, str]] = {}
+
+    async def round(self) -> float:
+        """Look at a bite of the tasks of each open state; return how many seconds until the next bite."""
+        rest = min(ROUND_SECONDS, self._limit_ms / 4000)
+        if not self._relay.works or self._relay.waiting > MAX_WAITING:
+            return rest
+        more = [await self._bite(state) for state in OPEN]
+        return min(BITE_SECONDS, rest) if any(more) else rest
+
+    async def _bite(self, state: State) -> bool:
+        """Look at the next tasks in a state; say whether there are more."""
+        last = sa.and_(attempts.c.round == tasks.c.round, attempts.c.attempt == tasks.c.attempt)
+        query = (
+            sa.select(tasks.c.id, tasks.c.created_at, tasks.c.updated_at, tasks.c.republished_at, attempts.c.retry_at)
+            .outerjoin(attempts, sa.and_(attempts.c.task_id == tasks.c.id, last))
+            .where(tasks.c.state == state.value, tasks.c.created_at <= now_ms() - self._limit_ms)
+            .order_by(tasks.c.created_at, tasks.c.id)
+            .limit(BITE)
+        )
+        if (after := self._after.get(state)) is not None:
+            query = query.where(sa.tuple_(tasks.c.created_at, tasks.c.id) > sa.tuple_(*after))
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        current = now_ms()
+        stale = [
+            row.id
+            for row in rows
+            if current >= due_at(max(row.updated_at, row.retry_at or 0), row.republished_at, self._limit_ms)
+        ]
+        if stale:
+            async with self._database.write() as connection:
+                await self._republish(connection, state, stale)
+        if len(rows) < BITE:
+            self._after.pop(state, None)
+            return False
+        self._after[state] = (rows[-1].created_at, rows[-1].id)
+        return True
+
+    async def _republish(self, connection: AsyncConnection, state: State, ids: list[str]) -> None:
+        """Write messages for tasks that still are in this state, and in no outbox."""
+        waiting = sa.exists().where(outbox_table.c.task_id == tasks.c.id)
+        query = sa.select(tasks).where(tasks.c.id.in_(ids), tasks.c.state == state.value, ~waiting)
+        # Another replica is at those that are locked, or an outcome is.
+        locked = query.order_by(tasks.c.id).with_for_update(skip_locked=True, of=tasks)
+        rows = [dict(row) for row in (await connection.execute(locked)).mappings()]
+        # Another replica may have been here since we looked.
+        recently = now_ms() - self._limit_ms
+        rows = [row for row in rows if (row["republished_at"] or 0) <= recently]
+        entries = await self._entries(connection, rows)
+        if not rows:
+            return
+        await connection.execute(
+            sa.update(tasks).where(tasks.c.id.in_([row["id"] for row in rows])).values(republished_at=now_ms())
+        )
+        await outbox.add(connection, entries, maybe_delivered=True)
+        kinds = Counter(entry.routing_key for entry in entries)
+        log.warning("no outcome came in time; asking the mailer again", state=state.value, **kinds)
+
+    async def _entries(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> list[Entry]:
+        ids = {row["broadcast_id"] for row in rows if row["broadcast_id"] is not None}
+        found = await connection.execute(sa.select(broadcasts).where(broadcasts.c.id.in_(ids)))
+        owners = {row["id"]: dict(row) for row in found.mappings()}
+        entries: list[Entry] = []
+        fed: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            owner = owners.get(row["broadcast_id"])
+            if row["cancel_requested_at"] is not None or (owner and owner["state"] == Phase.CANCELLING):
+                entries.append(cancel_entry(row["id"], row["round"]))
+            elif owner is not None:
+                if owner["state"] == Phase.RUNNING:
+                    fed.setdefault(owner["id"], []).append(row)
+            elif row["document"] is not None:
+                entries.append(mail_entry(orjson.loads(row["document"]), row["document"], attempt=_next_attempt(row)))
+        for owner_id, some in fed.items():
+            entries += await self._fed_again(connection, owners[owner_id], some)
+        return entries
+
+    async def _fed_again(
+        self, connection: AsyncConnection, owner: dict[str, Any], rows: list[dict[str, Any]]
+    ) -> list[Entry]:
+        made = await self._maker.messages(connection, owner, {row["id"]: _next_attempt(row) for row in rows}, rows)
+        # Nobody is mailed who left the list meanwhile; the mailer knows whether they were before.
+        return [made.get(row["id"]) or cancel_entry(row["id"], row["round"]) for row in rows]
+
+
+def _next_attempt(row: dict[str, Any]) -> int:
+    """Return the attempt that the mailer's inbox would let through."""
+    attempt: int = row["attempt"]
+    return max(attempt, 1) if row["state"] == State.SENDING else attempt + 1

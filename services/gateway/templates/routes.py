@@ -1,0 +1,79 @@
+"""Mail templates: answered by the mailer, under the gateway's address and keys."""
+
+from time import monotonic
+from typing import Annotated
+from weakref import WeakKeyDictionary
+
+import httpx
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.problems import invalid
+from bellhop.web.strict_json import check_content_type
+from services.gateway.acceptance.idempotent_route import AnyQueryIdempotentRoute
+from services.gateway.deps import gateway
+from services.gateway.leaderboards.forwarding import forward, token_for
+
+router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["mail"])
+
+CHECK_SECONDS = 2.0
+"""How long a request waits for the mailer to say which templates there are."""
+KNOWN_SECONDS = 10.0
+"""How long the answer is used, or that there was none."""
+
+Sender = Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
+
+
+@router.get("/v1/templates", summary="List the mail templates")
+async def show_all(request: Request, caller: Sender) -> Response:
+    """Return the templates, with the event types that send them."""
+    return await _forward(request)
+
+
+@router.post("/v1/templates/{name}/preview", summary="See what a template makes of some data")
+async def preview(request: Request, name: str, caller: Sender) -> Response:
+    """Fill a template with `{"data": {…}}` and return subject, text and HTML; nothing is sent."""
+    check_content_type(request)
+    return await _forward(request)
+
+
+async def check(request: Request, name: str) -> None:
+    """Raise Problem 422 if the mailer says that there is no such template.
+
+    A mailer that does not answer says nothing: the request is accepted as before, and a mail whose template turns out
+    not to exist fails with that reason. What the mailer said is used for some seconds, so that a mail costs no request;
+    a name that is not among it is asked for again, because templates are added.
+    """
+    until, known = _known.get(request.app, (0.0, None))
+    if monotonic() < until and (known is None or name in known):
+        return
+    known = await _names(request)
+    _known[request.app] = monotonic() + KNOWN_SECONDS, known
+    if known is not None and name not in known:
+        there = ", ".join(known) or "none"
+        raise invalid([{"loc": ("body", "template"), "msg": f"There is no template of that name. There are: {there}."}])
+
+
+_known: WeakKeyDictionary[FastAPI, tuple[float, list[str] | None]] = WeakKeyDictionary()
+
+
+async def _names(request: Request) -> list[str] | None:
+    """Return the names of the mailer's templates; None if it does not answer."""
+    parts = gateway(request)
+    token = token_for(parts.settings.mailer_key, "mailer", Scope.MAIL_SEND)
+    try:
+        answer = await parts.http.get(
+            f"{parts.settings.mailer_url}/v1/templates",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=CHECK_SECONDS,
+        )
+    except httpx.HTTPError:
+        return None
+    return [template["name"] for template in answer.json()["templates"]] if answer.status_code == 200 else None
+
+
+async def _forward(request: Request) -> Response:
+    settings = gateway(request).settings
+    return await forward(request, "mailer", settings.mailer_url, Scope.MAIL_SEND, settings.mailer_key)
