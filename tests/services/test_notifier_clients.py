@@ -34,7 +34,7 @@ def documented(path: str) -> Follow:
         "InvalidStatus": InvalidStatus,
         "WebSocketException": WebSocketException,
     }
-    exec(example(f"{path}\n"), names)  # noqa: S102 - our own documentation
+    exec(example(f"{path}\n"), names)
     follow: Follow = names["follow"]
     return follow
 
