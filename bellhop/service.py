@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from fastapi import FastAPI
 
-from bellhop.amqp.fields import read_what_others_write
+from bellhop.amqp.fields import patch_pika_field_decoding
 from bellhop.observe.logs import configure_logging
 from bellhop.observe.traces import configure_traces
 from bellhop.settings import ServiceSettings
@@ -24,7 +24,7 @@ def run(name: str, settings_type: type[SettingsT], build: Callable[[SettingsT], 
     settings = settings_type.load()
     configure_logging(name, settings)
     configure_traces(name, settings)
-    read_what_others_write()
+    patch_pika_field_decoding()
     app = build(settings)
     _tune_interpreter()
     serve(app, settings)

@@ -17,11 +17,11 @@ from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import GiveBack, HandlerSignal, NotNow, Reject
+from bellhop.amqp.errors import GiveBack, HandlerSignal, Hold, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
-from bellhop.amqp.settling import decode, move_on, undecodable
+from bellhop.amqp.settling import decode, settle_failed, undecodable
 from bellhop.background import Background
 from bellhop.errors import Unavailable
 from bellhop.observe.logs import get_logger
@@ -255,12 +255,12 @@ class BatchPuller:
             try:
                 for waiting in batch:
                     if waiting.error is not None:
-                        await move_on(self._publisher, self._policy, waiting.delivery, waiting.error)
+                        await settle_failed(self._publisher, self._policy, waiting.delivery, waiting.error)
                 await self._handle([waiting.delivery for waiting in batch if waiting.error is None])
             except GiveBack as signal:
                 self.give_back(str(signal))
                 return
-            except NotNow as signal:
+            except Hold as signal:
                 # The batch stays in hand and in order; nothing was acked, so a crash here loses nothing.
                 log.warning("waiting before the batch is tried again", queue=self._queue, reason=str(signal))
                 await asyncio.sleep(PAUSE_SECONDS)
@@ -276,7 +276,7 @@ class BatchPuller:
             return
         try:
             await self._handler(deliveries)
-        except NotNow:
+        except Hold:
             raise
         except Exception as error:
             if len(deliveries) > 1:
@@ -286,4 +286,4 @@ class BatchPuller:
                 return
             if not isinstance(error, HandlerSignal):
                 log.exception("a handler failed", queue=self._queue, id=deliveries[0].envelope.id)
-            await move_on(self._publisher, self._policy, deliveries[0], error)
+            await settle_failed(self._publisher, self._policy, deliveries[0], error)

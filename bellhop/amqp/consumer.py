@@ -9,18 +9,18 @@ from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import HandlerSignal, NotNow, Reject
+from bellhop.amqp.errors import HandlerSignal, Hold, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
-from bellhop.amqp.settling import decode, move_on, settle, undecodable
+from bellhop.amqp.settling import decode, settle, settle_failed, undecodable
 from bellhop.background import spawn
 from bellhop.observe.logs import get_logger
 
 Handler = Callable[[Delivery], Awaitable[None]]
 
 PAUSE_SECONDS = 2.0
-"""Before a delivery whose handler said `NotNow` is tried again: a dependency is away, so nothing is urgent."""
+"""Before a delivery whose handler said `Hold` is tried again: a dependency is away, so nothing is urgent."""
 
 PATIENCE_SECONDS = 900.0
 """How long a delivery is held like that: well under the half hour after which RabbitMQ takes it for forgotten
@@ -191,7 +191,7 @@ class Consumer:
         while channel.is_open and not self._stopping.is_set() and loop.time() < give_up:
             try:
                 await self._run(method, properties, body)
-            except NotNow as signal:
+            except Hold as signal:
                 if not self._holding:  # one line for all that are held, not one each
                     log.warning("holding messages until they can be handled", queue=self._queue, reason=str(signal))
                 self._holding = True
@@ -206,15 +206,15 @@ class Consumer:
             delivery = decode(self._queue, method, properties, body)
         except Exception as error:  # whatever it is that cannot be read: handed back, it would come again at once
             foreign = undecodable(self._queue, method, properties, body)
-            await move_on(self._publisher, self._policy, foreign, Reject(f"undecodable: {error}"))
+            await settle_failed(self._publisher, self._policy, foreign, Reject(f"undecodable: {error}"))
             return
         try:
             await self._handler(delivery)
         except HandlerSignal as signal:
-            await move_on(self._publisher, self._policy, delivery, signal)
+            await settle_failed(self._publisher, self._policy, delivery, signal)
         except Exception as error:
             log.exception("a handler failed", queue=self._queue, id=delivery.envelope.id, attempt=delivery.attempt)
-            await move_on(self._publisher, self._policy, delivery, error)
+            await settle_failed(self._publisher, self._policy, delivery, error)
 
     async def _pause(self) -> None:
         try:

@@ -1,7 +1,7 @@
 """What can go wrong between a service and the broker.
 
 PublishError            the message may not be out; say 503, or leave it in the outbox
-  BrokerAway            no connection, or a resource alarm blocks it: certainly not taken
+  BrokerUnavailable            no connection, or a resource alarm blocks it: certainly not taken
   Refused               a nack: some queue is full (overflow=reject-publish)
   Unroutable            no binding matched: certainly not taken
   Unconfirmed           no answer in time, or the connection died: it may have been taken
@@ -10,7 +10,7 @@ HandlerSignal           what a handler raises to say what should become of its d
   Reject                never possible: dead letter
   Retry                 not this time: the retry ladder, while attempts are left
   Defer                 its turn is later: the retry ladder, and the attempt does not count
-  NotNow                something this service stands on is away: hand it back, count nothing
+  Hold                something this service stands on is away: hand it back, count nothing
     GiveBack            the same, and another replica may be able to: of a batch, the consumer is given back, too
 """
 
@@ -24,7 +24,7 @@ class PublishError(Unavailable):
     """The message was not confirmed."""
 
 
-class BrokerAway(PublishError):
+class BrokerUnavailable(PublishError):
     """There is no usable connection; the message was not sent."""
 
 
@@ -71,9 +71,9 @@ class Defer(HandlerSignal):
         self.headers = headers or {}
 
 
-class NotNow(HandlerSignal):
+class Hold(HandlerSignal):
     """The handler cannot work at all at the moment; the attempt does not count."""
 
 
-class GiveBack(NotNow):
+class GiveBack(Hold):
     """The handler cannot work at all at the moment; another process may be able to."""

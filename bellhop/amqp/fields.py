@@ -39,7 +39,7 @@ _pamqp_header = pamqp.header.ContentHeader.unmarshal
 log = get_logger(__name__)
 
 
-def read_what_others_write() -> None:
+def patch_pika_field_decoding() -> None:
     """Make pika and pamqp decode so, for the whole process; call it when a service starts. Idempotent."""
     pika.data.decode_value = decode_value
     pika.spec.BasicProperties.decode = decode_properties  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ from pika.spec import Basic
 from bellhop import faults
 from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import BrokerAway, PublishError, Refused, Unconfirmed, Unroutable
+from bellhop.amqp.errors import BrokerUnavailable, PublishError, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Message, to_headers
 from bellhop.observe import traces
 
@@ -93,7 +93,7 @@ class Publisher:
         Without `mandatory` it is also confirmed where no queue is bound: for copies that nobody needs to receive.
 
         Raises:
-            BrokerAway: not sent.
+            BrokerUnavailable: not sent.
             Refused: a queue is full.
             Unroutable: no binding matches.
             Unconfirmed: sent, but its fate is unknown.
@@ -108,7 +108,7 @@ class Publisher:
         For whoever has many messages: a future costs less than a task for each.
         """
         if (trouble := self.trouble_with(exchange, routing_key)) is not None:
-            raise BrokerAway(trouble)
+            raise BrokerUnavailable(trouble)
         if self._room.locked():
             await self._wait_for_room()
         else:
@@ -123,10 +123,10 @@ class Publisher:
             async with asyncio.timeout(self._timeout):
                 await self._room.acquire()
         except TimeoutError:
-            raise BrokerAway(f"RabbitMQ is {self.unconfirmed} confirms behind") from None
+            raise BrokerUnavailable(f"RabbitMQ is {self.unconfirmed} confirms behind") from None
         if (trouble := self.trouble) is not None:
             self._room.release()
-            raise BrokerAway(trouble)
+            raise BrokerUnavailable(trouble)
 
     def _send_copy(self, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
         return self._send(exchange, routing_key, message, mandatory=False)
@@ -153,7 +153,7 @@ class Publisher:
             self._channel.basic_publish(exchange, routing_key, message.body, properties, mandatory=mandatory)
         except AMQPError as error:
             self._room.release()
-            raise BrokerAway(f"RabbitMQ's channel is closing: {error}") from error
+            raise BrokerUnavailable(f"RabbitMQ's channel is closing: {error}") from error
         except Exception:
             self._room.release()
             raise

@@ -4,7 +4,7 @@
     Reject, undecodable     -> dead letter with the reason, then ack
     Retry, any other error  -> a rung of the retry ladder while attempts are left, else dead letter; then ack
     Defer                   -> a rung of the retry ladder, as the same attempt; then ack
-    NotNow                  -> held and tried again; after a long while nack, back to the queue
+    Hold                  -> held and tried again; after a long while nack, back to the queue
     shutting down           -> nack, back to the queue
 
 Moving a message is a confirmed publish followed by an ack: a crash between the two makes a duplicate, which the
@@ -19,7 +19,7 @@ from typing import Any
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
-from bellhop.amqp.errors import Defer, NotNow, PublishError, Reject, Retry
+from bellhop.amqp.errors import Defer, Hold, PublishError, Reject, Retry
 from bellhop.amqp.message import ATTEMPT, MAX_ATTEMPT, OWNER, PREFIX, Delivery, Message, from_headers, plain
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import RetryPolicy, expiration_ms, rung_for
@@ -73,31 +73,33 @@ def undecodable(queue: str, method: Basic.Deliver, properties: BasicProperties, 
     )
 
 
-async def move_on(publisher: Publisher, policy: RetryPolicy, delivery: Delivery, error: Exception) -> None:
+async def settle_failed(publisher: Publisher, policy: RetryPolicy, delivery: Delivery, error: Exception) -> None:
     """Give a delivery whose handler raised `error` its next place; the caller acks when this returns.
 
     Raises:
-        NotNow: it could not be moved, or the handler asked for it: the caller tries again.
+        Hold: it could not be moved, or the handler asked for it: the caller tries again.
     """
-    if isinstance(error, NotNow):
+    if isinstance(error, Hold):
         raise error
     try:
         if isinstance(error, Defer):
             await _defer(publisher, delivery, error)
         else:
-            await _retry_or_bury(publisher, policy, delivery, error)
+            await _retry_or_dead_letter(publisher, policy, delivery, error)
     except PublishError as trouble:
-        raise NotNow(f"could not move the message on: {trouble}") from trouble
+        raise Hold(f"could not move the message on: {trouble}") from trouble
     except Exception as trouble:  # a defect: handed back immediately, the message would come again without end
-        raise NotNow(f"could not move the message on: {trouble!r}") from trouble
+        raise Hold(f"could not move the message on: {trouble!r}") from trouble
 
 
-async def _retry_or_bury(publisher: Publisher, policy: RetryPolicy, delivery: Delivery, error: Exception) -> None:
+async def _retry_or_dead_letter(
+    publisher: Publisher, policy: RetryPolicy, delivery: Delivery, error: Exception
+) -> None:
     rung = None
     if not isinstance(error, Reject):
         rung = policy.rung(delivery.attempt, error.after if isinstance(error, Retry) else None)
     if rung is None:
-        await bury(publisher, delivery, error)
+        await dead_letter(publisher, delivery, error)
         return
     log.info(
         "retrying later", queue=delivery.queue, id=delivery.envelope.id, attempt=delivery.attempt,
@@ -114,7 +116,7 @@ async def _defer(publisher: Publisher, delivery: Delivery, signal: Defer) -> Non
     await publisher.publish(rung.name, delivery.queue, message)
 
 
-async def bury(publisher: Publisher, delivery: Delivery, error: Exception) -> None:
+async def dead_letter(publisher: Publisher, delivery: Delivery, error: Exception) -> None:
     """Publish `delivery` to the dead letters, with what went wrong."""
     reason = "rejected" if isinstance(error, Reject) else "attempts-spent"
     log.warning(

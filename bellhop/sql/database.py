@@ -69,11 +69,11 @@ CLOCK_SQL = {
 }
 
 
-class DatabaseAway(Unavailable):
+class DatabaseUnavailable(Unavailable):
     """The database cannot be used at the moment."""
 
 
-class DatabaseConflict(DatabaseAway):
+class DatabaseConflict(DatabaseUnavailable):
     """The transaction was rolled back in favour of another; the same one may succeed immediately."""
 
 
@@ -81,7 +81,7 @@ class Database:
     """A pool of connections to `sqlite+aiosqlite:///file` or `postgresql+asyncpg://…`.
 
     Nothing here waits without a limit: a server that is frozen, or whose packets are dropped, costs a few seconds and
-    a `DatabaseAway`.
+    a `DatabaseUnavailable`.
     """
 
     def __init__(self, url: str) -> None:
@@ -108,7 +108,7 @@ class Database:
         After `limit` seconds, by default `LIMIT_SECONDS`, it is rolled back.
 
         Raises:
-            DatabaseAway: nothing was written, or it is unknown whether it was.
+            DatabaseUnavailable: nothing was written, or it is unknown whether it was.
         """
         if self.dialect == "postgresql":
             async with self._connected(limit) as connection, connection.begin():
@@ -125,13 +125,13 @@ class Database:
         """Give a connection that sees one consistent state, for `limit` seconds, by default `LIMIT_SECONDS`.
 
         Raises:
-            DatabaseAway: it does not answer, or not in time.
+            DatabaseUnavailable: it does not answer, or not in time.
         """
         async with self._connected(limit) as connection:
             yield connection
 
     async def ping(self) -> None:
-        """Ask the database for nothing but an answer; raise DatabaseAway."""
+        """Ask the database for nothing but an answer; raise DatabaseUnavailable."""
         async with self.read() as connection:
             await connection.exec_driver_sql("SELECT 1")
 
@@ -162,7 +162,7 @@ class Database:
             async with asyncio.timeout(limit):
                 await self._turn.acquire()
         except TimeoutError:
-            raise DatabaseAway(f"the database was busy with other transactions for {limit:g} s") from None
+            raise DatabaseUnavailable(f"the database was busy with other transactions for {limit:g} s") from None
         try:
             yield
         finally:
@@ -195,17 +195,17 @@ async def _away_as_sentence() -> AsyncIterator[None]:
     try:
         yield
     except PoolTimeout:
-        raise DatabaseAway(f"the database left no connection free for {CHECKOUT_SECONDS:g} s") from None
+        raise DatabaseUnavailable(f"the database left no connection free for {CHECKOUT_SECONDS:g} s") from None
     except (OperationalError, OSError) as error:
-        raise DatabaseAway(f"the database does not answer: {first_line(error)}") from error
+        raise DatabaseUnavailable(f"the database does not answer: {first_line(error)}") from error
     except DBAPIError as error:
         state = str(getattr(error.orig, "sqlstate", ""))
         if state in CONFLICT_STATES:
             raise DatabaseConflict(f"the database rolled the transaction back: {first_line(error)}") from error
         if error.connection_invalidated:
-            raise DatabaseAway(f"the database closed the connection: {first_line(error)}") from error
+            raise DatabaseUnavailable(f"the database closed the connection: {first_line(error)}") from error
         if state.startswith(AWAY_STATES):
-            raise DatabaseAway(f"the database does not let us in: {first_line(error)}") from error
+            raise DatabaseUnavailable(f"the database does not let us in: {first_line(error)}") from error
         raise
 
 

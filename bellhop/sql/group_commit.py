@@ -1,8 +1,8 @@
 """Group commit: what is written at the same time shares one transaction, and so one sync of the disk.
 
-While one transaction commits, the next writes gather; under load a commit serves hundreds of them, at rest each
-has its own. A write that somebody waits for never waits for a timer, nor for a commit full of those that nobody
-waits for: these gather a little longer, and have commits of their own.
+While one transaction commits, the next writes are queued: under load a commit serves hundreds of them, at rest each
+write has a commit of its own. Foreground writes commit as soon as the writer is idle. Background writes
+(`background=True`) are batched for up to `GATHER_SECONDS`, in commits of their own, so that no request waits for them.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway, DatabaseConflict
+from bellhop.sql.database import Database, DatabaseConflict, DatabaseUnavailable
 
 GATHER_SECONDS = 0.02
 ATTEMPTS = 4
@@ -38,30 +38,30 @@ class GroupCommit:
         self._database = database
         self._max_items = max_items
         self._waiting: _Batch = {}
-        self._patient: _Batch = {}
-        self._patient_until = 0.0
-        self._news = asyncio.Event()
+        self._background: _Batch = {}
+        self._background_until = 0.0
+        self._wakeup = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
-    async def write(self, apply: Apply[T, R], item: T, *, patient: bool = False) -> R:
+    async def write(self, apply: Apply[T, R], item: T, *, background: bool = False) -> R:
         """Return `apply`'s result for `item`, after it was committed.
 
-        `patient`: nobody waits for it, so it gathers company for up to `GATHER_SECONDS` and lets others go first.
+        `background`: no client waits for the result; the write may wait up to `GATHER_SECONDS` for others.
 
         All items that wait for the same `apply` are given to it as one list, and it returns as many results in the
         same order. An item whose batch fails is tried once more by itself, so that it fails only for its own fault.
         An item that waits behind a commit which the database left without an answer fails together with it.
 
         Raises:
-            DatabaseAway: nothing was written, or it is unknown whether it was.
+            DatabaseUnavailable: nothing was written, or it is unknown whether it was.
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        if patient and not self._patient:
-            self._patient_until = asyncio.get_running_loop().time() + GATHER_SECONDS
-        (self._patient if patient else self._waiting).setdefault(apply, []).append((item, future))
-        self._news.set()
+        if background and not self._background:
+            self._background_until = asyncio.get_running_loop().time() + GATHER_SECONDS
+        (self._background if background else self._waiting).setdefault(apply, []).append((item, future))
+        self._wakeup.set()
         if self._writer is None:
-            self._writer = asyncio.create_task(self._drain())
+            self._writer = asyncio.create_task(self._run())
         return await future
 
     async def close(self) -> None:
@@ -69,18 +69,18 @@ class GroupCommit:
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
-    async def _drain(self) -> None:
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._waiting or self._patient:
+            while self._waiting or self._background:
                 if self._waiting:
                     await self._commit(self._take(self._waiting))
-                if self._patient and loop.time() >= self._patient_until:
-                    await self._commit(self._take(self._patient))
+                if self._background and loop.time() >= self._background_until:
+                    await self._commit(self._take(self._background))
                 elif not self._waiting:
-                    self._news.clear()
+                    self._wakeup.clear()
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._news.wait(), self._patient_until - loop.time())
+                        await asyncio.wait_for(self._wakeup.wait(), self._background_until - loop.time())
         finally:
             self._writer = None
 
@@ -88,7 +88,7 @@ class GroupCommit:
         batch: _Batch = {}
         rest: _Batch = {}
         for apply, entries in waiting.items():
-            # Whoever gave up meanwhile was told that nothing may have been written: nothing is.
+            # A caller that was cancelled was told that nothing may have been written: nothing is.
             wanted = [entry for entry in entries if not entry[1].done()]
             batch[apply] = wanted[: self._max_items]
             rest[apply] = wanted[self._max_items :]
@@ -112,7 +112,7 @@ class GroupCommit:
                 await self._commit(batch, attempt + 1)
             else:
                 _fail_all(batch, error)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             _fail_all(batch, error)
             if asyncio.get_running_loop().time() - began > SLOW_SECONDS:
                 # It took its time to fail. What came meanwhile would wait as long again, and longer than its limit.

@@ -5,7 +5,7 @@ from importlib import resources
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from bellhop.sql.database import Database, DatabaseAway, first_line
+from bellhop.sql.database import Database, DatabaseUnavailable, first_line
 
 # Two replicas that start together must not migrate together. Any number would do; it names this lock for ever.
 _ADVISORY_LOCK = 0x62656C6C
@@ -18,7 +18,7 @@ async def migrate(database_url: str, package: str, *, to: str = "head") -> None:
     """Upgrade the database to a version in `<package>/migrations/versions`, the newest; nothing to do is fine.
 
     Raises:
-        DatabaseAway: the database does not answer, or does not let us make the tables.
+        DatabaseUnavailable: the database does not answer, or does not let us make the tables.
     """
     database = Database(database_url)
     try:
@@ -28,7 +28,7 @@ async def migrate(database_url: str, package: str, *, to: str = "head") -> None:
             if not await connection.run_sync(_newest, package):
                 await connection.run_sync(_upgrade, package, to)
     except DBAPIError as error:
-        raise DatabaseAway(f"the tables of {package} cannot be made: {first_line(error)}") from error
+        raise DatabaseUnavailable(f"the tables of {package} cannot be made: {first_line(error)}") from error
     finally:
         await database.close()
 

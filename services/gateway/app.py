@@ -19,7 +19,7 @@ from bellhop.contracts.mail import MAX_ATTACHMENT
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 from bellhop.http import internal_client
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller, system_id
@@ -203,7 +203,7 @@ def build(settings: Settings) -> FastAPI:
         bodies={attachments.UPLOAD: MAX_ATTACHMENT, subscribers.IMPORT_PATH: subscribers.MAX_IMPORT},
     )
     app = create_app("Bellhop gateway", "1", lifespan, ROUTERS, limits=limits)
-    app.add_exception_handler(DatabaseAway, _database_away)
+    app.add_exception_handler(DatabaseUnavailable, _database_unavailable)
     app.state.system = system_id(settings.admin_key.get_secret_value())
     return app
 
@@ -214,7 +214,7 @@ async def _warn_of_reserved_names(keys: Keys) -> None:
             log.warning("revoke the keys of this name: Bellhop uses the name itself", name=name)
 
 
-async def _database_away(_request: Request, error: Exception) -> Response:
+async def _database_unavailable(_request: Request, error: Exception) -> Response:
     return problem_response(unavailable(f"Nothing was done: {error}."))
 
 

@@ -2,11 +2,11 @@
 
 from pydantic import ValidationError
 
-from bellhop.amqp.errors import NotNow, Reject
+from bellhop.amqp.errors import Hold, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.outcomes import Outcome
 from bellhop.contracts.reactions import MailerStarted
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway import metrics
 from services.gateway.dead_letters.store import DeadLetters
@@ -28,9 +28,9 @@ async def apply_outcome(
     except ValidationError as error:
         raise Reject(f"not an outcome: {error.error_count()} fields are wrong, first {error.errors()[0]}") from None
     try:
-        await commits.write(ledger.apply, outcome, patient=True)
-    except DatabaseAway as error:
-        raise NotNow(str(error)) from error
+        await commits.write(ledger.apply, outcome, background=True)
+    except DatabaseUnavailable as error:
+        raise Hold(str(error)) from error
     waiters.wake([outcome.task_id])
     await live.show(delivery, outcome)
 
@@ -40,9 +40,9 @@ async def store_dead_letter(
 ) -> None:
     """Keep a dead letter until somebody decides about it; its task, if it has one, fails in the same commit."""
     try:
-        task_id = await commits.write(dead_letters.add, delivery, patient=True)
-    except DatabaseAway as error:
-        raise NotNow(str(error)) from error
+        task_id = await commits.write(dead_letters.add, delivery, background=True)
+    except DatabaseUnavailable as error:
+        raise Hold(str(error)) from error
     if task_id is not None:
         waiters.wake([task_id])
     metrics.DEAD_LETTERS.inc()
@@ -51,9 +51,9 @@ async def store_dead_letter(
 async def store_unrouted(delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters) -> None:
     """Keep an event of a type that no queue is bound to, for a replay."""
     try:
-        await commits.write(dead_letters.add_unrouted, delivery, patient=True)
-    except DatabaseAway as error:
-        raise NotNow(str(error)) from error
+        await commits.write(dead_letters.add_unrouted, delivery, background=True)
+    except DatabaseUnavailable as error:
+        raise Hold(str(error)) from error
     metrics.UNROUTED.inc()
 
 
@@ -64,7 +64,7 @@ async def note_reactions(delivery: Delivery, *, commits: GroupCommit, reactions:
     except ValidationError as error:
         raise Reject(f"not an announcement: {error.error_count()} fields are wrong") from None
     try:
-        await commits.write(reactions.announce, list(started.reacts_to), patient=True)
+        await commits.write(reactions.announce, list(started.reacts_to), background=True)
         await reactions.load()
-    except DatabaseAway as error:
-        raise NotNow(str(error)) from error
+    except DatabaseUnavailable as error:
+        raise Hold(str(error)) from error

@@ -17,7 +17,7 @@ from bellhop.background import Background
 from bellhop.contracts.base import now
 from bellhop.contracts.scores import MARK
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.migrations import migrate
 from bellhop.web import tokens
 from bellhop.web.auth import Caller
@@ -153,7 +153,7 @@ async def _load(standings: Standings) -> None:
 async def _refresh(standings: Standings, pullers: list[BatchPuller]) -> None:
     try:
         await standings.refresh()
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         # Who cannot read cannot count: the replica that can must not wait for us.
         for puller in pullers:
             puller.give_back(str(error))

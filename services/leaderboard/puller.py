@@ -9,13 +9,13 @@ import orjson
 from pydantic import ValidationError
 
 from bellhop import faults
-from bellhop.amqp.errors import GiveBack, NotNow, PublishError, Reject
+from bellhop.amqp.errors import GiveBack, Hold, PublishError, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
-from bellhop.amqp.settling import bury
+from bellhop.amqp.settling import dead_letter
 from bellhop.contracts.base import derived_id
 from bellhop.contracts.scores import MARK, ScoreMark
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from services.leaderboard import metrics
 from services.leaderboard.announcer import Announcer
 from services.leaderboard.boards import to_micros
@@ -48,7 +48,7 @@ async def apply_scores(
     Raises:
         Reject: a message among them breaks its contract; nothing was applied.
         GiveBack: the database is unavailable; some of the messages may be applied, and are not applied again.
-        NotNow: a dead letter could not be published; the same holds.
+        Hold: a dead letter could not be published; the same holds.
     """
     scores_only = [delivery for delivery in deliveries if delivery.envelope.type != MARK]
     marks = [_until(delivery) for delivery in deliveries if delivery.envelope.type == MARK]
@@ -68,7 +68,7 @@ async def apply_scores(
             metrics.CHANGES.inc(sum(change.changed for change in changes))
             announcer.add([change for change in changes if not standings.is_hidden(change.board)])
             pace.faster()
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         pace.slower()
         raise GiveBack(str(error)) from error
     finally:
@@ -116,7 +116,7 @@ async def _dead_letter(scores: Scores, refused: set[str], deliveries: list[Deliv
         reason = Reject(f"there are as many boards as there may be (BELLHOP_BOARDS_LIMIT), so none begins: {named}")
         letter = replace(delivery, body=orjson.dumps({"scores": documents}), envelope=envelope)
         try:
-            await bury(publisher, letter, reason)
+            await dead_letter(publisher, letter, reason)
         except PublishError as error:
-            raise NotNow(f"refused scores could not be moved to the dead letters: {error}") from error
+            raise Hold(f"refused scores could not be moved to the dead letters: {error}") from error
     return scores.only(np.array([board not in refused for board in scores.boards], np.bool_))

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from bellhop.contracts.base import Contract, Name
 from bellhop.contracts.scores import BoardSettings, Operator, Order, PathName, Season
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
@@ -248,7 +248,7 @@ async def configure(request: Request, caller: Writer, board: Board, body: BoardS
             f"The board {board} has scores, which another order, operator or season would have counted differently."
             " Set up a board with another name, or delete this one first.",
         ) from None
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         raise _away(error) from None
     log.info("set up a board", board=board, caller=caller.name, **body.model_dump(mode="json"))
     return _json(body.model_dump(mode="json"), 201 if new else 200)
@@ -262,7 +262,7 @@ async def delete(request: Request, caller: Writer, board: Board) -> Response:
         await service.standings.delete(board)
     except UnknownBoard:
         raise _no_board(service, board) from None
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         raise _away(error) from None
     log.info("deleted a board", board=board, caller=caller.name)
     return Response(status_code=204)
@@ -276,7 +276,7 @@ async def erase(request: Request, caller: Writer, board: Board, player: Player) 
         seasons = await service.standings.erase(board, player)
     except UnknownBoard:
         raise _no_board(service, board) from None
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         raise _away(error) from None
     if not seasons:
         raise _no_player(service, board, player)
@@ -314,7 +314,7 @@ async def _ranking(service: Leaderboard, board: str, season: str | None) -> tupl
         return await service.standings.past(board, season), season
     except UnknownBoard:
         raise _no_board(service, board) from None
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         raise _away(error) from None
 
 
@@ -340,7 +340,7 @@ def _no_player(service: Leaderboard, board: str, player: str) -> Problem:
     )
 
 
-def _away(error: DatabaseAway) -> Problem:
+def _away(error: DatabaseUnavailable) -> Problem:
     return Problem(503, "Service Unavailable", f"Nothing was done: {error}.", headers={"Retry-After": "2"})
 
 

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import now
 from bellhop.contracts.scores import BoardSettings, Operator, Order, Season
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from services.leaderboard import metrics, sums
 from services.leaderboard.boards import (
     Result,
@@ -165,7 +165,7 @@ class Standings:
 
         Raises:
             UnknownBoard: there is no such board.
-            DatabaseAway: it would have to be read, and cannot.
+            DatabaseUnavailable: it would have to be read, and cannot.
         """
         settings = self._settings(board)
         if season == current_season(settings):
@@ -205,7 +205,7 @@ class Standings:
         """Take over what other replicas committed; the first time, read everything current.
 
         Raises:
-            DatabaseAway: nothing changed here.
+            DatabaseUnavailable: nothing changed here.
         """
         async with self._turn:
             # The first time there is much to read, and after a failure there may be.
@@ -213,7 +213,7 @@ class Standings:
             try:
                 async with self._store.reading(limit) as connection:
                     await self._catch_up(connection)
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 self.trouble = str(error)
                 raise
             self.trouble = None
@@ -225,7 +225,7 @@ class Standings:
         `until`: every score that a gateway answered 202 before is among them or was applied before.
 
         Raises:
-            DatabaseAway: nothing changed, or it is unknown whether it did; applying again is safe.
+            DatabaseUnavailable: nothing changed, or it is unknown whether it did; applying again is safe.
         """
         async with self._turn:
             async with self._store.writing() as connection:

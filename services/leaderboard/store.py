@@ -180,7 +180,7 @@ class Store:
             yield connection
 
     async def check_writable(self) -> None:
-        """Write nothing new; raise DatabaseAway if even that is impossible."""
+        """Write nothing new; raise DatabaseUnavailable if even that is impossible."""
         async with self.writing() as connection:
             await connection.execute(sa.update(progress).values(version=progress.c.version))
 

@@ -18,7 +18,7 @@ from bellhop.background import Background
 from bellhop.contracts.mail import Lane
 from bellhop.http import internal_client
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.migrations import migrate
 from bellhop.web.health import check
 from bellhop.web.server import create_app
@@ -172,7 +172,7 @@ async def _forget(settings: MailerSettings, inbox: Inbox, limits: Limits) -> Non
 async def _close(inbox: Inbox) -> None:
     try:
         await inbox.close()
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         log.warning("could not say goodbye; other replicas will wait for our heartbeat to end", reason=str(error))
 
 

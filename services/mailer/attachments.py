@@ -23,7 +23,7 @@ TOKEN_SECONDS = 300
 CACHE_BYTES = 200 * 1024 * 1024
 
 
-class AttachmentsAway(Exception):
+class AttachmentsUnavailable(Exception):
     """The gateway, which has them, does not answer as it should."""
 
 
@@ -45,7 +45,7 @@ class Attachments:
 
         Raises:
             ValueError: one does not exist, or all together are too large; the text says which.
-            AttachmentsAway: one cannot be had at the moment.
+            AttachmentsUnavailable: one cannot be had at the moment.
         """
         found = []
         for one in wanted:
@@ -79,14 +79,14 @@ class Attachments:
                 f"{self._url}/v1/attachments/{quote(attachment_id, safe='')}/content", headers=headers
             )
         except httpx.HTTPError as error:
-            raise AttachmentsAway(f"the gateway does not answer: {error or type(error).__name__}") from error
+            raise AttachmentsUnavailable(f"the gateway does not answer: {error or type(error).__name__}") from error
         if answer.status_code in (404, 410):
             raise ValueError(f"there is no attachment {attachment_id} any more: upload it again")
         if answer.status_code != 200:
-            raise AttachmentsAway(f"the gateway answers {answer.status_code} to a request for an attachment")
+            raise AttachmentsUnavailable(f"the gateway answers {answer.status_code} to a request for an attachment")
         digest = await asyncio.to_thread(lambda: hashlib.sha256(answer.content).hexdigest())
         if digest != answer.headers.get("x-content-sha256"):
-            raise AttachmentsAway("an attachment came damaged from the gateway")
+            raise AttachmentsUnavailable("an attachment came damaged from the gateway")
         filename = unquote(answer.headers["x-filename"])
         content_type = answer.headers["content-type"]
         await asyncio.to_thread(self._keep, digest, answer.content)

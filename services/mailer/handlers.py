@@ -1,6 +1,6 @@
 """What the mailer does with a delivery. No AMQP verb is called here: returning settles it, and so does raising.
 
-RelayAway, DatabaseAway, PublishError   something we stand on is away: back to the queue, nothing counted
+RelayUnavailable, DatabaseUnavailable, PublishError   something we stand on is away: back to the queue, nothing counted
 Defer                                   a limit, or an attachment that is not there yet: the ladder, nothing counted
 Retry                                   this attempt failed, another may not: the retry ladder
 Reject                                  it can never be understood: dead letter
@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from bellhop import faults
-from bellhop.amqp.errors import Defer, NotNow, PublishError, Retry
+from bellhop.amqp.errors import Defer, Hold, PublishError, Retry
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.base import now
 from bellhop.contracts.mail import CancelTask, MailTask
 from bellhop.contracts.outcomes import Outcome, State
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from services.mailer import metrics, outcomes
-from services.mailer.attachments import AttachmentsAway
+from services.mailer.attachments import AttachmentsUnavailable
 from services.mailer.compose import message_id, to_bytes
 from services.mailer.limits import TURN
 from services.mailer.relays.breaker import THRESHOLD
 from services.mailer.relays.pool import Relay
 from services.mailer.relays.replies import Cause, Kind, Verdict
-from services.mailer.relays.transport import Outgoing, RelayAway
+from services.mailer.relays.transport import Outgoing, RelayUnavailable
 from services.mailer.rendering import RenderingError
 from services.mailer.store import Claim, Kept, Key, Result, Verb
 from services.mailer.work import Mailer, Patience, decode, patiently, report
@@ -39,12 +39,12 @@ async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
     key = (task.task_id, task.round)
     waiting = Patience(mailer)
     while key in mailer.in_hand:  # a second copy of the message, or a redelivery after a lost connection
-        await waiting.pause(NotNow("another copy of this task is in hand"))
+        await waiting.pause(Hold("another copy of this task is in hand"))
     mailer.in_hand.add(key)
     try:
         attempt = await _attempt(mailer, delivery, task, key)
         while attempt.claim.verb is Verb.HELD:
-            await waiting.pause(NotNow("another replica is sending this mail"))
+            await waiting.pause(Hold("another replica is sending this mail"))
             attempt = await _attempt(mailer, delivery, task, key)
         if attempt.verdict is not None:
             await _end(mailer, delivery, task, attempt, attempt.verdict)
@@ -77,7 +77,7 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
         claim = await _claim(mailer, key, delivery.attempt)
         verdict = Verdict(Kind.PERMANENT, str(error), cause=Cause.CONTENT)
         return _Attempt(claim, verdict if claim.verb is Verb.SEND else None)
-    except AttachmentsAway as error:
+    except AttachmentsUnavailable as error:
         raise Defer(str(error), after=ATTACHMENT_SECONDS) from error
     # Claim nothing while nothing can go out: what is claimed when we crash counts as sent, perhaps.
     relays = await mailer.relays.usable()
@@ -90,7 +90,7 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
     began = time.perf_counter()
     try:
         relay, verdict = await _send(mailer, task, outgoing, relays)
-    except (RelayAway, DatabaseAway):  # nothing went out
+    except (RelayUnavailable, DatabaseUnavailable):  # nothing went out
         await _give_back(mailer, delivery, key, claim, uncertain=claim.uncertain)
         raise
     except Exception:  # a defect, and nothing says how far the mail got
@@ -124,17 +124,17 @@ async def _send(mailer: Mailer, task: MailTask, outgoing: Outgoing, relays: list
     """Send by the first relay that takes the mail, or refuses it for its own fault.
 
     Raises:
-        RelayAway: none did; the mail is certainly not out.
+        RelayUnavailable: none did; the mail is certainly not out.
     """
     answer: tuple[Relay, Verdict] | None = None
-    away = RelayAway("no relay works")
+    away = RelayUnavailable("no relay works")
     for _ in range(THRESHOLD):  # so many failures open a breaker; then `usable` waits for it
         for relay in relays:
             if relay is not relays[0]:
                 metrics.FAILOVERS.labels(relay.settings.name).inc()
             try:
                 verdict = await mailer.relays.send(relay, outgoing, task.lane)
-            except RelayAway as error:
+            except RelayUnavailable as error:
                 away = error
                 continue
             answer = relay, verdict
@@ -166,7 +166,7 @@ async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attemp
     """Conclude an attempt; where that fails by a defect before the result is stored, give the claim back."""
     try:
         await _conclude(mailer, delivery, task, made, verdict)
-    except (Defer, Retry, RelayAway, DatabaseAway, PublishError):
+    except (Defer, Retry, RelayUnavailable, DatabaseUnavailable, PublishError):
         raise
     except Exception:
         uncertain = verdict.kind is Kind.SENT or verdict.uncertain or made.claim.uncertain
@@ -213,7 +213,7 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     await report(mailer, delivery, outcome, body.encode())
     faults.point("mail.reported")
     if made.relay is not None:
-        with suppress(DatabaseAway):  # what was not learnt from this mail will be from another
+        with suppress(DatabaseUnavailable):  # what was not learnt from this mail will be from another
             await mailer.limits.heard(verdict, made.domain, made.relay.settings.limit)
     if again:
         raise deferral or Retry(verdict.sentence, after=verdict.after)

@@ -4,7 +4,7 @@ import asyncio
 
 from pydantic import TypeAdapter, ValidationError
 
-from bellhop.amqp.errors import NotNow, Reject
+from bellhop.amqp.errors import Hold, Reject
 from bellhop.amqp.message import Delivery, Message
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.envelope import Envelope
@@ -12,7 +12,7 @@ from bellhop.contracts.identity import EVENT_OWNER, MAILER
 from bellhop.contracts.mail import MailTask
 from services.mailer import outcomes
 from services.mailer.rendering import RenderingError
-from services.mailer.suppressions import SuppressionsAway
+from services.mailer.suppressions import SuppressionsUnavailable
 from services.mailer.work import Mailer, Patience, first_problem, patiently, report
 
 REACTIONS_AT_ONCE = 200
@@ -67,8 +67,8 @@ async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
     while True:
         try:
             return await mailer.suppressions.among([task.to for task in tasks])
-        except SuppressionsAway as error:
-            await waiting.pause(NotNow(str(error)))
+        except SuppressionsUnavailable as error:
+            await waiting.pause(Hold(str(error)))
 
 
 async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:

@@ -13,7 +13,7 @@ AUDIENCE = "suppressions"
 TOKEN_SECONDS = 60
 
 
-class SuppressionsAway(Exception):
+class SuppressionsUnavailable(Exception):
     """The gateway, which has the list, does not answer as it should."""
 
 
@@ -30,7 +30,7 @@ class Suppressions:
         """Return which of these addresses get no mail now, and why.
 
         Raises:
-            SuppressionsAway: nobody knows at the moment.
+            SuppressionsUnavailable: nobody knows at the moment.
         """
         if self._service_key is None or not addresses:
             return {}
@@ -40,8 +40,8 @@ class Suppressions:
                 self._url, json={"addresses": list(addresses)}, headers={"Authorization": f"Bearer {token}"}
             )
         except httpx.HTTPError as error:
-            raise SuppressionsAway(f"the gateway does not answer: {error or type(error).__name__}") from error
+            raise SuppressionsUnavailable(f"the gateway does not answer: {error or type(error).__name__}") from error
         if answer.status_code != 200:
-            raise SuppressionsAway(f"the gateway answers {answer.status_code} to a question about suppressions")
+            raise SuppressionsUnavailable(f"the gateway answers {answer.status_code} to a question about suppressions")
         found: dict[str, str] = answer.json()["suppressed"]
         return found

@@ -9,19 +9,19 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from bellhop.amqp.errors import NotNow, PublishError, Reject
+from bellhop.amqp.errors import Hold, PublishError, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
 from bellhop.contracts.base import Contract
 from bellhop.contracts.outcomes import Outcome
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from services.mailer import outcomes
 from services.mailer.compose import Composer
 from services.mailer.limits import Limits
 from services.mailer.message import from_header
 from services.mailer.relays.pool import Relays
-from services.mailer.relays.transport import RelayAway
+from services.mailer.relays.transport import RelayUnavailable
 from services.mailer.rendering import Templates
 from services.mailer.settings import MailerSettings
 from services.mailer.store import Inbox, Key
@@ -59,21 +59,21 @@ class Mailer:
         self.from_line = from_header(self.settings.mail_from_name, self.settings.mail_from)
 
     def check_lease(self) -> None:
-        """Raise DatabaseAway if other replicas may take us for dead, and send what we hold."""
+        """Raise DatabaseUnavailable if other replicas may take us for dead, and send what we hold."""
         if not self.inbox.fresh:
-            raise DatabaseAway("our heartbeat is late, so another replica may take over what we hold")
+            raise DatabaseUnavailable("our heartbeat is late, so another replica may take over what we hold")
 
 
 def guarded(
     handler: Callable[[Mailer, Delivery], Awaitable[None]], mailer: Mailer
 ) -> Callable[[Delivery], Awaitable[None]]:
-    """Return `handler` as a consumer wants it: what is away is `NotNow`."""
+    """Return `handler` as a consumer wants it: what is away is `Hold`."""
 
     async def handle(delivery: Delivery) -> None:
         try:
             await handler(mailer, delivery)
-        except (RelayAway, DatabaseAway, PublishError) as error:
-            raise NotNow(str(error)) from error
+        except (RelayUnavailable, DatabaseUnavailable, PublishError) as error:
+            raise Hold(str(error)) from error
 
     return handle
 
@@ -90,7 +90,7 @@ async def patiently(mailer: Mailer, action: Callable[[], Awaitable[R]]) -> R:
     while True:
         try:
             return await action()
-        except (DatabaseAway, PublishError) as error:
+        except (DatabaseUnavailable, PublishError) as error:
             patience = patience or Patience(mailer)
             await patience.pause(error)
 

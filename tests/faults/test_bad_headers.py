@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bellhop.amqp.fields import read_what_others_write
+from bellhop.amqp.fields import patch_pika_field_decoding
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
 from tests.services.gateway_support import RunningGateway, running_gateway
@@ -44,7 +44,7 @@ NOT_ERLANG = {"a number that is none", "a number without end", "a single that is
 
 @pytest.fixture
 async def gateway(vhost: Vhost, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    read_what_others_write()  # as a service does when it starts
+    patch_pika_field_decoding()  # as a service does when it starts
     async with running_gateway(vhost, f"sqlite+aiosqlite:///{tmp_path}/gateway.db") as running:
         yield running
 

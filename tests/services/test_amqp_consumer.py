@@ -11,7 +11,7 @@ from bellhop.amqp import consumer as consumer_module
 from bellhop.amqp.batches import BatchPuller
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer, Handler
-from bellhop.amqp.errors import Defer, NotNow, Reject, Retry
+from bellhop.amqp.errors import Defer, Hold, Reject, Retry
 from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import RetryPolicy
@@ -220,7 +220,7 @@ async def test_not_now_counts_no_attempt(harness: Harness) -> None:
     async def handler(delivery: Delivery) -> None:
         seen.append(delivery)
         if len(seen) == 1:
-            raise NotNow("the database is away")
+            raise Hold("the database is away")
 
     await harness.consume(handler)
     await harness.publish()

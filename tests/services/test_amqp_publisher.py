@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import BrokerAway, Refused, Unconfirmed, Unroutable
+from bellhop.amqp.errors import BrokerUnavailable, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.envelope import Envelope
@@ -87,7 +87,7 @@ async def test_without_a_connection_publishing_fails_at_once() -> None:
     publisher = Publisher(connection)
     await connection.start()
 
-    with pytest.raises(BrokerAway, match="no connection to RabbitMQ"):
+    with pytest.raises(BrokerUnavailable, match="no connection to RabbitMQ"):
         await publisher.publish("work", "mail.normal", message())
 
     await connection.close()
@@ -109,7 +109,7 @@ async def test_a_queue_that_confirms_nothing_stops_no_other(
     monkeypatch.setattr(publisher, "_settle", hold_back)
     with pytest.raises(Unconfirmed):
         await publisher.publish("work", "mail.bulk", message())
-    with pytest.raises(BrokerAway, match=r"mail\.bulk"):
+    with pytest.raises(BrokerUnavailable, match=r"mail\.bulk"):
         await publisher.publish("work", "mail.bulk", message())
     await publisher.publish("work", "mail.urgent", message())
     assert publisher.trouble is None
@@ -141,7 +141,7 @@ async def test_a_cut_under_load_loses_nothing_that_was_confirmed(vhost: Vhost, p
         nonlocal confirmed
         try:
             await publisher.publish("work", "mail.normal", message(id=str(number)))
-        except BrokerAway:
+        except BrokerUnavailable:
             await asyncio.sleep(0.05)
         except Exception:
             return

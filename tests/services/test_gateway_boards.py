@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller, Scope
 from bellhop.web.problems import Problem
@@ -111,12 +111,12 @@ async def test_scores_for_known_boards_need_no_database(database, monkeypatch: p
     """What was looked up once is remembered, for longer where the database is unavailable."""
 
     async def unavailable(*_: object) -> set[str]:
-        raise DatabaseAway("the database does not answer")
+        raise DatabaseUnavailable("the database does not answer")
 
     boards = gateway(database)
     await boards.admit(WRITER, ["a"])
     monkeypatch.setattr("services.gateway.leaderboards.boards.monotonic", lambda: float("inf"))
     monkeypatch.setattr(BoardNames, "known", unavailable)
     await boards.admit(WRITER, ["a"])
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await boards.admit(WRITER, ["a", "b"])

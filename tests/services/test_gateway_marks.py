@@ -7,7 +7,7 @@ import httpx
 import orjson
 import pytest
 
-from bellhop.amqp.errors import BrokerAway
+from bellhop.amqp.errors import BrokerUnavailable
 from bellhop.amqp.message import Message
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
@@ -27,7 +27,7 @@ class Published:
 
     async def publish(self, exchange: str, routing_key: str, message: Message) -> None:
         if self.away:
-            raise BrokerAway("no connection")
+            raise BrokerUnavailable("no connection")
         assert (exchange, routing_key, message.envelope.type) == ("work", "leaderboard.scores", "scores.mark")
         self.times.append(datetime.fromisoformat(orjson.loads(message.body)["until"]))
 

@@ -68,7 +68,7 @@ async def test_the_standby_counts_when_the_active_replica_is_cut_from_its_databa
 
 async def test_a_batch_is_given_back_and_applied_once_the_database_answers(vhost, publisher, tmp_path, monkeypatch):
     """The only replica takes the queue up again by itself; nothing is lost, doubled or dead-lettered."""
-    from bellhop.sql.database import DatabaseAway
+    from bellhop.sql.database import DatabaseUnavailable
 
     monkeypatch.setattr("bellhop.amqp.batches.PAUSE_SECONDS", 0.1)
     async with Service(vhost.amqp_url, f"sqlite+aiosqlite:///{tmp_path}/l.db") as service:
@@ -81,7 +81,7 @@ async def test_a_batch_is_given_back_and_applied_once_the_database_answers(vhost
         async def fail(*_: object) -> None:
             nonlocal failures
             failures += 1
-            raise DatabaseAway("the database does not answer")
+            raise DatabaseUnavailable("the database does not answer")
 
         monkeypatch.setattr(store, "save_results", fail)
         await submit(publisher, scores(("ann", 1)))

@@ -11,7 +11,7 @@ from services.mailer.message import Attachment, Mail
 from services.mailer.relays.replies import Cause, Kind, Verdict
 from services.mailer.relays.sendgrid import SendGrid
 from services.mailer.relays.settings import SendGridRelay
-from services.mailer.relays.transport import Outgoing, RelayAway
+from services.mailer.relays.transport import Outgoing, RelayUnavailable
 from tests.services.mailer_running import running_mailer
 from tests.services.mailer_support import ScriptedRelay, relay
 from tests.services.sendgrid_support import SendGridServer
@@ -111,7 +111,7 @@ async def test_without_a_connection_nothing_was_sent() -> None:
     """Such a relay is away, and another one may be asked."""
     async with SendGridServer() as gone:
         pass
-    with pytest.raises(RelayAway, match="cannot use the relay"):
+    with pytest.raises(RelayUnavailable, match="cannot use the relay"):
         await send(gone)
 
 

@@ -14,7 +14,7 @@ from services.mailer.message import Mail
 from services.mailer.relays import pool as relays
 from services.mailer.relays.pool import Relays
 from services.mailer.relays.replies import Kind, Verdict
-from services.mailer.relays.transport import Outgoing, RelayAway
+from services.mailer.relays.transport import Outgoing, RelayUnavailable
 from tests.services.mailer_support import DROP, SILENCE, ScriptedRelay, certificate, mailer_settings
 from tests.support import SmtpServer, wait_until
 
@@ -34,7 +34,7 @@ async def send(relay: Relays, to: str = "ada@example.com", message: bytes = MESS
     mail = Outgoing("hello@bellhop.example", to, message, Mail(to, "x", "<1@bellhop.example>"), lambda: None)
     while True:
         (first,) = await relay.usable()
-        with suppress(RelayAway):
+        with suppress(RelayUnavailable):
             return await relay.send(first, mail, Lane.URGENT)
 
 
@@ -191,7 +191,7 @@ async def test_who_is_told_to_end_waits_no_longer(scripted: ScriptedRelay) -> No
         sending = asyncio.create_task(send(relay))
         await wait_until(lambda: relay.trouble)
         relay.give_up()
-        with pytest.raises(RelayAway, match="cannot use the relay"):
+        with pytest.raises(RelayUnavailable, match="cannot use the relay"):
             await sending
 
 
@@ -200,7 +200,7 @@ async def test_waiting_has_an_end(scripted: ScriptedRelay, monkeypatch: pytest.M
     monkeypatch.setattr(relays, "PATIENCE", 0.1)
     await scripted.stop()
     async with relay_to(scripted) as relay:
-        with pytest.raises(RelayAway):
+        with pytest.raises(RelayUnavailable):
             await send(relay)
 
 
@@ -221,7 +221,7 @@ async def refused(relay: Relays) -> str:
     sending = asyncio.create_task(send(relay))
     await wait_until(lambda: relay.trouble)
     relay.give_up()
-    with pytest.raises(RelayAway) as caught:
+    with pytest.raises(RelayUnavailable) as caught:
         await sending
     return str(caught.value)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.migrations import migrate
 
 
@@ -23,7 +23,7 @@ async def test_a_database_that_does_not_let_us_in_is_away(
     """A wrong password, a database that is not made yet, a server that is down: none is a crash."""
     url = make_url(f"{postgresql}/postgres").set(**wrong)  # type: ignore[arg-type]
     database = Database(url.render_as_string(hide_password=False))
-    with pytest.raises(DatabaseAway, match=reason):
+    with pytest.raises(DatabaseUnavailable, match=reason):
         async with database.read():
             pass
     await database.close()
@@ -36,7 +36,7 @@ async def test_verified_tls_uses_the_systems_authorities(
     monkeypatch.delenv("PGSSLROOTCERT", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     database = Database(f"{postgresql}/postgres?ssl=verify-full")
-    with pytest.raises(DatabaseAway, match="SSL"):
+    with pytest.raises(DatabaseUnavailable, match="SSL"):
         async with database.read():
             pass
     await database.close()
@@ -50,5 +50,5 @@ async def test_a_schema_that_may_not_be_made_is_told_in_a_sentence(database_url:
     async with database.write() as connection:
         await connection.exec_driver_sql("DROP SCHEMA public CASCADE")
     await database.close()
-    with pytest.raises(DatabaseAway, match=r"tables of services\.mailer cannot be made: .*schema"):
+    with pytest.raises(DatabaseUnavailable, match=r"tables of services\.mailer cannot be made: .*schema"):
         await migrate(database_url, "services.mailer")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.sql import database as module
-from bellhop.sql.database import Database, DatabaseAway, DatabaseConflict
+from bellhop.sql.database import Database, DatabaseConflict, DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
 from tests.support import wait_until
 from tests.support.postgresql import find_binaries, frozen, private_server
@@ -54,7 +54,7 @@ async def test_a_frozen_server_is_unavailable_in_time(database: Database, own_se
         began = time.monotonic()
         answers = await asyncio.gather(*(ask(database) for _ in range(40)), return_exceptions=True)
         took = time.monotonic() - began
-    assert {type(answer) for answer in answers} == {DatabaseAway}
+    assert {type(answer) for answer in answers} == {DatabaseUnavailable}
     assert took < 5, "of 0.6 s for a connection and 0.6 s for the statement; the rest is a slow machine"
     await wait_until(lambda: _answers(database))
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ async def test_a_frozen_server_is_unavailable_in_time(database: Database, own_se
 async def _answers(database: Database) -> bool:
     try:
         await ask(database)
-    except DatabaseAway:
+    except DatabaseUnavailable:
         return False
     return True
 
@@ -89,7 +89,7 @@ async def test_a_commit_that_hangs_holds_nobody_else(database: Database, own_ser
             await asyncio.sleep(0)
             assert all(task.done() for task in later)
             answers = await asyncio.gather(first, *later, return_exceptions=True)
-        assert {type(answer) for answer in answers} == {DatabaseAway}
+        assert {type(answer) for answer in answers} == {DatabaseUnavailable}
     finally:
         module_slow.undo()
 
@@ -100,14 +100,14 @@ async def test_a_lock_that_another_holds_is_unavailable(database: Database) -> N
         await connection.execute(sa.text("CREATE TABLE IF NOT EXISTS locked (n int)"))
     async with database.write() as connection:
         await connection.execute(sa.text("LOCK TABLE locked"))
-        with pytest.raises(DatabaseAway, match="lock timeout"):
+        with pytest.raises(DatabaseUnavailable, match="lock timeout"):
             async with database.read() as other:
                 await other.execute(sa.text("SELECT * FROM locked"))
 
 
 async def test_a_statement_that_takes_too_long_is_unavailable(database: Database) -> None:
     """Nothing of it is left on the server."""
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         async with database.read(0.5) as connection:
             await connection.execute(sa.text("SELECT pg_sleep(60)"))
     running = sa.text(
@@ -135,8 +135,8 @@ async def test_no_free_connection_is_unavailable(database: Database) -> None:
             await asyncio.sleep(0.55)
 
     answers = await asyncio.gather(*(hold() for _ in range(60)), return_exceptions=True)
-    assert {type(answer) for answer in answers} <= {DatabaseAway, type(None)}
-    assert DatabaseAway in {type(answer) for answer in answers}
+    assert {type(answer) for answer in answers} <= {DatabaseUnavailable, type(None)}
+    assert DatabaseUnavailable in {type(answer) for answer in answers}
 
 
 async def test_a_deadlock_is_tried_again(database: Database) -> None:
@@ -183,15 +183,15 @@ async def test_sqlite_is_bounded_too(tmp_path: Any) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/test.db"
     ours, others = Database(url), Database(url)
     async with others.write(5):
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             async with ours.write(0.5):
                 pass
     async with ours.write(5):
-        with pytest.raises(DatabaseAway, match="busy"):
+        with pytest.raises(DatabaseUnavailable, match="busy"):
             async with ours.write(0.2):
                 pass
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
-    with pytest.raises(DatabaseAway, match="interrupted"):
+    with pytest.raises(DatabaseUnavailable, match="interrupted"):
         async with ours.read(0.1) as connection:
             await connection.execute(sa.text(endless))
     await ask(ours)

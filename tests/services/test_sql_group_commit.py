@@ -65,13 +65,13 @@ async def test_the_patient_gather_and_let_others_go_first(database: Database) ->
     commits, background, foreground = GroupCommit(database), Numbers(), Numbers()
     done: list[str] = []
 
-    async def write(what: str, table: Numbers, number: int, *, patient: bool) -> None:
-        await commits.write(table.insert, number, patient=patient)
+    async def write(what: str, table: Numbers, number: int, *, background: bool) -> None:
+        await commits.write(table.insert, number, background=background)
         done.append(what)
 
     await asyncio.gather(
-        *(write("later", background, number, patient=True) for number in range(10)),
-        write("now", foreground, 10, patient=False),
+        *(write("later", background, number, background=True) for number in range(10)),
+        write("now", foreground, 10, background=False),
     )
     assert done == ["now"] + ["later"] * 10
     assert len(background.batches) == 1
@@ -80,7 +80,7 @@ async def test_the_patient_gather_and_let_others_go_first(database: Database) ->
 async def test_closing_waits_for_the_patient(database: Database) -> None:
     """Nothing that was handed in is forgotten."""
     commits, table = GroupCommit(database), Numbers()
-    writing = asyncio.ensure_future(commits.write(table.insert, 1, patient=True))
+    writing = asyncio.ensure_future(commits.write(table.insert, 1, background=True))
     await asyncio.sleep(0)
     await commits.close()
     assert writing.done()

@@ -12,7 +12,7 @@ import pika.frame
 import pika.spec
 import pytest
 
-from bellhop.amqp.fields import read_what_others_write
+from bellhop.amqp.fields import patch_pika_field_decoding
 
 FAR_FUTURE = struct.pack(">Q", 2**63 - 1)
 
@@ -27,7 +27,7 @@ def tolerant() -> Iterator[None]:
     )
     before = [getattr(owner, name) for owner, name in patched]
     methods, fields = dict(pamqp.decode.METHODS), dict(pamqp.decode.TABLE_MAPPING)
-    read_what_others_write()
+    patch_pika_field_decoding()
     yield
     for (owner, name), value in zip(patched, before, strict=True):
         setattr(owner, name, value)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from services.gateway.tasks import counts as tally
 from services.gateway.tasks.counts import Tally
 from tests.support import wait_until
@@ -89,7 +89,7 @@ async def test_a_count_that_fails_with_nobody_waiting_is_logged(
     number = Tally(counting)
     await number.get()
     counting.may_end.clear()
-    counting.error = DatabaseAway("gone")
+    counting.error = DatabaseUnavailable("gone")
 
     assert await number.get() == 1
 

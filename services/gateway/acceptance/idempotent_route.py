@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import AnyQueryRoute, StrictRequest, StrictRoute
@@ -109,7 +109,7 @@ async def _once(request: Request, key: IdempotencyKey, handler: Handler, stores_
     finally:
         try:
             await commits.write(store.finish, finished)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             # What was done is done. The key is free again when its lease expires.
             log.warning("an answer was not stored under its idempotency key", path=request.url.path, reason=str(error))
     return answer

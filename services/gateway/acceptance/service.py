@@ -43,7 +43,7 @@ class Intake:
 
         Raises:
             Problem: 422 when the idempotency key stands for another request; 503 when the outbox is full.
-            DatabaseAway: nothing was accepted, or nobody knows; a 503 by `app.py`.
+            DatabaseUnavailable: nothing was accepted, or nobody knows; a 503 by `app.py`.
         """
         self.check_room()
         accepted = await self.commits.write(self.accept, acceptance)
@@ -62,7 +62,7 @@ class Intake:
     async def publish(self, request: Request, caller: Caller, entries: list[Entry], answer: bytes) -> Response:
         """Answer 202 once every event is durable: each destination confirmed it, or the outbox holds it.
 
-        Raises Problem and DatabaseAway as `commit` does.
+        Raises Problem and DatabaseUnavailable as `commit` does.
         """
         key = await key_of(request, caller)
         if key is not None:

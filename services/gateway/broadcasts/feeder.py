@@ -13,7 +13,7 @@ from bellhop import faults
 from bellhop.background import Background
 from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseUnavailable
 from services.gateway.broadcasts import feeding
 from services.gateway.broadcasts.feeding import Step
 from services.gateway.broadcasts.store import Broadcasts, Phase
@@ -117,7 +117,7 @@ class Feeder:
     async def _try(self, row: dict[str, Any]) -> bool:
         try:
             return await self._advance(row)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             raise
         except Exception:
             # The others must go on, and this one begins its step anew: of what failed nothing was committed.

@@ -63,7 +63,7 @@ class Newsletter:
 
         Raises:
             Problem: 503 when the outbox is full.
-            DatabaseAway: nobody was subscribed, or nobody knows.
+            DatabaseUnavailable: nobody was subscribed, or nobody knows.
         """
         self.intake.check_room()
         results = await asyncio.gather(*(self.commits.write(self.audience.sign_up, person) for person in people))

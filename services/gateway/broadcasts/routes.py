@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from bellhop.contracts.base import DueTime, Says, new_id
 from bellhop.contracts.mail import MailContent, mail_document
 from bellhop.contracts.outcomes import State
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem, invalid
@@ -189,7 +189,7 @@ async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller
     while not request.app.state.stopping.is_set():
         try:
             document = await _progress(parts, await _find(parts, broadcast_id, caller))
-        except DatabaseAway:
+        except DatabaseUnavailable:
             await _pause(request, LOOK_AGAIN_SECONDS)
             continue
         tag = _etag(document)

@@ -41,7 +41,7 @@ class ReactionTypes:
         return [None] * len(items)
 
     async def load(self) -> None:
-        """Route events by what the table says now. Raises DatabaseAway."""
+        """Route events by what the table says now. Raises DatabaseUnavailable."""
         async with self._database.read() as connection:
             found = await connection.execute(sa.select(reaction_types.c.type))
             self._routing.react_to(found.scalars())

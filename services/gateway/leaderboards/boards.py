@@ -10,7 +10,7 @@ from time import monotonic
 import httpx
 
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope
 from bellhop.web.problems import Problem
@@ -47,7 +47,7 @@ class Boards:
 
         Raises:
             Problem: 429 or 422, which names a board, where a quota is used up; 503 where that is not known yet.
-            DatabaseAway: some names have never been seen here, and cannot be looked up.
+            DatabaseUnavailable: some names have never been seen here, and cannot be looked up.
         """
         current = monotonic()
         unknown = [name for name in dict.fromkeys(names) if self._known.get(name, 0.0) < current]
@@ -58,7 +58,7 @@ class Boards:
             new = [name for name in unknown if name not in known]
             if new:
                 await self._begin(caller, new)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             if all(name in self._known for name in unknown):
                 return  # scores for boards that there are need no database
             raise

@@ -50,7 +50,7 @@ class Marks:
         """Publish one mark; without RabbitMQ or a leaderboard, none.
 
         Raises:
-            DatabaseAway: it is unknown what waits in the outbox.
+            DatabaseUnavailable: it is unknown what waits in the outbox.
         """
         if not await self._leaderboard_is_there():
             return

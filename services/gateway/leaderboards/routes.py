@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.contracts.scores import PathName
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.strict_json import check_content_type
 from services.gateway.acceptance.idempotent_route import AnyQueryIdempotentRoute
@@ -66,7 +66,7 @@ async def configure(request: Request, caller: Writer, board: Board) -> Response:
     """Forward the settings of a board."""
     answer = await _forward(request, Scope.LEADERBOARDS_WRITE)
     if answer.status_code < 300:
-        with suppress(DatabaseAway):  # then the first score notes it
+        with suppress(DatabaseUnavailable):  # then the first score notes it
             await gateway(request).boards.note_set_up(board, caller)
     return answer
 
@@ -78,7 +78,7 @@ async def delete(request: Request, caller: Writer, board: Board) -> Response:
     if answer.status_code < 300:
         try:
             await gateway(request).boards.note_deleted(board)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             raise unavailable(f"The board is deleted, but still counts as one of its key's: {error}.") from None
     return answer
 
@@ -93,7 +93,7 @@ async def _begun(request: Request, board: str, missing: dict[str, Any]) -> Respo
     """Return an empty page if the scores that began `board` may still wait; `missing` is the leaderboard's 404."""
     if "as_of" not in missing:
         return None
-    with suppress(DatabaseAway):
+    with suppress(DatabaseUnavailable):
         begun_at = await gateway(request).boards.begun_at(board)
         as_of = missing["as_of"]
         if begun_at is None or (as_of is not None and datetime.fromisoformat(as_of) > begun_at + APPLIED_WITHIN):

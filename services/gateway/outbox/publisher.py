@@ -12,11 +12,11 @@ from time import monotonic
 from typing import NamedTuple
 
 from bellhop import faults
-from bellhop.amqp.errors import BrokerAway, PublishError, Refused, Unroutable
+from bellhop.amqp.errors import BrokerUnavailable, PublishError, Refused, Unroutable
 from bellhop.amqp.publisher import Publisher
 from bellhop.background import Background, spawn
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseAway
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.delivery import Outgoing, Published, Underway
@@ -175,18 +175,18 @@ class Relay:
         faults.point("relay.confirmed")
         try:
             if published:
-                await self._commits.write(outbox.delete_published, published, patient=True)
+                await self._commits.write(outbox.delete_published, published, background=True)
             for item in partly:
-                await self._commits.write(outbox.replace, item, patient=True)
+                await self._commits.write(outbox.replace, item, background=True)
             for fate, some in kept.items():
-                await self._commits.write(outbox.release, Released(some, fate, lease_until), patient=True)
-        except DatabaseAway as error:
+                await self._commits.write(outbox.release, Released(some, fate, lease_until), background=True)
+        except DatabaseUnavailable as error:
             # The rows stay, their claims run out, and the messages go out once more.
             log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
         return Fate.UNSENT not in kept
 
     def _fate(self, error: PublishError) -> Fate:
-        if isinstance(error, BrokerAway):
+        if isinstance(error, BrokerUnavailable):
             return Fate.UNSENT
         if isinstance(error, Refused | Unroutable):
             return Fate.REFUSED
@@ -202,10 +202,10 @@ class Relay:
 
     async def _begin(self, entry: Entry, lease: "Lease") -> Underway | Published:
         if lease.over:
-            error = BrokerAway("the lease ran out before the message could be published")
+            error = BrokerUnavailable("the lease ran out before the message could be published")
             return Published(entry, (entry,), error)
         if self._destinations.closed(entry.destination):
-            return Published(entry, (entry,), BrokerAway("the destination refused messages a moment ago"))
+            return Published(entry, (entry,), BrokerUnavailable("the destination refused messages a moment ago"))
         return await self._outgoing.begin(entry)
 
 

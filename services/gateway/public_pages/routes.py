@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from bellhop.contracts.addresses import CanonicalAddress
 from bellhop.contracts.mail import PersonName
-from bellhop.sql.database import DatabaseAway
+from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import AnyQueryRoute
 from services.gateway.broadcasts.newsletter import Newsletter
@@ -96,7 +96,7 @@ async def subscribe(request: Request) -> Response:
             # A mailbox that had its mails gets no other, and the page does not tell a stranger so.
             if verdict is Verdict.ALLOWED:
                 await parts.sign_up(SignUp(email, lists, name, public=True))
-        except DatabaseAway:
+        except DatabaseUnavailable:
             return _away()
     return page(
         "Almost done",
@@ -174,7 +174,7 @@ async def confirm(request: Request) -> Response:
     parts = gateway(request).newsletter
     try:
         subscribed = await parts.audience.confirm(claim.subscriber_id, claim.lists)
-    except DatabaseAway:
+    except DatabaseUnavailable:
         return _away()
     if not subscribed:
         return _void()
@@ -205,7 +205,7 @@ async def unsubscribe(request: Request) -> Response:
     parts = gateway(request).newsletter
     try:
         await parts.audience.unsubscribe(claim.subscriber_id, claim.lists)
-    except DatabaseAway:
+    except DatabaseUnavailable:
         return _away()
     return page("You are unsubscribed", f"<p>You will get no more mails from {_titles(request, claim)}.</p>")
 

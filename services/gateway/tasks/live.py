@@ -1,6 +1,6 @@
 """What single mails' outcomes look like to browsers: events of type `mail.<state>` on the notifier's stream."""
 
-from bellhop.amqp.errors import NotNow, PublishError, Refused, Unconfirmed, Unroutable
+from bellhop.amqp.errors import Hold, PublishError, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.mail import Lane
@@ -25,7 +25,7 @@ class LiveOutcomes:
         A stream that is missing or full is counted, and logged once: it must not hold up what the ledger needs.
 
         Raises:
-            NotNow: there is no broker; the outcome will be delivered again.
+            Hold: there is no broker; the outcome will be delivered again.
         """
         # A broadcast shows its own counts; a million single events would drown the rest. Without an owner nobody
         # can follow the event.
@@ -40,10 +40,10 @@ class LiveOutcomes:
             await self._publisher.publish(NOTIFICATIONS, delivery.envelope.type, message)
         except (Unroutable, Refused, Unconfirmed) as error:
             if isinstance(error, Unconfirmed) and not self._publisher.connected:
-                raise NotNow(str(error)) from error
+                raise Hold(str(error)) from error
             self._missed(error)
         except PublishError as error:
-            raise NotNow(str(error)) from error
+            raise Hold(str(error)) from error
         else:
             if self._trouble:
                 log.info("outcomes are shown live again")

@@ -298,7 +298,7 @@ class Ledger:
         return State.QUEUED
 
     async def check(self) -> None:
-        """Raise DatabaseAway unless the database answers."""
+        """Raise DatabaseUnavailable unless the database answers."""
         await self._database.ping()
 
     async def counts(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ from services.mailer.relays.replies import Cause, Kind, Verdict
 from services.mailer.relays.sendgrid import SendGrid
 from services.mailer.relays.settings import AnyRelay, SendGridRelay
 from services.mailer.relays.smtp import Smtp
-from services.mailer.relays.transport import Outgoing, RelayAway, Transport
+from services.mailer.relays.transport import Outgoing, RelayUnavailable, Transport
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
@@ -78,7 +78,7 @@ class Relay:
             await self._wait_for_turn(lane)
         try:
             if self.breaker.trouble is not None:
-                raise RelayAway(self.breaker.trouble)
+                raise RelayUnavailable(self.breaker.trouble)
             return await self.transport.send(mail)
         finally:
             self.lanes.leave(lane)
@@ -88,7 +88,7 @@ class Relay:
             async with asyncio.timeout(PATIENCE):
                 await self.lanes.enter(lane)
         except TimeoutError:
-            raise RelayAway(f"waited {PATIENCE:g} s for a connection to the relay {self.where}") from None
+            raise RelayUnavailable(f"waited {PATIENCE:g} s for a connection to the relay {self.where}") from None
 
     def heard(self, verdict: Verdict, domain: str) -> None:
         """Learn from what became of a mail to `domain`."""
@@ -144,7 +144,7 @@ class Relays:
         """Return the relays that work, in the order in which to try them; wait until there is one.
 
         Raises:
-            RelayAway: there is none, and waiting longer makes no sense.
+            RelayUnavailable: there is none, and waiting longer makes no sense.
         """
         if found := self._order():
             return found
@@ -152,11 +152,11 @@ class Relays:
             async with asyncio.timeout(PATIENCE):
                 while not (found := self._order()):
                     if self._closing.is_set():
-                        raise RelayAway(self.trouble or "this mailer is ending")
+                        raise RelayUnavailable(self.trouble or "this mailer is ending")
                     self._back.clear()
                     await self._back.wait()
         except TimeoutError:
-            raise RelayAway(self.trouble or "no relay works") from None
+            raise RelayUnavailable(self.trouble or "no relay works") from None
         return found
 
     def _order(self) -> list[Relay]:
@@ -172,13 +172,13 @@ class Relays:
         """Send by one relay, and learn from what becomes of it.
 
         Raises:
-            RelayAway: it was not sent, and not for its own fault.
+            RelayUnavailable: it was not sent, and not for its own fault.
         """
         if self._closing.is_set():
-            raise RelayAway("this mailer is ending")
+            raise RelayUnavailable("this mailer is ending")
         try:
             verdict = await relay.send(mail, lane)
-        except RelayAway as error:
+        except RelayUnavailable as error:
             relay.breaker.failed(str(error))
             self._probe_if_open(relay)
             raise
@@ -198,7 +198,7 @@ class Relays:
         while not relay.breaker.closed:
             await asyncio.sleep(random.uniform(0.5, 1.0) * relay.pause)
             relay.pause = min(2 * relay.pause, LONGEST_PAUSE)
-            with suppress(RelayAway):
+            with suppress(RelayUnavailable):
                 await relay.transport.probe()
                 relay.breaker.half_open()
 

@@ -11,7 +11,7 @@ import orjson
 from services.mailer.message import Mail
 from services.mailer.relays.replies import Cause, Kind, Verdict, lost
 from services.mailer.relays.settings import SendGridRelay
-from services.mailer.relays.transport import Outgoing, RelayAway
+from services.mailer.relays.transport import Outgoing, RelayUnavailable
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
 _PERMANENT_ABOUT_US = (401, 403)
@@ -37,13 +37,13 @@ class SendGrid:
         return f"{self._http.base_url.host} (SendGrid)"
 
     async def send(self, mail: Outgoing) -> Verdict:
-        """Send one mail and return what became of it; RelayAway: nothing was sent, for no fault of the mail."""
+        """Send one mail and return what became of it; RelayUnavailable: nothing was sent, for no fault of the mail."""
         content = await _json(mail)
         mail.check()
         try:
             answer = await self._http.post("/v3/mail/send", content=content, headers=_JSON)
         except _NOT_SENT as error:
-            raise RelayAway(f"cannot use the relay {self.where}: {_sentence(error)}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.where}: {_sentence(error)}") from error
         except httpx.HTTPError as error:
             # It may have read all of the request before the answer was lost.
             return lost(f"no answer from {self.where}: {_sentence(error)}", after_dot=True)
@@ -54,9 +54,11 @@ class SendGrid:
         try:
             answer = await self._http.get("/v3/scopes")
         except httpx.HTTPError as error:
-            raise RelayAway(f"cannot use the relay {self.where}: {_sentence(error)}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.where}: {_sentence(error)}") from error
         if answer.status_code in _PERMANENT_ABOUT_US or answer.status_code >= 500:
-            raise RelayAway(f"cannot use the relay {self.where}: it answers {answer.status_code} {_reason(answer)}")
+            raise RelayUnavailable(
+                f"cannot use the relay {self.where}: it answers {answer.status_code} {_reason(answer)}"
+            )
 
     def sweep(self) -> None:
         """Do nothing: httpx closes idle connections by itself."""

@@ -17,7 +17,7 @@ from services.mailer.message import dot_stuffed
 from services.mailer.relays.dialogue import Broken, Dialogue, adopt
 from services.mailer.relays.replies import Cause, Kind, Verdict, classify, lost
 from services.mailer.relays.settings import SmtpRelay, Tls
-from services.mailer.relays.transport import Outgoing, RelayAway
+from services.mailer.relays.transport import Outgoing, RelayUnavailable
 
 _UNSAFE = re.compile(r"[\x00-\x20<>\x7f]")
 
@@ -46,7 +46,7 @@ class Smtp:
         return f"{self._settings.host}:{self._settings.port}"
 
     async def send(self, mail: Outgoing) -> Verdict:
-        """Send one mail and return what became of it; RelayAway: nothing was sent, for no fault of the mail."""
+        """Send one mail and return what became of it; RelayUnavailable: nothing was sent, for no fault of the mail."""
         if traces.tracer is None:
             return await self._send(mail)
         about: dict[str, AttributeValue] = {
@@ -125,7 +125,7 @@ class Smtp:
         try:
             context = await self._tls_context()
         except OSError as error:
-            raise RelayAway(f"cannot use the relay {self.where}: its CA file: {error}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.where}: its CA file: {error}") from error
         smtp = SMTP(
             hostname=settings.host,
             port=settings.port,
@@ -143,7 +143,7 @@ class Smtp:
                 await _hello(smtp)
         except (SMTPException, OSError, ValueError) as error:
             smtp.close()
-            raise RelayAway(f"cannot use the relay {self.where}: {_sentence(error)}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.where}: {_sentence(error)}") from error
         assert smtp.transport is not None
         return _Session(adopt(smtp.transport, smtp.esmtp_extensions))
 

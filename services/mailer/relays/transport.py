@@ -13,7 +13,7 @@ from services.mailer.message import Mail
 from services.mailer.relays.replies import Verdict
 
 
-class RelayAway(Exception):
+class RelayUnavailable(Exception):
     """No mail can go out this way at the moment, whatever mail it is; certainly nothing was sent."""
 
 
@@ -48,14 +48,14 @@ class Transport(Protocol):
         """Send one mail and return what became of it.
 
         Raises:
-            RelayAway: it was not sent, and not for its own fault.
+            RelayUnavailable: it was not sent, and not for its own fault.
         """
 
     async def probe(self) -> None:
         """See whether mail could go out, without sending any.
 
         Raises:
-            RelayAway: it could not.
+            RelayUnavailable: it could not.
         """
 
     def sweep(self) -> None:
