@@ -12,6 +12,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
@@ -74,8 +75,19 @@ class Caller:
             )
 
 
-class Require(SecurityBase):
-    """The dependency that `require` makes; FastAPI's documents show it as a bearer token."""
+class Guard(SecurityBase):
+    """A dependency that says who calls. A `StrictRoute` asks it before it reads anything else of a request.
+
+    It counts the request, so that a request which is refused later for its contents is counted as well.
+    """
+
+    async def __call__(self, request: Request) -> Any:
+        """Return who calls; raise Problem 401, 403 or 429."""
+        raise NotImplementedError
+
+
+class Require(Guard):
+    """The guard that `require` makes; FastAPI's documents show it as a bearer token."""
 
     model = HTTPBearer(bearerFormat="API key", description="An API key: `Authorization: Bearer bh_…`")
     scheme_name = "key"

@@ -20,8 +20,13 @@ class HeadAsGet:
         # A copy, because the server leaves out the body by the method of its own scope.
         inner = {**scope, "method": "GET"}
 
+        def tell_outer() -> None:
+            # What stands around this counts the request, and names it by its route.
+            scope.update({name: value for name, value in inner.items() if name not in scope})
+
         async def send_head(message: Message) -> None:
             if message["type"] != "http.response.body":
+                tell_outer()
                 await send(message)
                 return
             await send({"type": "http.response.body", "body": b""})
@@ -32,8 +37,7 @@ class HeadAsGet:
         except _HeadSent:
             return
         finally:
-            # Metrics and traces name the request by its route.
-            scope.update({name: value for name, value in inner.items() if name not in scope})
+            tell_outer()
 
 
 class _HeadSent(Exception):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, problem_response
 
 RATE = "bellhop.rate"
 """Where a scope says how its request was counted."""
@@ -244,6 +244,15 @@ class Limiter:
         if self._addresses is not None:
             _count(scope, self._addresses, _network(scope["client"]))
 
+    def exempt(self, scope: Scope) -> None:
+        """Note that no limit counts this request."""
+        scope[RATE] = ()
+
+    def count_rest(self, scope: Scope) -> None:
+        """Count a request by its address if nothing has counted it yet; raise Problem 429 if it is one too many."""
+        if RATE not in scope:
+            self.count_address(scope)
+
 
 def _network(client: tuple[str, int] | None) -> str:
     """Return what one client can be expected to have to itself: an IPv4 address, or an IPv6 /64."""
@@ -274,7 +283,8 @@ class RateLimit:
     """Counts requests that bring no key, and tells every client where it stands (RateLimit header fields, draft).
 
     A request with a key is counted where the key is checked, in `auth.py`: before that, a flood of made-up keys
-    would look like many clients. Health checks are not counted.
+    would look like many clients. One whose key nothing has checked (an unknown path, a body that is too large) is
+    counted against its address when its answer begins. Health checks are not counted.
     """
 
     def __init__(
@@ -289,15 +299,34 @@ class RateLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; raise Problem 429."""
         if scope["type"] == "lifespan" or scope["path"] in self.exempt:
+            self.limiter.exempt(scope)
             await self.app(scope, receive, send)
             return
+        refused = False
 
         async def send_with_rate(message: Message) -> None:
-            if message["type"] == "http.response.start" and RATE in scope:
-                message["headers"] = [*message["headers"], *scope[RATE]]
+            nonlocal refused
+            if refused:
+                return
+            if message["type"] == "http.response.start":
+                try:
+                    self.limiter.count_rest(scope)
+                except Problem as problem:
+                    refused = True
+                    await problem_response(problem)(scope, receive, with_rate)
+                    return
+            await with_rate(message)
+
+        async def with_rate(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *scope.get(RATE, ())]
             await send(message)
 
-        has_key = any(name == b"authorization" for name, _ in scope["headers"])
+        has_key = scope["type"] == "http" and any(name == b"authorization" for name, _ in scope["headers"])
         if not has_key and scope["path"] not in self.counted_by_route:
             self.limiter.count_address(scope)
-        await self.app(scope, receive, send_with_rate)
+        try:
+            await self.app(scope, receive, send_with_rate)
+        except Problem:
+            self.limiter.count_rest(scope)
+            raise

@@ -73,8 +73,8 @@ def create_app(
         #   RequestMetrics  sees every answer, also those that the layers below it give
         #   CatchAll        turns what they raise into problem documents, so it must stand around them
         #   Deadline        within it, because it answers with a problem document and cancels the rest
-        #   Hosts           costs least and needs nothing
         #   RateLimit       before anything of a body is read: whoever sends too much shall cost little
+        #   Hosts           within it, so that its refusals are counted, too
         #   BodyLimit       stands between the route and the body
         #   HeadAsGet       innermost: to everything around it the request is a HEAD
         # Around them: the protocol's limits on head and time, and uvicorn's proxy headers, which set the address
@@ -85,8 +85,8 @@ def create_app(
             Middleware(RequestMetrics),
             Middleware(problems.CatchAll),
             Middleware(Deadline),
-            Middleware(Hosts, allowed=frozenset(hosts)),
             Middleware(RateLimit, limiter=limiter, exempt=health.PATHS, counted_by_route=frozenset(counted_by_route)),
+            Middleware(Hosts, allowed=frozenset(hosts)),
             Middleware(BodyLimit, size=limits.body, sizes=limits.bodies, in_hand=limits.bodies_in_hand),
             Middleware(HeadAsGet),
         ],

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute, serialize_response
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.web.auth import Require
+from bellhop.web.auth import Guard
 from bellhop.web.json_text import parse
 from bellhop.web.problems import Problem, invalid
 
@@ -39,11 +39,12 @@ class StrictRoute(APIRoute):
     A query parameter that the function does not declare is 422: a filter that is misspelled and ignored would return,
     or change, more than was asked for.
 
-    FastAPI reads a body before it asks any dependency; here `require` is asked first, so that nobody without a key
-    learns anything from an answer, or makes this process parse a megabyte.
+    FastAPI reads a body before it asks any dependency; here the `Guard` is asked first, so that nobody without a key
+    learns anything from an answer, or makes this process parse a megabyte. A request without a guard is counted by its
+    address.
 
     FastAPI's way from a request to a function and back takes half of all the time that a small request takes,
-    most of it for what such a function does not use. A function whose only dependencies are `require` is therefore
+    most of it for what such a function does not use. A function whose only dependencies are guards is therefore
     called directly: with the same fields, the same validation and the same documents at /docs.
     """
 
@@ -64,7 +65,7 @@ class StrictRoute(APIRoute):
         return (
             iscoroutinefunction(self.endpoint)
             and isinstance(self.response_class, DefaultPlaceholder)
-            and all(isinstance(each.call, Require) for each in needs.dependencies)
+            and all(isinstance(each.call, Guard) for each in needs.dependencies)
             and len(needs.body_params) <= 1
             and not self._embed_body_fields
             and not needs.http_connection_param_name
@@ -75,7 +76,7 @@ class StrictRoute(APIRoute):
 
     def _general(self, handler: Handler) -> Handler:
         """Put the checks in front of FastAPI's handler."""
-        guard = next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)
+        guard = next((each.call for each in self.dependant.dependencies if isinstance(each.call, Guard)), None)
         takes_json = self.body_field is not None
         check = self._check_parameters()
 
@@ -85,6 +86,8 @@ class StrictRoute(APIRoute):
                 raise Problem(404, "Not Found", "There is nothing at a path with NUL (U+0000) in it.")
             if guard is not None:
                 await guard(request)
+            else:
+                request.app.state.limiter.count_rest(request.scope)
             if request.scope["query_string"] and (wrong := check(request)):
                 raise invalid(wrong)
             check_encoding(request)
@@ -97,7 +100,7 @@ class StrictRoute(APIRoute):
     def _direct(self) -> Handler:
         """Do what FastAPI does (`fastapi.routing.get_request_handler`), for functions that need no more than this."""
         needs = self.dependant
-        guards = [(each.name, each.call) for each in needs.dependencies if isinstance(each.call, Require)]
+        guards = [(each.name, each.call) for each in needs.dependencies if isinstance(each.call, Guard)]
         sources: list[tuple[list[Any], Callable[[Request], Any]]] = [
             (needs.path_params, lambda request: request.path_params),
             (needs.query_params, lambda request: request.query_params),
@@ -119,6 +122,8 @@ class StrictRoute(APIRoute):
                 caller = await guard(request)
                 if name is not None:
                     values[name] = caller
+            if not guards:
+                request.app.state.limiter.count_rest(request.scope)
             check_encoding(request)
             if request.scope["query_string"]:
                 errors += check(request)

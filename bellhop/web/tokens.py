@@ -29,6 +29,11 @@ class Claims:
     scopes: tuple[str, ...]
     expires_at: datetime
 
+    @property
+    def valid_until(self) -> float:
+        """Return the Unix time from which on `read` refuses this token."""
+        return self.expires_at.timestamp() + LEEWAY_SECONDS
+
 
 def mint(
     key: str,

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 import httpx
+from fastapi.openapi.models import HTTPBearer
 from starlette.requests import Request
 
 from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
-from bellhop.web.auth import bearer
+from bellhop.web.auth import Guard, bearer
+from bellhop.web.limits import Limiter
+from bellhop.web.problems import Problem
 from services.gateway.acceptance.service import Intake
 from services.gateway.attachments.store import Attachments
 from services.gateway.broadcasts.newsletter import Newsletter
@@ -46,6 +49,21 @@ def gateway(request: Request) -> Gateway:
     return parts
 
 
-def check_mailer(request: Request, audience: str) -> None:
-    """Raise Problem 401 unless the mailer asks, with a token for `audience` that no client can have."""
-    tokens.read(bearer(request), gateway(request).settings.mailer_key, audience)
+class MailerOnly(Guard):
+    """The guard of what the mailer alone may ask, with a token for `audience` that no client can have."""
+
+    model = HTTPBearer(bearerFormat="JWT", description="A token of the mailer")
+    scheme_name = "mailer"
+
+    def __init__(self, audience: str) -> None:
+        self.audience = audience
+
+    async def __call__(self, request: Request) -> None:
+        """Raise Problem 401 or 429 unless the mailer asks; no limit counts its requests."""
+        limiter: Limiter = request.app.state.limiter
+        try:
+            tokens.read(bearer(request), gateway(request).settings.mailer_key, self.audience)
+        except Problem:
+            limiter.count_rest(request.scope)
+            raise
+        limiter.exempt(request.scope)

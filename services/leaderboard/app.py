@@ -137,7 +137,7 @@ def authenticator(key: str) -> Callable[[str], Awaitable[Caller | None]]:
         if len(known) >= 1000:
             known.clear()
         caller = Caller(claims.subject, claims.subject, frozenset(claims.scopes))
-        known[token] = (claims.expires_at.timestamp(), caller)
+        known[token] = (claims.valid_until, caller)
         return caller
 
     return authenticate

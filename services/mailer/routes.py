@@ -61,7 +61,7 @@ def authenticator(key: str) -> Callable[[str], Awaitable[Caller | None]]:
             return None
         known.clear()  # the gateway uses one at a time
         caller = Caller(claims.subject, claims.subject, frozenset(claims.scopes))
-        known[token] = (claims.expires_at.timestamp(), caller)
+        known[token] = (claims.valid_until, caller)
         return caller
 
     return authenticate

@@ -1,7 +1,7 @@
 """Who may read what: from the token of a request to the channels of a stream."""
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
@@ -12,10 +12,11 @@ from bellhop.web import tokens
 from bellhop.web.limits import Limiter
 from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import unknown_parameters
+from bellhop.web.tokens import Claims
 
 AUDIENCE = "stream"
 QUERY = ("token", "channels", "last_event_id")
-"""The query parameters that all three ways of reading take."""
+"""The query parameters that a stream and a socket take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +36,15 @@ class Grant:
     subject: str
     channels: tuple[str, ...]
     expires: float
+    """Unix time."""
 
 
-def read_request(
-    query_string: bytes, headers: Mapping[str, str], last_event_id: str | None = None, *, also: Collection[str] = ()
-) -> Asked:
+def read_request(query_string: bytes, headers: Mapping[str, str], last_event_id: str | None = None) -> Asked:
     """Read a request's query and headers; a header wins, because a browser's address keeps its first query for ever.
 
-    `last_event_id`: where the client said it elsewhere; `also`: further parameters, which are read elsewhere.
-
-    Raises:
-        Problem: 422 for a parameter that is not known, or given more than once.
+    `last_event_id`: where the client said it elsewhere.
     """
-    pairs = parse_qsl(query_string.decode("latin-1"))
-    if wrong := unknown_parameters([name for name, _ in pairs], (*QUERY, *also)):
-        raise invalid(wrong)
-    query = dict(pairs)
+    query = dict(_pairs(query_string))
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
     channels = query.get("channels")
@@ -61,6 +55,16 @@ def read_request(
     )
 
 
+def check_query(query_string: bytes) -> None:
+    """Raise Problem 422 for a parameter that is not known, or given more than once."""
+    if wrong := unknown_parameters([name for name, _ in _pairs(query_string)], QUERY):
+        raise invalid(wrong)
+
+
+def _pairs(query_string: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(query_string.decode("latin-1"))
+
+
 def split_channels(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names without blanks and copies."""
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
@@ -68,7 +72,7 @@ def split_channels(names: Iterable[str]) -> tuple[str, ...]:
 
 @contextmanager
 def counting_refusals(limiter: Limiter, scope: Scope) -> Iterator[None]:
-    """Count a request that is refused here against its address.
+    """Count a request that is refused here against its address. All others are counted by the subject of their token.
 
     The token is looked at first, which is cheap: one person must not lock out all others behind the same address.
 
@@ -82,20 +86,24 @@ def counting_refusals(limiter: Limiter, scope: Scope) -> Iterator[None]:
         raise
 
 
-def grant(asked: Asked, key: str) -> Grant:
-    """Say what `asked` may read. Channels are compared as they are: there are no wildcards.
-
-    Raises:
-        Problem: 401 for a missing, wrong or expired token; 403 for a channel that the token does not name.
-    """
-    if not asked.token:
+def read_token(token: str | None, key: str) -> Claims:
+    """Return what a stream token says; raise Problem 401 for one that is missing, wrong or expired."""
+    if not token:
         raise Problem(
             401,
             "Unauthorized",
             "Send a stream token as 'Authorization: Bearer …' or as ?token=. POST /v1/stream-tokens makes one.",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    claims = tokens.read(asked.token, key, AUDIENCE)
+    return tokens.read(token, key, AUDIENCE)
+
+
+def grant(claims: Claims, asked: Asked) -> Grant:
+    """Say what `asked` may read. Channels are compared as they are: there are no wildcards.
+
+    Raises:
+        Problem: 403 for a channel that the token does not name.
+    """
     # Interned: thousands of readers name the same channels.
     allowed = tuple(dict.fromkeys(sys.intern(channel) for channel in claims.channels))
     channels = allowed if asked.channels is None else tuple(map(sys.intern, asked.channels))
@@ -108,4 +116,4 @@ def grant(asked: Asked, key: str) -> Grant:
             f"{what} Ask for channels of the token, or for a token that names them.",
             headers={"WWW-Authenticate": 'Bearer error="insufficient_scope"'},
         )
-    return Grant(claims.subject, channels, claims.expires_at.timestamp())
+    return Grant(claims.subject, channels, claims.valid_until)

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.openapi.models import HTTPBearer
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
+from bellhop.web.auth import Guard
 from bellhop.web.deadline import extend
 from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
-from services.notifier.admission import counting_refusals, grant, read_request
+from bellhop.web.tokens import Claims
+from services.notifier.admission import Asked, counting_refusals, grant, read_request, read_token
 from services.notifier.streams import Live, poll
 
 PAGE = Path(__file__).parent / "page"
@@ -47,9 +50,29 @@ router = APIRouter(route_class=StrictRoute)
 pages = APIRouter(route_class=AnyQueryRoute)
 
 
+class StreamToken(Guard):
+    """The guard of a long poll."""
+
+    model = HTTPBearer(bearerFormat="JWT", description="A stream token: `Authorization: Bearer …`, or `?token=`")
+    scheme_name = "stream-token"
+
+    async def __call__(self, request: Request) -> Claims:
+        """Return what the token says; raise Problem 401 or 429."""
+        live: Live = request.app.state.live
+        with counting_refusals(live.limiter, request.scope):
+            claims = read_token(_asked(request).token, live.token_key)
+        live.limiter.count_subject(request.scope, claims.subject)
+        return claims
+
+
+def _asked(request: Request, after: str | None = None) -> Asked:
+    return read_request(request.scope["query_string"], request.headers, after)
+
+
 @router.get("/v1/poll", tags=["live"])
 async def get_poll(
     request: Request,
+    claims: Annotated[Claims, Depends(StreamToken())],
     after: Annotated[str | None, Query(description="the `next` of the last answer; without it: from now on")] = None,
     wait: Annotated[float, Query(ge=0, le=55, description="seconds to wait for an event")] = 25,
     token: Annotated[str | None, Query(description="a stream token, where no header can be set")] = None,
@@ -63,10 +86,8 @@ async def get_poll(
     """
     live: Live = request.app.state.live
     del token, channels, last_event_id  # read from the request, as for a stream
-    with counting_refusals(live.limiter, request.scope):
-        asked = read_request(request.scope["query_string"], request.headers, after, also=("after", "wait"))
-        granted = grant(asked, live.token_key)
-    live.limiter.count_subject(request.scope, granted.subject)
+    asked = _asked(request, after)
+    granted = grant(claims, asked)
     extend(request.scope, wait)
     body = await poll(live, granted, asked.last_event_id, wait)
     return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -19,8 +19,18 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from bellhop.contracts.base import Contract
 from bellhop.web.limits import RATE, Limiter
 from bellhop.web.problems import Problem, problem_response
+from bellhop.web.tokens import Claims
 from services.notifier import metrics
-from services.notifier.admission import Asked, Grant, counting_refusals, grant, read_request, split_channels
+from services.notifier.admission import (
+    Asked,
+    Grant,
+    check_query,
+    counting_refusals,
+    grant,
+    read_request,
+    read_token,
+    split_channels,
+)
 from services.notifier.frames import Run, message, sse_message
 from services.notifier.hub import Hub
 from services.notifier.log import PIECE, Log, Piece
@@ -37,6 +47,7 @@ MAX_MESSAGE = 64 * 1024
 
 GAP = "The events behind `after` are no longer held here. Fetch the present state anew; what follows is live."
 MAX_ECHO = 100
+TEMPORARY = (429, 503)
 PROBLEM_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013}
 """Why a socket is closed (IANA's WebSocket Close Code registry). 1013: try again later."""
 SSE_HEADERS = [
@@ -60,28 +71,30 @@ class Live:
 
 async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve `GET /v1/stream`."""
+    asked = read_request(scope["query_string"], Headers(scope=scope))
+    claims: Claims | None = None
     try:
-        if scope["method"] not in ("GET", "HEAD"):
-            raise Problem(405, "Method Not Allowed", "Use GET.", headers={"Allow": "GET, HEAD"})
         with counting_refusals(live.limiter, scope):
-            asked = read_request(scope["query_string"], Headers(scope=scope))
-            granted = grant(asked, live.token_key)
-    except Problem as problem:
-        await problem_response(problem)(scope, receive, send)
-        return
-    if scope["method"] == "HEAD":
-        await _answer_stream(send, b"")
-        return
-    stream = Stream(transport_of(scope), granted, live.slow_reader_bytes, live.hub.come_back)
-    try:
-        live.limiter.count_subject(scope, granted.subject)
+            if scope["method"] not in ("GET", "HEAD"):
+                raise Problem(405, "Method Not Allowed", "Use GET.", headers={"Allow": "GET, HEAD"})
+            claims = read_token(asked.token, live.token_key)
+        live.limiter.count_subject(scope, claims.subject)
+        check_query(scope["query_string"])
+        granted = grant(claims, asked)
+        if scope["method"] == "HEAD":
+            await _answer_stream(send, b"")
+            return
+        stream = Stream(transport_of(scope), granted, live.slow_reader_bytes, live.hub.come_back)
         live.hub.admit(stream)
     except Problem as problem:
-        await _answer_stream(send, _busy(problem, live.hub.come_back.refuse()))
+        if claims is not None and problem.status in TEMPORARY:
+            await _answer_stream(send, _busy(problem, live.hub.come_back.refuse()))
+        else:
+            await problem_response(problem)(scope, receive, send)
         return
     _forget_request(scope)
     last_event_id = asked.last_event_id
-    del asked
+    del asked, claims
 
     try:
         retry = b"retry: %d\n\n" % live.hub.come_back.milliseconds()
@@ -129,11 +142,14 @@ async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> N
             await socket.accept()
             accepted = True
             asked = read_request(query, headers)
-            del query, headers  # they would be kept as long as the socket
+            del headers  # they would be kept as long as the socket
             if not asked.token:
                 asked = await _first_message(socket)
-            granted = grant(asked, live.token_key)
-        live.limiter.count_subject(scope, granted.subject)
+            claims = read_token(asked.token, live.token_key)
+        live.limiter.count_subject(scope, claims.subject)
+        check_query(query)
+        granted = grant(claims, asked)
+        del query, claims
         scope.pop(RATE, None)
         reader = Socket(transport, granted, live.slow_reader_bytes)
         live.hub.admit(reader)

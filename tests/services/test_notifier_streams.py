@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from bellhop.web.limits import Limits, Rate
+from bellhop.web.tokens import LEEWAY_SECONDS
 from services.notifier import metrics
 from services.notifier.come_back import FIRST_MS
 from services.notifier.log import START
@@ -191,10 +192,25 @@ async def test_without_a_valid_token_nothing_is_read(path: str, bad: str) -> Non
 
 async def test_a_stream_ends_when_its_token_does() -> None:
     """And says so, so that the page gets a new token instead of trying again with the old one."""
-    async with served() as notifier, browser(notifier.url, token(expires_in=2)) as reader:
+    async with served() as notifier, browser(notifier.url, token(expires_in=2 - LEEWAY_SECONDS)) as reader:
         assert (await reader.next() or {})["type"] == "ready"
         assert (await reader.next() or {})["type"] == "expired"
         assert await reader.next() is None
+
+
+async def test_a_token_in_its_leeway_reads_as_long_as_it_is_taken() -> None:
+    """A poll that is answered without waiting, or a stream that ends, would be asked for again and again."""
+    late = token(expires_in=-20)
+    async with served() as notifier, httpx.AsyncClient(trust_env=False, base_url=notifier.url) as client:
+        query = {"token": late, "after": notifier.hub.log.end_id, "wait": "1.5"}
+        began = asyncio.get_running_loop().time()
+        polling = asyncio.create_task(client.get("/v1/poll", params=query))
+        async with browser(notifier.url, late) as reader:
+            assert (await reader.next() or {})["type"] == "ready"
+            assert (await polling).json()["events"] == []
+            assert asyncio.get_running_loop().time() - began > 1.4
+            await notifier.publish(notification(0))
+            assert (await reader.next() or {})["type"] == "notification.raised"
 
 
 async def test_a_quiet_stream_is_pinged_with_the_newest_id() -> None:
@@ -302,15 +318,16 @@ async def test_an_invalid_token_is_final() -> None:
         assert "token" in refused.response.json()["detail"]
 
 
-async def test_an_address_with_bad_tokens_locks_out_nobody() -> None:
+async def test_an_address_with_bad_tokens_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many people may share an address: valid tokens are counted by their subjects."""
+    monkeypatch.setattr("services.notifier.app.LIMITS", Limits(address_rate=Rate(0.001, 4)))
     async with served() as notifier, httpx.AsyncClient(trust_env=False, base_url=notifier.url) as client:
 
         async def ask(path: str, given: str) -> int:
             return (await client.get(path, params={"token": given})).status_code
 
         statuses = {path: Counter[int]() for path in ("/v1/poll", "/v1/stream")}
-        for number in range(1400):
+        for number in range(12):
             path = ("/v1/poll", "/v1/stream")[number % 2]
             statuses[path][await ask(path, "nonsense")] += 1
         for path, seen in statuses.items():
@@ -459,7 +476,11 @@ async def test_a_wrong_first_message_closes_the_socket(first: str, code: int) ->
 
 @pytest.mark.parametrize(
     ("query", "code"),
-    [(f"token={token(audience='other')}", 3000), (f"token={token('a')}&channels=b", 3003), ("more=1", 1008)],
+    [
+        (f"token={token(audience='other')}", 3000),
+        (f"token={token('a')}&channels=b", 3003),
+        (f"token={token()}&more=1", 1008),
+    ],
     ids=["token", "channel", "parameter"],
 )
 async def test_a_wrong_address_of_a_socket_is_said_in_the_socket(query: str, code: int) -> None:
@@ -483,7 +504,7 @@ async def test_a_socket_without_a_place_is_told_to_try_later() -> None:
 async def test_a_socket_closes_when_its_token_is_over() -> None:
     """Code 3000, after a message that says so."""
     async with served() as notifier, connect(notifier.websocket_url, proxy=None) as client:
-        await client.send(json.dumps({"token": token(expires_in=2)}))
+        await client.send(json.dumps({"token": token(expires_in=2 - LEEWAY_SECONDS)}))
         assert json.loads(await client.recv())["type"] == "ready"
         assert json.loads(await client.recv())["type"] == "expired"
         with pytest.raises(ConnectionClosed) as closed:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,8 +12,11 @@ from fastapi import FastAPI
 from fastapi.dependencies.utils import get_flat_params
 from starlette.responses import StreamingResponse
 
+from bellhop.web import health, tokens
 from bellhop.web.auth import Caller, Scope
 from bellhop.web.head import HeadAsGet
+from bellhop.web.limits import Buckets, Limits, Rate
+from bellhop.web.server import create_app
 from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
 from services.gateway import app as gateway
 from services.gateway.settings import Settings as GatewaySettings
@@ -38,19 +42,25 @@ def _settings(model: type[Any]) -> Any:
     return model.model_validate({name: value for name, value in _COMMON.items() if name in model.model_fields})
 
 
+_GATEWAY = _settings(GatewaySettings)
 APPS: dict[str, FastAPI] = {
-    "gateway": gateway.build(_settings(GatewaySettings)),
+    "gateway": gateway.build(_GATEWAY),
     "leaderboard": leaderboard.build(_settings(LeaderboardSettings)),
     "mailer": mailer.build(_settings(MailerSettings)),
     "notifier": notifier.build(_settings(NotifierSettings)),
 }
+MAILER_ONLY = {"/v1/attachments/{attachment_id}/content": "attachments", "/v1/suppressions/among": "suppressions"}
+"""And the audiences of the tokens that they take."""
+PUBLIC = {
+    "/", "/console.js", "/subscribe", "/confirm", "/unsubscribe", "/live", "/live/live.css", "/live/live.js",
+}  # fmt: skip
 OPEN = {
     # Another service answers and checks the parameters itself.
     "/v1/leaderboards", "/v1/leaderboards/{board}", "/v1/leaderboards/{board}/players/{player}",
     "/v1/leaderboards/{board}/players/{player}/around", "/v1/leaderboards/{board}/ranks",
     "/v1/templates", "/v1/templates/{name}/preview",
     # Pages for people: mail programs and trackers add parameters to links.
-    "/", "/console.js", "/subscribe", "/confirm", "/unsubscribe", "/live", "/live/live.css", "/live/live.js",
+    *PUBLIC,
 }  # fmt: skip
 
 
@@ -66,17 +76,46 @@ def routes(kind: type[StrictRoute] = StrictRoute) -> list[Any]:
 
 
 @asynccontextmanager
-async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Return a client that may do everything, of an application that is not started."""
+async def client_of(app: FastAPI, path: str = "") -> AsyncIterator[httpx.AsyncClient]:
+    """Return a client that may do everything, on `path` at least, of an application that is not started."""
 
     async def authenticate(key: str) -> Caller:
         return Caller(key, "tests", frozenset(Scope))
 
     app.state.authenticate = authenticate
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    headers = {"Authorization": "Bearer key", "Content-Type": "application/json"}
+    app.state.gateway = SimpleNamespace(settings=_GATEWAY)
+    key = _GATEWAY.mailer_key if path in MAILER_ONLY else _COMMON["token_key"]
+    token = tokens.mint(key, "tests", 600, MAILER_ONLY.get(path, "stream"), channels=["news"])
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     async with httpx.AsyncClient(transport=transport, base_url="http://tests", headers=headers) as client:
         yield client
+
+
+def anonymous_client_of(app: FastAPI) -> httpx.AsyncClient:
+    """Return a client without a key."""
+
+    async def authenticate(_key: str) -> None:
+        return None
+
+    app.state.authenticate = authenticate
+    app.state.gateway = SimpleNamespace(settings=_GATEWAY)  # what checks the mailer's tokens
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://tests")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the policies by which requests were counted since."""
+    policies: list[str] = []
+    take = Buckets.take
+
+    def noting(buckets: Buckets, name: str, now: float) -> float:
+        policies.append(buckets.policy)
+        return take(buckets, name, now)
+
+    monkeypatch.setattr(Buckets, "take", noting)
+    return policies
 
 
 @pytest.mark.parametrize("name", APPS)
@@ -96,7 +135,7 @@ async def test_an_unknown_query_parameter_is_refused(app: FastAPI, method: str, 
     """A filter that is misspelled and ignored would return, or change, more than was asked for."""
     if path in OPEN and app is not APPS["leaderboard"] and app is not APPS["mailer"]:
         pytest.skip("takes any parameter")
-    async with client_of(app) as client:
+    async with client_of(app, path) as client:
         answer = await client.request(method, path, params={"to": "ada"})
 
     assert answer.status_code == 422, answer.text
@@ -123,7 +162,7 @@ async def test_a_cursor_that_no_list_gave_is_refused(path: str) -> None:
 @pytest.mark.parametrize(("app", "method", "path"), routes())
 async def test_nul_finds_nothing(app: FastAPI, method: str, path: str) -> None:
     """PostgreSQL cannot hold it, and would fail where it is looked for."""
-    async with client_of(app) as client:
+    async with client_of(app, path) as client:
         in_path = None
         if "{" in path:
             in_path = await client.request(method, re.sub(r"\{[^}]*\}", "x%00", path))
@@ -181,9 +220,91 @@ async def test_a_refused_preflight_is_a_problem_document() -> None:
 @pytest.mark.parametrize("path", ["/v1/stream", "/v1/poll"])
 async def test_live_events_refuse_unknown_parameters(path: str) -> None:
     """A misspelled `last_event_id` would lose what happened in between."""
-    transport = httpx.ASGITransport(APPS["notifier"])
-    async with httpx.AsyncClient(transport=transport, base_url="http://tests") as client:
+    async with client_of(APPS["notifier"]) as client:
         answer = await client.get(f"{path}?lasteventid=1")
 
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == "query:lasteventid"
+
+
+_BAD = "wait=abc&to=ada&wait=0"
+
+
+@pytest.mark.parametrize(
+    ("app", "method", "path"),
+    [*routes(), pytest.param(APPS["notifier"], "GET", "/v1/stream", id="notifier GET /v1/stream")],
+)
+async def test_every_bad_request_is_counted_and_authentication_comes_first(
+    app: FastAPI, method: str, path: str, counted: list[str]
+) -> None:
+    """A request that no limit counts could be sent without end; and who has no key learns nothing but that."""
+    if path in health.PATHS:
+        pytest.skip("health checks are not counted")
+    for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": "Basic eDp5"}):
+        counted.clear()
+        async with anonymous_client_of(app) as client:
+            answer = await client.request(method, f"{path}?{_BAD}", headers=headers, content=b"{")
+
+        assert counted == ["address"]
+        if path not in PUBLIC:
+            assert answer.status_code == 401, answer.text
+
+
+@pytest.mark.parametrize("name", APPS)
+@pytest.mark.parametrize(
+    ("method", "path", "host", "status"),
+    [
+        ("GET", "/no/such/path", "tests", 404),
+        ("GET", "/x%00", "tests", 404),
+        ("PATCH", "/v1/system", "tests", None),
+        ("GET", "/", "other.example", None),
+    ],
+)
+async def test_what_no_route_takes_is_counted(
+    name: str, method: str, path: str, host: str, status: int | None, counted: list[str]
+) -> None:
+    """By the address, whether or not it shows a key that nothing has checked."""
+    for headers in ({}, {"Authorization": "Bearer nonsense"}):
+        counted.clear()
+        async with anonymous_client_of(APPS[name]) as client:
+            answer = await client.request(method, path, headers={"Host": host, **headers})
+
+        assert counted == ["address"]
+        assert status is None or answer.status_code == status
+
+
+async def test_a_head_with_a_key_is_counted_once_by_the_key(counted: list[str]) -> None:
+    """And not by the address of all who sit behind it."""
+    async with client_of(APPS["gateway"]) as client:
+        await client.head("/v1/tasks?to=ada")
+
+    assert counted == ["key"]
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/poll"])
+@pytest.mark.parametrize("query", ["wait=abc", "lasteventid=1", "channels=other"])
+async def test_bad_requests_with_a_valid_token_are_counted_by_its_subject(
+    path: str, query: str, counted: list[str]
+) -> None:
+    """A page with a mistake in it must not lock out those who sit behind the same address."""
+    async with client_of(APPS["notifier"]) as client:
+        answer = await client.get(f"{path}?{query}")
+
+    assert answer.status_code in (403, 422)
+    assert counted == ["subject"]
+
+
+async def test_an_unchecked_key_saves_nobody_from_the_limit() -> None:
+    """429 in place of the answer."""
+    app = create_app("tests", "0", no_lifespan, [], limits=Limits(address_rate=Rate(0.001, 1)))
+    async with anonymous_client_of(app) as client:
+        answers = [await client.get("/nothing", headers={"Authorization": "Bearer nonsense"}) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [404, 429]
+    assert answers[1].json()["violated-policies"] == ["address"]
+    assert answers[1].headers["ratelimit"]
+
+
+@asynccontextmanager
+async def no_lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    yield

@@ -15,7 +15,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid, sentence
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.attachments.store import OverQuota
-from services.gateway.deps import check_mailer, gateway
+from services.gateway.deps import MailerOnly, gateway
 from services.gateway.tasks.routes import time_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["mail"])
@@ -69,10 +69,9 @@ async def upload(
     }
 
 
-@router.get(UPLOAD + "/{attachment_id}/content", include_in_schema=False)
+@router.get(UPLOAD + "/{attachment_id}/content", include_in_schema=False, dependencies=[Depends(MailerOnly(AUDIENCE))])
 async def content(request: Request, attachment_id: str) -> Response:
     """Return a file to the mailer."""
-    check_mailer(request, AUDIENCE)
     found = await gateway(request).attachments.get(attachment_id)
     if found is None:
         raise Problem(404, "Not Found", "There is no such attachment, or its time is over.")

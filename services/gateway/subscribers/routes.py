@@ -21,7 +21,7 @@ from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.service import invalid_body
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.broadcasts.routes import ListName
-from services.gateway.deps import check_mailer, gateway
+from services.gateway.deps import MailerOnly, gateway
 from services.gateway.outbox.store import now_ms, to_ms
 from services.gateway.subscribers.people_csv import BadCsv, decoded, people
 from services.gateway.subscribers.store import SignUp, Status
@@ -248,10 +248,9 @@ class SuppressedAmong(Contract):
     addresses: Annotated[list[Line], Field(max_length=1000)]
 
 
-@router.post("/v1/suppressions/among", include_in_schema=False)
+@router.post("/v1/suppressions/among", include_in_schema=False, dependencies=[Depends(MailerOnly(AUDIENCE))])
 async def show_suppressed(request: Request) -> dict[str, Any]:
     """Tell the mailer who of these gets no mail, and why."""
-    check_mailer(request, AUDIENCE)  # before anything of the body is read
     try:
         wish = SuppressedAmong.read(await request.body())
     except ValidationError as error:
