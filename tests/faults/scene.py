@@ -12,9 +12,10 @@ from typing import Any
 
 from tests.faults.driver import Driver
 from tests.faults.oracle import Verdict
-from tests.faults.sinks import Follower, Sinks, following
+from tests.faults.sinks import Sinks, following
 from tests.faults.system import Rig, System, system
 from tests.support import wait_until
+from tests.support.follower import Follower
 
 PUBLISH_SECONDS = 5.0
 """What one publish may take (`Publisher`'s default); an answer may take a second more."""

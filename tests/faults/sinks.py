@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import json
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.faults.driver import CHANNEL, Driver
 from tests.faults.oracle import Verdict
 from tests.faults.system import System
 from tests.support import wait_until
+from tests.support.follower import Follower
 
 MARKS = 5
 
@@ -41,71 +41,6 @@ def _ask_postgresql(url: str, query: str) -> list[tuple[Any, ...]]:
 
     with ThreadPoolExecutor(1) as thread:  # the caller's event loop is running already
         return thread.submit(asyncio.run, ask()).result(20)
-
-
-@dataclass
-class Follower:
-    """A browser: it reads the stream, and comes back with its last id whenever the connection ends."""
-
-    port: int
-    token: str
-    seen: Counter[str] = field(default_factory=Counter)
-    """How often each title was shown, over all connections."""
-    gaps: int = 0
-    connections: int = 0
-    last_id: str | None = None
-    live: asyncio.Event = field(default_factory=asyncio.Event)
-    pause: float = 0.2
-
-    async def run(self) -> None:
-        while True:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, EOFError, TimeoutError):
-                await self._follow()
-            self.live.clear()
-            await asyncio.sleep(self.pause)
-
-    async def _follow(self) -> None:
-        async with asyncio.timeout(5):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            resume = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id is not None else ""
-            writer.write(
-                f"GET /v1/stream HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {self.token}\r\n{resume}\r\n".encode()
-            )
-            status = await reader.readline()
-            if b" 200 " not in status:
-                return
-            self.connections += 1
-            type_ = text = id_ = None
-            while True:
-                async with asyncio.timeout(40):  # a sign of life comes every 15 s
-                    line = await reader.readline()
-                if not line:
-                    return
-                name, _, value = line.decode().rstrip("\r\n").partition(": ")
-                if name == "event":
-                    type_ = value
-                elif name == "id":
-                    id_ = value
-                elif name == "data":
-                    text = value
-                elif line in (b"\n", b"\r\n"):  # only now it counts: an event that was cut off never happened
-                    if id_ is not None:
-                        self.last_id = id_
-                    if type_ is not None and text is not None:
-                        self._take(type_, text)
-                    type_ = text = id_ = None
-        finally:
-            writer.close()
-
-    def _take(self, type_: str, text: str) -> None:
-        document = json.loads(text)
-        if type_ == "notification.raised":
-            self.seen[document["data"]["title"]] += 1
-        elif type_ == "gap":
-            self.gaps += 1
-        elif type_ == "ready":
-            self.live.set()
 
 
 @asynccontextmanager

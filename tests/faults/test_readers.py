@@ -17,9 +17,9 @@ from bellhop.web import tokens
 from tests.faults import netns
 from tests.faults.driver import CHANNEL, Driver
 from tests.faults.oracle import Verdict
-from tests.faults.sinks import Follower
 from tests.faults.system import Rig, System, system
 from tests.support import wait_until
+from tests.support.follower import Follower
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -27,22 +27,40 @@ MANY = {"max_subscribers_per_subject": 10_000}
 
 
 @asynccontextmanager
-async def audience(whole: System, count: int) -> AsyncIterator[list[Follower]]:
-    """So many browsers."""
+async def audience(whole: System, count: int, pause: float | None = 0.2) -> AsyncIterator[list[Follower]]:
+    """So many browsers; `pause`: see `Follower`."""
     # Each is somebody else: what one subject may ask for in a second is limited.
     key, port = whole.token_key, whole["notifier"].port
     some = [tokens.mint(key, f"reader{number}", 7200, "stream", channels=[CHANNEL]) for number in range(count)]
-    followers = [Follower(port, token) for token in some]
+    followers = [Follower(port, token, pause=pause) for token in some]
     tasks = [asyncio.create_task(follower.run()) for follower in followers]
     try:
         await wait_until(
-            lambda: all(follower.live.is_set() for follower in followers), 60, f"{count} followers are live"
+            lambda: all(follower.live.is_set() for follower in followers), 120, f"{count} followers are live"
         )
         yield followers
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+@asynccontextmanager
+async def talking(driver: Driver, pause: float) -> AsyncIterator[None]:
+    """Raise a notification every `pause` seconds while the block runs."""
+    stop = asyncio.Event()
+
+    async def talk() -> None:
+        while not stop.is_set():
+            await driver.notification()
+            await asyncio.sleep(pause)
+
+    task = asyncio.create_task(talk())
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
 
 
 def _balance(driver: Driver, followers: list[Follower]) -> Verdict:
@@ -60,7 +78,7 @@ async def _all_see_the_next(driver: Driver, followers: list[Follower]) -> float:
     before = set(driver.books.accepted["notification"])
     assert await driver.notification()
     fresh = driver.books.accepted["notification"] - before
-    await wait_until(lambda: all(fresh <= set(each.seen) for each in followers), 40, "all are back", interval=0.05)
+    await wait_until(lambda: all(fresh <= each.seen.keys() for each in followers), 90, "all are back", interval=0.05)
     return time.monotonic() - began
 
 
@@ -69,20 +87,11 @@ async def test_notifier_killed_under_many_readers(rig: Rig, tmp_path: Path, reco
     async with system(rig, tmp_path, services=("gateway", "notifier"), settings={"notifier": MANY}) as whole:
         driver, longest = Driver(whole), 0.0
         async with audience(whole, 300) as followers:
-            stop = asyncio.Event()
-
-            async def talk() -> None:
-                while not stop.is_set():
-                    await driver.notification()
-                    await asyncio.sleep(0.05)
-
-            talking = asyncio.create_task(talk())
-            for _ in range(5):
-                await asyncio.sleep(2)
-                await whole.restart("notifier")
-                longest = max(longest, await _all_see_the_next(driver, followers))
-            stop.set()
-            await talking
+            async with talking(driver, 0.05):
+                for _ in range(5):
+                    await asyncio.sleep(2)
+                    await whole.restart("notifier")
+                    longest = max(longest, await _all_see_the_next(driver, followers))
             with contextlib.suppress(AssertionError):
                 await wait_until(lambda: not _balance(driver, followers).lost, 20)
             verdict = _balance(driver, followers)
@@ -109,6 +118,33 @@ async def test_a_thousand_come_back_at_once(rig: Rig, tmp_path: Path, record: An
             record("1,000 readers come back at once", verdict, recovery=recovery)
             assert verdict.clean, verdict
             assert sum(each.gaps for each in followers) == 0
+
+
+@pytest.mark.timeout(600)
+async def test_event_sources_come_back_after_restarts(rig: Rig, tmp_path: Path, record: Any) -> None:
+    """SIGTERM, then SIGKILL, under 1,000 readers that wait as long as `retry:` says, while events are published."""
+    async with system(rig, tmp_path, services=("gateway", "notifier"), settings={"notifier": MANY}) as whole:
+        driver, notifier, seconds = Driver(whole), whole["notifier"], dict[str, float]()
+        async with audience(whole, 1000, pause=None) as followers:
+            async with talking(driver, 0.25):
+                began = time.monotonic()
+                assert await notifier.terminate() == 0
+                notifier.start()
+                await _all_see_the_next(driver, followers)
+                seconds["SIGTERM"] = time.monotonic() - began
+                began = time.monotonic()
+                await whole.restart("notifier")
+                await _all_see_the_next(driver, followers)
+                seconds["SIGKILL"] = time.monotonic() - began
+            with contextlib.suppress(AssertionError):
+                await wait_until(lambda: not _balance(driver, followers).lost, 60)
+            verdict = _balance(driver, followers)
+            beside = ", ".join(f"all back after {name}: {each:.1f} s" for name, each in seconds.items())
+            fault = "notifier restarted (SIGTERM, SIGKILL) under 1,000 readers that obey `retry`"
+            record(fault, verdict, runs=2, recovery=max(seconds.values()), beside=beside)
+            assert verdict.clean, verdict
+            assert sum(each.gaps for each in followers) == 0
+            assert [line for each in followers for line in each.refusals] == []
 
 
 async def test_a_reader_that_does_not_read(rig: Rig, tmp_path: Path, record: Any) -> None:
