@@ -1,7 +1,6 @@
 """Programs that follow a notifier, written as docs/api.md says: what they are shown when it is restarted and absent."""
 
 import asyncio
-import itertools
 import json
 import random
 from collections.abc import Awaitable, Callable
@@ -14,10 +13,9 @@ import pytest
 from websockets import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.asyncio.client import connect
 
-from tests.services.notifier_support import Process, example, raise_notification, running, served, token
+from tests.services.notifier_restarts import FAULTS, Publisher
+from tests.services.notifier_support import example, running, served, token
 from tests.support import Vhost, wait_until
-
-ABSENT_SECONDS = 10.0
 
 Follow = Callable[..., Awaitable[None]]
 
@@ -39,53 +37,13 @@ def documented(path: str) -> Follow:
     return follow
 
 
-class Publisher:
-    """Raises a notification twenty times a second until it is told to stop."""
-
-    def __init__(self, vhost: Vhost) -> None:
-        self._vhost = vhost
-        self._numbers = itertools.count()
-        self.published: list[str] = []
-
-    async def one(self) -> str:
-        """Raise one notification and return its title."""
-        title = f"number {next(self._numbers)}"
-        await raise_notification(self._vhost, title)
-        self.published.append(title)
-        return title
-
-    async def run(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            await self.one()
-            await asyncio.sleep(0.05)
-
-
-async def terminated(notifier: Process) -> None:
-    """SIGTERM, and a start right afterwards."""
-    assert await notifier.terminate() == 0
-    await notifier.start()
-
-
-async def killed(notifier: Process) -> None:
-    """SIGKILL, and a start right afterwards."""
-    await notifier.kill()
-    await notifier.start()
-
-
-async def absent(notifier: Process) -> None:
-    """Nothing listens on the port for ten seconds."""
-    await notifier.kill()
-    await asyncio.sleep(ABSENT_SECONDS)
-    await notifier.start()
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", ["/v1/ws", "/v1/poll"])
 async def test_a_documented_client_is_shown_each_event_once(vhost: Vhost, tmp_path: Path, path: str) -> None:
     """Over SIGTERM, SIGKILL and ten seconds without a notifier, while events are published: in order, without a gap."""
     shown: list[str] = []
     gaps: list[None] = []
-    publisher, stop = Publisher(vhost), asyncio.Event()
+    publisher = Publisher(vhost)
     async with running(vhost.amqp_url, tmp_path) as notifier:
         base = notifier.url.replace("http", "ws") if path == "/v1/ws" else notifier.url
         client = asyncio.ensure_future(
@@ -103,14 +61,14 @@ async def test_a_documented_client_is_shown_each_event_once(vhost: Vhost, tmp_pa
 
         await wait_until(follows, 60, "the client follows", interval=0.1)
         before = len(publisher.published) - publisher.published[::-1].index(shown[0]) - 1
-        publishing = asyncio.create_task(publisher.run(stop))
-        for fault in (terminated, killed, absent):
-            await fault(notifier)
-            newest = publisher.published[-1]
-            await wait_until(lambda newest=newest: newest in shown or client.done(), 120, f"shown after {fault}")
-            assert not client.done(), client.exception()
-        stop.set()
-        await publishing
+        async with publisher.running():
+            for fault in FAULTS:
+                await fault(notifier)
+                newest = publisher.published[-1]
+                await wait_until(
+                    lambda newest=newest: newest in shown or client.done(), 120, f"shown after {fault.__name__}"
+                )
+                assert not client.done(), client.exception()
         await wait_until(lambda: shown[-1] == publisher.published[-1], 120, "the last event is shown")
         client.cancel()
     assert shown == publisher.published[before:]
