@@ -153,13 +153,26 @@ async def _claim(mailer: Mailer, key: Key, attempt: int) -> Claim:
         mailer.check_lease()
         return await mailer.inbox.claim(key, attempt)
 
-    return await patiently(mailer, claim)
+    try:
+        return await patiently(mailer, claim)
+    except DatabaseUnavailable:  # the claim may be committed all the same, and nothing goes out by it
+        mailer.inbox.record_late(Result(key, Kept.WAITING, attempt - 1, uncertain=True))
+        raise
+
+
+async def _record(mailer: Mailer, result: Result) -> Kept:
+    """Store the result of a claim; where the database stays unavailable, it is stored when that ends."""
+    try:
+        return await patiently(mailer, lambda: mailer.inbox.record(result))
+    except DatabaseUnavailable:
+        mailer.inbox.record_late(result)
+        raise
 
 
 async def _give_back(mailer: Mailer, delivery: Delivery, key: Key, claim: Claim, *, uncertain: bool) -> None:
     """End a claim without a result, so that another replica may send the mail; does nothing where it has ended."""
     result = Result(key, Kept.WAITING, delivery.attempt - 1, uncertain, claim.outcome)
-    await patiently(mailer, lambda: mailer.inbox.record(result))
+    await _record(mailer, result)
 
 
 async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
@@ -204,7 +217,7 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     result = Result((task.task_id, task.round), Kept.WAITING if again else Kept.DONE, attempt, outcome.uncertain, body)
     if deferral is not None:  # the attempt before is the last one that counts
         result = replace(result, attempt=attempt - 1, outcome=claim.outcome)
-    stored = await patiently(mailer, lambda: mailer.inbox.record(result))
+    stored = await _record(mailer, result)
     if again and stored is Kept.CANCELLED:  # the cancel arrived during the attempt
         again = False
         outcome = outcome.model_copy(update={"state": State.CANCELLED, "retry_at": None})

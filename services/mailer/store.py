@@ -165,17 +165,21 @@ class Inbox:
         self._beaten_at = float("-inf")
         self._seen: dict[str, tuple[float, float]] = {}  # by owner: the last heartbeat, and since when we know it
         self._looked_at = float("-inf")
+        self._late: dict[Key, Result] = {}
         insert = database.insert(inbox).values(created_at=database.clock)
         self._insert = insert.on_conflict_do_nothing().returning(inbox.c.task_id, inbox.c.round)
 
     async def close(self) -> None:
         """Write what is waiting, and let others have our claims at once."""
+        await self._write_late()
         await self._writer.close()
         async with self._database.write() as connection:
             await connection.execute(sa.delete(replicas).where(replicas.c.owner == self._owner))
 
     async def claim(self, key: Key, attempt: int) -> Claim:
         """Ask to make attempt number `attempt` of a task. Committed on return."""
+        if key in self._late:
+            await self._write_late()
         return await self._writer.write(self._claim, _Wish(key, attempt))
 
     async def record(self, result: Result) -> Kept:
@@ -187,6 +191,19 @@ class Inbox:
         if result.state is Kept.WAITING:
             return await self._writer.write(self._record_waiting, result)
         return await self._writer.write(self._record, result)
+
+    def record_late(self, result: Result) -> None:
+        """Store the result of a claim as soon as the database is available again: with a heartbeat, or the next claim.
+
+        Without it the claim would be held as long as this process lives, and the mail sent a second time.
+        """
+        self._late[result.key] = result
+
+    async def _write_late(self) -> None:
+        for key, result in list(self._late.items()):
+            await self.record(result)
+            if self._late.get(key) is result:
+                del self._late[key]
 
     async def cancel(self, key: Key) -> Claim:
         """Cancel a task, or store the request until its attempt has ended. Idempotent; committed on return.
@@ -365,6 +382,7 @@ class Inbox:
             )
             await self._living(connection)  # to have watched them before a claim asks
         self._beaten_at = before
+        await self._write_late()
 
     async def _living(self, connection: AsyncConnection) -> set[str]:
         """Return the owners whose heartbeat has changed within `LEASE_SECONDS` that we watched."""

@@ -1,16 +1,19 @@
 """A defect in the middle of an attempt leaves nothing that another replica has to wait for."""
 
+import asyncio
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from bellhop.amqp import settling
+from bellhop.amqp.message import Delivery
 from bellhop.amqp.retry import Rung
-from bellhop.sql.database import Database
-from services.mailer import outcomes
+from bellhop.sql.database import Database, DatabaseUnavailable
+from services.mailer import handlers, outcomes, work
 from services.mailer.relays.pool import Relays
-from services.mailer.store import inbox
+from services.mailer.store import Inbox, Kept, Result, inbox
+from services.mailer.work import Mailer
 from tests.services.mailer_running import running_mailer
 from tests.support import SmtpServer, Vhost, wait_until
 
@@ -46,6 +49,39 @@ async def test_a_claim_ends_with_a_defect(
     await database.close()
     refused = where[1] == "of_attempt" and not reply.startswith("2")
     assert tuple(row) == ("waiting", None, 0, not refused)
+
+
+async def test_a_mail_that_went_out_unrecorded_is_recorded_when_the_database_is_back(
+    vhost: Vhost, database_url: str, smtp_server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: one mail, one outcome, and no claim that another replica would wait for."""
+    unavailable = asyncio.Event()
+    unavailable.set()
+    given_up = asyncio.Event()
+    record, handle = Inbox.record, handlers.send_mail
+
+    async def recording(inbox: Inbox, result: Result) -> Kept:
+        if unavailable.is_set():
+            raise DatabaseUnavailable("the database is unavailable")
+        return await record(inbox, result)
+
+    async def handling(mailer: Mailer, delivery: Delivery) -> None:
+        try:
+            await handle(mailer, delivery)
+        except DatabaseUnavailable:
+            given_up.set()
+            unavailable.clear()
+            raise
+
+    monkeypatch.setattr(Inbox, "record", recording)
+    monkeypatch.setattr(handlers, "send_mail", handling)
+    monkeypatch.setattr(work, "PATIENCE", 0.0)
+    async with running_mailer(vhost, database_url, smtp_server.port) as mailer:
+        await mailer.mail()
+        outcome = await mailer.outcome(timeout=20)
+        assert given_up.is_set()
+        assert (outcome["state"], outcome["uncertain"]) == ("sent", False)
+    assert len(smtp_server.mails) == 1
 
 
 async def _on_the_ladder(vhost: Vhost) -> bool:

@@ -280,3 +280,21 @@ async def test_freshness_ends_with_the_lease(database: Database, monkeypatch: py
     assert inbox.fresh
     monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
     assert not inbox.fresh
+
+
+async def test_a_result_that_came_late_ends_the_claim(database: Database) -> None:
+    """The next heartbeat of a living replica writes it; until then others hold the task."""
+    one, other = await replica(database, "a"), await replica(database, "b")
+    await one.claim(KEY, 1)
+    one.record_late(Result(KEY, Kept.DONE, 1, outcome="{}"))
+    assert (await other.claim(KEY, 1)).verb is Verb.HELD
+    await one.beat()
+    assert await other.claim(KEY, 1) == Claim(Verb.OVER, attempt=1, outcome="{}")
+
+
+async def test_a_result_that_came_late_is_known_to_the_next_claim(database: Database) -> None:
+    """The message may come again before the next heartbeat."""
+    inbox = await replica(database, "a")
+    await inbox.claim(KEY, 1)
+    inbox.record_late(Result(KEY, Kept.DONE, 1, outcome="{}"))
+    assert await inbox.claim(KEY, 1) == Claim(Verb.OVER, attempt=1, outcome="{}")
