@@ -9,13 +9,18 @@ import pytest
 
 from tests.compose.system import System, clean_system
 
+STORIES = ("test_system", "test_front", "test_settings", "test_procedures", "test_cluster")
+"""The files in the order in which they meet the one system. The first begins with none and ends with none."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this folder take minutes and need an engine."""
-    for item in items:
-        if "tests/compose/" in item.nodeid:
-            item.add_marker(pytest.mark.compose)
-            item.add_marker(pytest.mark.timeout(900))
+    """All tests of this folder take minutes and need an engine; one story follows the other."""
+    ours = [item for item in items if "tests/compose/" in item.nodeid]
+    for item in ours:
+        item.add_marker(pytest.mark.compose)
+        item.add_marker(pytest.mark.timeout(900))
+    ours.sort(key=lambda item: STORIES.index(item.path.stem))
+    items[:] = [item for item in items if item not in ours] + ours
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +41,9 @@ def engine() -> None:
         pytest.skip(sentence)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def system(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system of its own for each file of tests, not started yet."""
+    """One system for all files of tests, not started yet; each file brings it up as it needs it."""
     name = f"bellhop-test-{secrets.token_hex(3)}"
     with clean_system(tmp_path_factory.mktemp("copy"), name) as made:
         yield made

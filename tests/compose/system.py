@@ -30,6 +30,7 @@ class System:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.name = name
+        self._built = False
         gateway, notifier, leaderboard, rabbitmq, mailpit = free_ports(5)
         self.url = f"http://{LOOPBACK}:{gateway}"
         self.notifier_url = f"http://{LOOPBACK}:{notifier}"
@@ -37,8 +38,8 @@ class System:
         self.management_url = f"http://{LOOPBACK}:{rabbitmq}"
         self.mailbox_url = f"http://{LOOPBACK}:{mailpit}"
         # None of ours: the test must find what a user finds.
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("BELLHOP_", "COMPOSE_"))}
-        self.environment = clean | {
+        self._clean = {key: value for key, value in os.environ.items() if not key.startswith(("BELLHOP_", "COMPOSE_"))}
+        self.environment = self._clean | {
             "COMPOSE_PROJECT_NAME": name,
             "BELLHOP_TAG": TAG,
             "BELLHOP_GATEWAY_PORT": str(gateway),
@@ -53,10 +54,15 @@ class System:
         return self._run("docker", "compose", *arguments, timeout=timeout)
 
     def up(self, *arguments: str) -> float:
-        """Bring everything up and wait until it is healthy; return how many seconds that took."""
+        """Bring everything up and wait until it is healthy; return how many seconds that took.
+
+        The images are built the first time.
+        """
         began = time.monotonic()
+        build = [] if self._built else ["--build"]
         try:
-            self.compose("up", "--build", "--wait", "--wait-timeout", "240", *arguments)
+            self.compose("up", *build, "--wait", "--wait-timeout", "240", *arguments)
+            self._built = True
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.compose('ps', '-a')}\n{self.logs()}") from None
         return time.monotonic() - began
@@ -115,13 +121,9 @@ class System:
         )
 
     def start_demo(self) -> "subprocess.Popen[str]":
-        """Start `bellhop demo` against this system."""
-        environment = self.environment | {
-            "BELLHOP_URL": self.url,
-            "BELLHOP_MAILBOX_URL": self.mailbox_url,
-            "BELLHOP_ADMIN_KEY": self.key,
-            "COLUMNS": "120",
-        }
+        """Start `bellhop demo`, which finds this system, whatever its ports, by the name of its project."""
+        ours = {"COMPOSE_PROJECT_NAME": self.name, "BELLHOP_HOME": str(self.folder / "no-such-home"), "COLUMNS": "120"}
+        environment = self._clean | ours
         return subprocess.Popen(
             [sys.executable, "-m", "bellhop.cli.main", "demo"],
             cwd=ROOT,

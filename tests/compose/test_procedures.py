@@ -139,8 +139,8 @@ async def test_every_password_is_renewed(system: System) -> None:
     for user, password in old.items():
         assert new[user] != password
         with pytest.raises(AssertionError, match="failed to authenticate"):
-            system.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "authenticate_user", user, password)
-        system.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "authenticate_user", user, new[user])
+            system.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "authenticate_user", "--", user, password)
+        system.compose("exec", "-T", "rabbitmq", "rabbitmqctl", "authenticate_user", "--", user, new[user])
     changed = set(system.compose(*ask).split()) - set(roles.split())
     assert len(changed) == 4, "postgres and the three services with tables"
     assert "RabbitMQ has the topology" in system.compose("run", "--rm", "--no-deps", "-T", "topology")
