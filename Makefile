@@ -4,6 +4,8 @@
 
 VENV := .venv/.made
 BIN := .venv/bin
+# A shell that sets it would have each process compile a thousand modules.
+unexport PYTHONDONTWRITEBYTECODE
 # The tests wait more than they compute, so more workers than cores pay. `make test PYTEST='-x tests/unit'` for less.
 PYTEST ?= -n 4 --dist loadgroup
 FAULTS_PYTEST ?= -n 2 --dist loadgroup

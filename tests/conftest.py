@@ -14,6 +14,7 @@ import functools
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,9 @@ from tests.support.vhosts import Pool
 SESSION = "BELLHOP_TEST_SESSION"
 OWNER = "BELLHOP_TEST_OWNER"
 
+# Where a shell forbids it, each of the processes that tests start would compile a thousand modules.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Every HTTP client reads the system's CAs, which takes 20 ms; the tests make thousands of clients.
 _default_transport.create_ssl_context = functools.cache(_default_transport.create_ssl_context)

@@ -1,5 +1,7 @@
 """The tests disturb no Bellhop that runs on this machine, and none disturbs them."""
 
+import os
+import sys
 from urllib.parse import urlsplit
 
 import pytest
@@ -32,3 +34,9 @@ def test_no_address_that_a_test_leaves_out_is_a_running_system_s(kind: type[Base
     }
     assert not ports & set(reached.values()), reached
     assert values["port"] == 0
+
+
+def test_what_a_process_compiled_is_kept_for_the_next() -> None:
+    """A shell may forbid bytecode on disk; the tests start hundreds of processes, each of a thousand modules."""
+    assert not sys.dont_write_bytecode
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
