@@ -18,6 +18,7 @@ from bellhop.web.tokens import mint
 from tests.compose.system import SERVICES, TAG, System, counted
 from tests.services.notifier_support import browser
 from tests.support import wait_until
+from tests.support.follower import Follower
 from tests.unit.test_monitoring_files import METRIC, expressions
 
 BOARD = "compose"
@@ -201,6 +202,31 @@ async def test_a_mail_a_ranking_and_a_live_notification(system: System) -> None:
         assert (await page.read(1))[0]["type"] == "ready"
         await notify(system, "news", ["Dinner", "Dessert"])
         assert titles_of(await page.read(2)) == ["Dinner", "Dessert"]
+
+
+async def test_a_live_stream_survives_a_restart_of_its_only_notifier(system: System) -> None:
+    """Behind the front it is answered with nothing but 200, and is shown each event once, also those of the absence."""
+    port = int(system.notifier_url.rpartition(":")[2])
+    follower, titles = Follower(port, await stream_token(system, "restarted")), []
+    following = asyncio.create_task(follower.run())
+    try:
+        await asyncio.wait_for(follower.live.wait(), 20)
+        restarting = asyncio.create_task(asyncio.to_thread(system.compose, "restart", "notifier"))
+        async with system.client() as gateway:
+            while not restarting.done() or not titles:
+                titles.append(f"n{len(titles)}")
+                body = {"channels": ["restarted"], "title": titles[-1]}
+                assert (await gateway.post("/v1/notifications", json=body)).status_code == 202
+                await asyncio.sleep(0.1)
+        await restarting
+        await wait_until(lambda: titles[-1] in follower.seen, 60, "it follows again")
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert follower.refusals == []
+    assert list(follower.seen.items()) == [(title, 1) for title in titles]
+    assert follower.gaps == 0
+    assert follower.connections > 1
 
 
 async def _ranked(system: System, expected: list[tuple[str, float]]) -> bool:
