@@ -9,10 +9,11 @@ from urllib.parse import urlencode
 
 import pytest
 
+from bellhop.web.tokens import LEEWAY_SECONDS
 from tests.browser.chromium import Page
 from tests.faults.proxy import proxy_to
 from tests.services.notifier_restarts import FAULTS, Publisher
-from tests.services.notifier_support import browser, notification, running, served, token
+from tests.services.notifier_support import browser, example, notification, running, served, token
 from tests.support import Vhost, wait_until
 
 pytestmark = pytest.mark.timeout(600)
@@ -32,21 +33,33 @@ SCRIPT = """
 """
 
 
-@pytest.fixture
-async def site() -> AsyncIterator[str]:
-    """The origin of somebody's site, whose only page is empty."""
+class Site:
+    """Somebody's site: an empty page, and where its pages get tokens, each for two seconds of a stream."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self) -> None:
+        self.url = ""
+        self.stream_url = ""
+        self.tokens = 0
+        """How many were asked for."""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError):  # a connection that the browser does not use
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
-                b"<!doctype html><link rel=icon href=data:,>"
-            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            kind, body = "text/html", "<!doctype html><link rel=icon href=data:,>"
+            if head.startswith(b"GET /my-stream-token "):
+                self.tokens += 1
+                kind = "application/json"
+                body = json.dumps({"url": self.stream_url, "token": token(expires_in=2 - LEEWAY_SECONDS)})
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n{body}".encode())
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    made = Site()
+    server = await asyncio.start_server(made.answer, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield made
     server.close()
 
 
@@ -92,11 +105,11 @@ class Follower:
         assert await self._page.evaluate("stream.readyState") == OPEN
 
 
-async def test_it_survives_restarts_and_absence(site: str, scripted: Page, vhost: Vhost, tmp_path: Path) -> None:
+async def test_it_survives_restarts_and_absence(site: Site, scripted: Page, vhost: Vhost, tmp_path: Path) -> None:
     """SIGTERM, SIGKILL, and ten seconds in which connections are refused, while events are published."""
     page, publisher = Follower(scripted), Publisher(vhost)
-    async with running(vhost.amqp_url, tmp_path, live_origins=site) as notifier:
-        await page.open(site, notifier.url)
+    async with running(vhost.amqp_url, tmp_path, live_origins=site.url) as notifier:
+        await page.open(site.url, notifier.url)
         await page.shown(await publisher.one())
         async with publisher.running():
             for fault in FAULTS:
@@ -106,15 +119,15 @@ async def test_it_survives_restarts_and_absence(site: str, scripted: Page, vhost
         await page.check(publisher.published)
 
 
-async def test_it_goes_on_at_another_replica(site: str, scripted: Page, vhost: Vhost, tmp_path: Path) -> None:
+async def test_it_goes_on_at_another_replica(site: Site, scripted: Page, vhost: Vhost, tmp_path: Path) -> None:
     """Of two replicas behind one address each ends once, by SIGTERM and by SIGKILL."""
     page, publisher = Follower(scripted), Publisher(vhost)
     async with (
-        running(vhost.amqp_url, tmp_path, live_origins=site) as one,
-        running(vhost.amqp_url, tmp_path, live_origins=site) as two,
+        running(vhost.amqp_url, tmp_path, live_origins=site.url) as one,
+        running(vhost.amqp_url, tmp_path, live_origins=site.url) as two,
         proxy_to(one.port) as proxy,
     ):
-        await page.open(site, f"http://127.0.0.1:{proxy.port}")
+        await page.open(site.url, f"http://127.0.0.1:{proxy.port}")
         await page.shown(await publisher.one())
         async with publisher.running():
             proxy.target = two.port
@@ -129,17 +142,17 @@ async def test_it_goes_on_at_another_replica(site: str, scripted: Page, vhost: V
         await page.check(publisher.published)
 
 
-async def test_it_waits_while_it_is_refused(site: str, scripted: Page) -> None:
+async def test_it_waits_while_it_is_refused(site: Site, scripted: Page) -> None:
     """By a process that is stopping, by nobody, and by one without a free place."""
     page = Follower(scripted)
     events = [notification(offset) for offset in range(4)]
-    async with served(live_origins=[site]) as stopping, proxy_to(_port(stopping.url)) as proxy:
-        await page.open(site, f"http://127.0.0.1:{proxy.port}")
+    async with served(live_origins=[site.url]) as stopping, proxy_to(_port(stopping.url)) as proxy:
+        await page.open(site.url, f"http://127.0.0.1:{proxy.port}")
         await stopping.publish(events[0])
         await page.shown("number 0")
         stopping.hub.drain("It stops.")
         await page.refused(503)
-        async with served(live_origins=[site], max_subscribers_per_subject=1) as full:
+        async with served(live_origins=[site.url], max_subscribers_per_subject=1) as full:
             proxy.target = NOBODY
             await full.publish(*events[:3])
             async with browser(full.url, token()) as other:
@@ -150,6 +163,30 @@ async def test_it_waits_while_it_is_refused(site: str, scripted: Page) -> None:
             await full.publish(events[3])
             await page.shown("number 3")
             await page.check([f"number {offset}" for offset in range(4)])
+
+
+async def test_the_documented_page_gets_another_token(site: Site, scripted: Page) -> None:
+    """The script of docs/api.md goes on with the next token where the last one ended; each event is shown once."""
+    async with served(live_origins=[site.url]) as notifier:
+        site.stream_url = f"{notifier.url}/v1/stream"
+        await scripted.open(site.url)
+        await scripted.evaluate("window.seen = []; window.gaps = 0;")
+        await scripted.evaluate("function show(event) { seen.push(event.data.title); }")
+        await scripted.evaluate("function fetchTheStateAgain() { gaps += 1; }")
+        await scripted.evaluate(example("new EventSource("))
+        await wait_until(lambda: notifier.hub._channels, 60, "the page follows")
+        published = 0
+        while site.tokens < 4:
+            await notifier.publish(notification(published))
+            published += 1
+            await asyncio.sleep(0.2)
+
+        async def all_shown() -> bool:
+            return len(await scripted.evaluate("seen")) >= published
+
+        await wait_until(all_shown, 60, "all events are shown", interval=0.1)
+        assert await scripted.evaluate("seen") == [f"number {offset}" for offset in range(published)]
+        assert await scripted.evaluate("gaps") == 0
 
 
 def _port(url: str) -> int:
