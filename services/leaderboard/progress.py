@@ -26,7 +26,7 @@ class Progress:
 
     `as_of` comes from marks that gateways publish among the scores (services/gateway/leaderboards/marks.py) and is
     committed with the scores before it. So it stands still while a batch is in hand, while this replica cannot read
-    the database, and while scores wait in an outbox.
+    the database, and while scores wait in an outbox. It does not pass scores on the retry ladder either (puller.py).
     """
 
     def __init__(self, as_of: Callable[[], datetime | None], waiting: Callable[[], int | None]) -> None:

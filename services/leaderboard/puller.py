@@ -12,6 +12,7 @@ from bellhop import faults
 from bellhop.amqp.errors import GiveBack, Hold, PublishError, Reject
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
+from bellhop.amqp.retry import DEFAULT
 from bellhop.amqp.settling import dead_letter
 from bellhop.contracts.base import derived_id
 from bellhop.contracts.scores import MARK, ScoreMark
@@ -21,7 +22,7 @@ from services.leaderboard.announcer import Announcer
 from services.leaderboard.boards import to_micros
 from services.leaderboard.process import give_memory_back
 from services.leaderboard.progress import Progress
-from services.leaderboard.scores import MAX_WORK, NO_SCORES, Scores, read_in_parts
+from services.leaderboard.scores import MAX_WORK, NO_SCORES, Scores, accepted_at, read_in_parts
 from services.leaderboard.standings import Standings
 
 LEAST_WORK = 1000
@@ -43,13 +44,43 @@ async def apply_scores(
     One transaction takes about a second, however many boards the scores are for; the next one begins when it is
     committed and readable.
 
-    Scores on new boards for which there is no room become dead letters, a message with them alone.
+    Scores on new boards for which there is no room become dead letters, a message with them alone. A message that fails
+    alone goes to the retry ladder or the dead letters; `as_of` does not pass it while it waits on the ladder.
 
     Raises:
         Reject: a message among them breaks its contract; nothing was applied.
         GiveBack: the database is unavailable; some of the messages may be applied, and are not applied again.
         Hold: a dead letter could not be published; the same holds.
     """
+    try:
+        await _apply(deliveries, standings, progress, announcer, publisher, pace)
+    except Hold:
+        raise
+    except Exception as error:
+        if len(deliveries) == 1 and deliveries[0].envelope.type != MARK:
+            await _note_failure(deliveries[0], error, standings)
+        raise
+
+
+async def _note_failure(delivery: Delivery, error: Exception, standings: Standings) -> None:
+    message = delivery.envelope.identity
+    try:
+        if isinstance(error, Reject) or DEFAULT.rung(delivery.attempt) is None:
+            await standings.give_up(message)
+        else:
+            await standings.postpone(message, accepted_at(delivery))
+    except DatabaseUnavailable as trouble:
+        raise GiveBack(str(trouble)) from trouble
+
+
+async def _apply(
+    deliveries: list[Delivery],
+    standings: Standings,
+    progress: Progress,
+    announcer: Announcer,
+    publisher: Publisher,
+    pace: "Pace",
+) -> None:
     scores_only = [delivery for delivery in deliveries if delivery.envelope.type != MARK]
     marks = [_until(delivery) for delivery in deliveries if delivery.envelope.type == MARK]
     progress.took(len(scores_only))

@@ -131,7 +131,7 @@ def _work(columns: _Columns) -> int:
 def _together(deliveries: list[Delivery], parts: list[_Columns]) -> Scores:
     return Scores(
         [delivery.envelope.identity for delivery in deliveries],
-        np.array([_accepted_at(delivery) for delivery in deliveries], np.int64),
+        np.array([accepted_at(delivery) for delivery in deliveries], np.int64),
         np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),
         [board for part in parts for board in part[0]],
         [player for part in parts for player in part[1]],
@@ -144,7 +144,7 @@ def _together(deliveries: list[Delivery], parts: list[_Columns]) -> Scores:
 NO_SCORES = Scores([], np.empty(0, np.int64), np.empty(0, np.int64), [], [], np.empty(0), np.empty(0, np.int64), [])
 
 
-def _accepted_at(delivery: Delivery) -> int:
+def accepted_at(delivery: Delivery) -> int:
     """Return when a message was accepted, in microseconds since 1970."""
     text = delivery.headers.get(ACCEPTED_AT)
     try:

@@ -222,7 +222,7 @@ class Standings:
     async def apply(self, scores: Scores, until: int | None = None) -> list[Change]:
         """Apply those `scores` that were not applied before; on return they are committed and readable.
 
-        `until`: every score that a gateway answered 202 before is among them or was applied before.
+        `until`: every score that a gateway answered 202 before is among them, was applied before, or is postponed.
 
         Raises:
             DatabaseUnavailable: nothing changed, or it is unknown whether it did; applying again is safe.
@@ -230,10 +230,15 @@ class Standings:
         async with self._turn:
             async with self._store.writing() as connection:
                 await self._catch_up(connection)
+                oldest = await self._store.oldest_postponed(connection)
+                if oldest is not None and scores.messages:
+                    await self._store.end_postponed(connection, scores.messages)
+                    oldest = await self._store.oldest_postponed(connection)
                 scores = await self._unapplied(connection, scores)
                 new_boards = {board: DEFAULTS for board in dict.fromkeys(scores.boards) if board not in self._boards}
                 reached, updates = await self._work_out(connection, scores, new_boards)
                 if until is not None:
+                    until = until if oldest is None else min(until, oldest)
                     reached = replace(reached, as_of=max(until, reached.as_of or 0))
                 saving = asyncio.create_task(self._save(connection, reached, new_boards, updates))
                 # The new order is made while the database writes: both work outside of the interpreter's lock.
@@ -248,6 +253,23 @@ class Standings:
             Change(live.head.board, live.head.season, update.before, live.ranking, len(update.rows))
             for update, live in zip(updates, fresh, strict=True)
         ]
+
+    async def postpone(self, message: tuple[str, str], accepted_at: int) -> None:
+        """Let `as_of` not pass `accepted_at` until this message is applied or `give_up` is called.
+
+        Raises:
+            DatabaseUnavailable: it is not noted.
+        """
+        await self._store.postpone(message, accepted_at, to_micros(now()))
+
+    async def give_up(self, message: tuple[str, str]) -> None:
+        """Let `as_of` pass the scores of this message, which becomes a dead letter.
+
+        Raises:
+            DatabaseUnavailable: it is not noted.
+        """
+        async with self._store.writing() as connection:
+            await self._store.end_postponed(connection, [message])
 
     def refused(self, boards: Iterable[str]) -> set[str]:
         """Return those of `boards` that would be new and for which there is no room."""

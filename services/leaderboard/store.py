@@ -24,6 +24,7 @@ from services.leaderboard.tables import (
     boards,
     deleted_boards,
     discarded_rankings,
+    postponed_messages,
     progress,
     rankings,
     results,
@@ -328,6 +329,29 @@ class Store:
         deleted = await connection.execute(sa.delete(results).where(theirs).returning(results.c.ranking))
         return set(deleted.scalars())
 
+    async def postpone(self, message: tuple[str, str], accepted_at: int, at: int) -> None:
+        """Note that a message waits for another attempt, with scores that were accepted at `accepted_at`."""
+        source, id = message
+        values = {"source": source, "id": id, "accepted_at": accepted_at, "postponed_at": at}
+        insert = self._database.insert(postponed_messages).values(values)
+        async with self.writing() as connection:
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["source", "id"], set_={"postponed_at": at})
+            )
+
+    async def oldest_postponed(self, connection: AsyncConnection) -> int | None:
+        """Return when the oldest scores in messages that wait for another attempt were accepted."""
+        oldest: int | None = await connection.scalar(sa.select(sa.func.min(postponed_messages.c.accepted_at)))
+        return oldest
+
+    async def end_postponed(self, connection: AsyncConnection, messages: list[tuple[str, str]]) -> None:
+        """Note that messages wait for no other attempt."""
+        key = sa.tuple_(postponed_messages.c.source, postponed_messages.c.id)
+        waiting = sa.select(postponed_messages.c.source, postponed_messages.c.id)
+        ended = {(source, id) for source, id in await connection.execute(waiting)} & set(messages)
+        if ended:
+            await connection.execute(sa.delete(postponed_messages).where(key.in_(ended)))
+
     async def claim_messages(
         self, connection: AsyncConnection, keys: list[tuple[str, str]], at: int
     ) -> set[tuple[str, str]]:
@@ -376,6 +400,8 @@ class Store:
         """Forget what was applied earlier than `before`, a part at a time; return how many ids were forgotten."""
         async with self._database.write() as connection:
             await connection.execute(sa.delete(deleted_boards).where(deleted_boards.c.deleted_at < before))
+            # Longer ago than any message waits: somebody deleted it from its queue.
+            await connection.execute(sa.delete(postponed_messages).where(postponed_messages.c.postponed_at < before))
         forgotten = 0
         for table in (applied_messages, applied_scores):
             columns = list(table.primary_key.columns)

@@ -90,6 +90,17 @@ applied_messages = sa.Table(
     sqlite_with_rowid=False,
 )
 
+# Messages on the retry ladder, by the same identity: `as_of` must not pass `accepted_at` of any.
+postponed_messages = sa.Table(
+    "postponed_messages",
+    metadata,
+    sa.Column("source", sa.String(1024), primary_key=True),
+    sa.Column("id", sa.String(1024), primary_key=True),
+    sa.Column("accepted_at", sa.BigInteger, nullable=False),
+    sa.Column("postponed_at", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 applied_scores = sa.Table(
     "applied_scores",
     metadata,

@@ -103,9 +103,9 @@ def scores(*entries: tuple[str, float], board: str = "b") -> bytes:
     )
 
 
-async def submit(publisher: Publisher, body: bytes, id: str | None = None) -> None:
+async def submit(publisher: Publisher, body: bytes, id: str | None = None, **message: Any) -> None:
     envelope = Envelope(type="score.submitted", source="test", **({"id": id} if id else {}))
-    await publisher.publish("work", "leaderboard.scores", Message(body, envelope))
+    await publisher.publish("work", "leaderboard.scores", Message(body, envelope, **message))
 
 
 async def test_a_score_on_the_queue_becomes_a_place_on_the_board(service, publisher):

@@ -6,9 +6,15 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
+from bellhop.amqp import settling
+from bellhop.amqp.publisher import Publisher
+from bellhop.amqp.retry import DEFAULT
+from bellhop.contracts.scores import ACCEPTED_AT
+from services.leaderboard.scores import Scores
+from services.leaderboard.standings import Standings
 from tests.faults.proxy import proxy_to
 from tests.services.test_leaderboard_service import Service, mark, publisher, scores, submit
-from tests.support import wait_until
+from tests.support import Vhost, wait_until
 
 __all__ = ["publisher"]
 
@@ -91,3 +97,38 @@ async def test_a_batch_is_given_back_and_applied_once_the_database_answers(vhost
         await submit(publisher, scores(("ann", 1)))
         await shows(service, 2)
         assert await vhost.get("dead-letters") is None
+
+
+@pytest.mark.parametrize("attempt", [1, DEFAULT.attempts], ids=["retried", "dead letter"])
+async def test_as_of_waits_for_scores_on_the_retry_ladder(
+    vhost: Vhost, database_url: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    """At every replica, until they are counted; not for those that became a dead letter."""
+    fails, works = True, Standings._work_out
+
+    async def failing(standings: Standings, connection: Any, found: Scores, new: Any) -> Any:
+        if fails and "ann" in found.players:
+            raise LookupError("a defect")
+        return await works(standings, connection, found, new)
+
+    monkeypatch.setattr(Standings, "_work_out", failing)
+    monkeypatch.setattr(settling, "expiration_ms", lambda _: 2000)
+    accepted = {ACCEPTED_AT: "2026-11-21T08:00:00+00:00"}
+    async with Service(vhost.amqp_url, database_url) as one, Service(vhost.amqp_url, database_url) as other:
+        await submit(publisher, scores(("ann", 5)), attempt=attempt, headers=accepted)
+        await mark(publisher, "2026-11-21T09:00:00Z")
+        await submit(publisher, scores(("bob", 5), board="later"))
+        for replica in (one, other):
+            await replica.shown("/later")
+            shown = (await replica.get(""))["as_of"]
+            assert shown == ("2026-11-21T08:00:00Z" if attempt == 1 else "2026-11-21T09:00:00Z")
+        if attempt > 1:
+            return
+        fails = False
+        await one.shown("/b")
+        await mark(publisher, "2026-11-21T10:00:00Z")
+
+        async def passed() -> bool:
+            return (await other.get(""))["as_of"] == "2026-11-21T10:00:00Z"
+
+        await wait_until(passed, PATIENCE_SECONDS, "as_of passes the score that is counted")
