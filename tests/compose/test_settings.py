@@ -42,9 +42,9 @@ def test_a_relay_with_a_password(system: System, monkeypatch: pytest.MonkeyPatch
 
 async def test_further_live_types(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """`BELLHOP_LIVE_TYPES` and `docker compose up --wait`, nothing else: events of that type are shown."""
-    monkeypatch.setitem(system.environment, "BELLHOP_LIVE_TYPES", "order.placed=orders:{subject}")
+    monkeypatch.setitem(system.environment, "BELLHOP_LIVE_TYPES", "order.paid=orders:{subject}")
     system.up()
-    event = {"specversion": "1.0", "id": "order-1", "source": "/shop", "type": "order.placed", "subject": "ada"}
+    event = {"specversion": "1.0", "id": "order-1", "source": "/shop", "type": "order.paid", "subject": "ada"}
     async with browser(system.notifier_url, await stream_token(system, "orders:ada")) as page:
         assert (await page.read(1))[0]["type"] == "ready"
         async with system.client() as gateway:
@@ -52,7 +52,7 @@ async def test_further_live_types(system: System, monkeypatch: pytest.MonkeyPatc
             answer = await gateway.post("/v1/events", content=json.dumps(event | {"data": {}}), headers=headers)
             assert answer.status_code == 202, answer.text
         (shown,) = await page.read(1)
-    assert (shown["type"], shown["subject"]) == ("order.placed", "ada")
+    assert (shown["type"], shown["subject"]) == ("order.paid", "ada")
 
 
 async def test_a_wrong_setting_is_named(system: System) -> None:
