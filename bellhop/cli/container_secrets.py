@@ -15,7 +15,8 @@ They are made once, kept in one volume that nobody else mounts, and handed out b
     docker compose run --rm secrets unset mailer smtp_password    forget it
 
 Run again, it hands out the same. `docker compose run --rm secrets mailer` makes new ones for `mailer` first; any user
-of RabbitMQ, `admin-key`, `token-key`, `link-key` and `postgres` can be named. docs/operations.md says what follows.
+of RabbitMQ, `admin-key`, `token-key`, `link-key`, `postgres`, `grafana` and `erlang-cookie` can be named.
+docs/operations.md says what follows.
 """
 
 import base64
@@ -135,6 +136,8 @@ def _renew(kept: Path, renewed: list[str]) -> None:
         "token-key": [kept / made.TOKEN_KEY],
         "link-key": [],
         "postgres": [kept / "postgres" / "postgres"],
+        "grafana": [kept / "grafana"],
+        "erlang-cookie": [kept / "erlang-cookie"],
     }
     for user in (*topology.RIGHTS, "deploy"):
         files[user] = [kept / "secrets" / "amqp" / user, kept / "postgres" / user]

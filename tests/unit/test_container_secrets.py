@@ -56,6 +56,14 @@ def test_a_renewed_service_gets_new_passwords_and_nobody_else(root: Path) -> Non
     }
 
 
+@pytest.mark.parametrize("name", ["admin-key", "token-key", "link-key", "postgres", "grafana", "erlang-cookie"])
+def test_everything_that_is_kept_can_be_renewed(root: Path, name: str) -> None:
+    """Also what no service of ours reads."""
+    before = contents(root)
+    hand_out(root, [name])
+    assert [kept for kept in before if kept.startswith("kept/") and contents(root)[kept] != before[kept]] != []
+
+
 def test_an_unknown_name_is_refused(root: Path) -> None:
     """A slip of the finger renews nothing, and the sentence says what there is."""
     before = contents(root)
