@@ -15,7 +15,7 @@ import pytest
 
 from tests.compose.system import SERVICES, System
 from tests.compose.test_system import all_sent, post_scores, ranking, send_mails
-from tests.support import wait_until
+from tests.support import pages, wait_until
 
 LINK = re.compile(r"/unsubscribe\?token=[\w-]+")
 ENTRIES = [("ada", 30.0), ("bob", 20.0)]
@@ -44,10 +44,7 @@ def before() -> Before:
 
 def blocks(system: System, heading: str) -> list[str]:
     """Return the shell commands of one section of the page, block by block."""
-    page = (system.folder / "docs/operations.md").read_text()
-    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    found = re.findall(r"(?:^    .*\n)+", section, flags=re.MULTILINE)
-    return ["".join(line[4:] + "\n" for line in block.splitlines()) for block in found]
+    return [block.text for block in pages.blocks("docs/operations.md", heading, system.folder)]
 
 
 def run(system: System, commands: str) -> str:

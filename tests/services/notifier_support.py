@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import re
 import sys
-import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from services.notifier.events import Event, read_event
 from services.notifier.hub import Hub
 from services.notifier.settings import NotifierSettings
 from tests.support import Vhost, wait_until
+from tests.support.pages import blocks
 
 KEY = "a key that only the tests know: 0123456789"
 NEWS = "news"
@@ -44,15 +43,10 @@ def notification(offset: int, *channels: str, title: str = "", body: str | None 
 
 
 def example(mark: str) -> str:
-    """Return the indented block of docs/api.md that contains `mark`."""
-    text = (Path(__file__).parents[2] / "docs/api.md").read_text()
-    blocks = [
-        textwrap.dedent(block)
-        for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
-        if mark in block
-    ]
-    assert len(blocks) == 1, f"docs/api.md has {len(blocks)} examples with {mark!r}"
-    return blocks[0]
+    """Return the block of docs/api.md that contains `mark`."""
+    found = [block.text for block in blocks("docs/api.md") if mark in block.text]
+    assert len(found) == 1, f"docs/api.md has {len(found)} examples with {mark!r}"
+    return found[0]
 
 
 async def raise_notification(vhost: Vhost, title: str, id: str | None = None) -> None:
