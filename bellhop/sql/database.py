@@ -60,6 +60,8 @@ SQLITE_PRAGMAS = (
 AWAY_STATES = ("08", "28", "3D", "53", "57P", "55P03", "57014", "25P03")
 # A deadlock, or a serialization failure: the transaction was rolled back so that another could go on.
 CONFLICT_STATES = ("40P01", "40001")
+# SQLAlchemy's error for a statement that was prepared before a migration changed its table: prepared again, it works.
+STALE_STATEMENT = "InvalidCachedStatementError"
 
 
 # Clocks of replicas differ; the database has one.
@@ -200,7 +202,7 @@ async def _away_as_sentence() -> AsyncIterator[None]:
         raise DatabaseUnavailable(f"the database does not answer: {first_line(error)}") from error
     except DBAPIError as error:
         state = str(getattr(error.orig, "sqlstate", ""))
-        if state in CONFLICT_STATES:
+        if state in CONFLICT_STATES or type(error.orig).__name__ == STALE_STATEMENT:
             raise DatabaseConflict(f"the database rolled the transaction back: {first_line(error)}") from error
         if error.connection_invalidated:
             raise DatabaseUnavailable(f"the database closed the connection: {first_line(error)}") from error

@@ -1,6 +1,7 @@
 """A database that hangs ends the wait: within its limit, as unavailable, and with nothing left behind."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -161,6 +162,24 @@ async def test_a_deadlock_is_told_from_other_mistakes(database: Database) -> Non
     with pytest.raises(DatabaseConflict):
         async with database.write() as connection:
             await connection.execute(sa.text("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40001'; END $$"))
+
+
+async def test_a_statement_that_was_prepared_before_a_migration_is_tried_again(database: Database) -> None:
+    """As when a replica of another version changes a table during an upgrade."""
+    commits = GroupCommit(database)
+    table = f"changes_{secrets.token_hex(4)}"
+
+    async def apply(connection: AsyncConnection, items: list[int]) -> list[Any]:
+        return [(await connection.execute(sa.text(f"SELECT * FROM {table}"))).all() for _ in items]
+
+    other = Database(database.engine.url.render_as_string(hide_password=False))
+    async with other.write() as connection:
+        await connection.execute(sa.text(f"CREATE TABLE {table} (name varchar(9))"))
+    assert await commits.write(apply, 1) == []
+    async with other.write() as connection:
+        await connection.execute(sa.text(f'ALTER TABLE {table} ALTER COLUMN name TYPE text COLLATE "C"'))
+    assert await commits.write(apply, 1) == []
+    await other.close()
 
 
 async def test_a_cancelled_request_gives_its_connection_back(database: Database) -> None:
