@@ -174,7 +174,9 @@ class Store:
             if self._database.dialect == "postgresql":
                 await connection.execute(
                     sa.text(
+                        # The second one: see the migration 0007.
                         f"SELECT set_config('idle_in_transaction_session_timeout', '{IDLE_MS}', true),"
+                        " set_config('bellhop.leaderboard', 'versions', true),"
                         f" pg_advisory_xact_lock({LOCK})"
                     )
                 )

@@ -14,7 +14,7 @@ from bellhop.amqp.message import Delivery
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.scores import BoardSettings, Operator, Order, Season
-from bellhop.sql.database import Database
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.migrations import migrate
 from services.leaderboard.boards import to_micros
 from services.leaderboard.scores import read
@@ -138,6 +138,23 @@ async def test_sums_are_exact_decimals_over_replicas_and_restarts(database):
         await standings.refresh()
         assert top(standings) == [(1, "bob", 3.0), (2, "ann", 1.2)]
         assert standings.current("b").entry("bob").at > to_micros(late) + 10_000_000
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_replica_of_an_earlier_version_reads_and_no_longer_writes(database):
+    """It runs until the end of an upgrade. What it could not write stays on the queue, and its error says: wait."""
+    standings = await replica(database)
+    await standings.apply(read([message(("ann", 5))]))
+    for statement in (
+        "INSERT INTO rankings (board, season, players, version, erasures) VALUES ('c', '', 0, 0, 0)",
+        "UPDATE rankings SET players = 2, version = version + 1",
+        "INSERT INTO boards (board, \"order\", operator, season) VALUES ('c', 'descending', 'sum', 'none')",
+    ):
+        with pytest.raises(DatabaseUnavailable, match="can no longer write"):
+            async with database.write() as connection:
+                await connection.execute(text(statement))
+    async with database.read() as connection:
+        assert (await connection.execute(text("SELECT board, players FROM rankings"))).all() == [("b", 1)]
 
 
 async def test_traces_of_binary_fractions_are_taken_off_existing_sums(empty_database_url):

@@ -72,9 +72,10 @@ class TaskMaker:
         row = await _locked(connection, broadcast_id, Phase.RUNNING)
         if row is None or row["fed_all"]:
             return Step()
-        limit = min(room, chunk_for(row["content"]))
+        limit = chunk_for(row["content"])
+        has_task = sa.exists().where(tasks.c.broadcast_id == broadcast_id, tasks.c.recipient == subscribers.c.email)
         people = await connection.execute(
-            sa.select(subscribers)
+            sa.select(subscribers, has_task.label("has_task"))
             .join(subscriptions, subscriptions.c.email == subscribers.c.email)
             .where(
                 subscriptions.c.list == row["list"],
@@ -85,7 +86,16 @@ class TaskMaker:
             .order_by(subscriptions.c.email)
             .limit(limit)
         )
-        found = [dict(person) for person in people.mappings()]
+        walked: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
+        rows = [dict(person) for person in people.mappings()]
+        for person in rows:
+            if len(found) == room:
+                break
+            walked.append(person)
+            # An upgrade began the walk again: who has a task is passed over.
+            if not person["has_task"]:
+                found.append(person)
         suppressed = await self._suppressions.among(connection, [person["email"] for person in found])
         chunk = _Chunk(row, self._links)
         for person in found:
@@ -93,17 +103,17 @@ class TaskMaker:
         await insert_many(connection, tasks, chunk.tasks)
         await insert_many(connection, attempts, chunk.attempts)
         await outbox.add(connection, chunk.entries, claimed=claimed)
-        fed, all_ = row["fed"] + len(found), len(found) < limit
+        fed, all_ = row["fed"] + len(found), len(walked) == len(rows) < limit
         await _note(
             connection,
             broadcast_id,
             fed=fed,
-            fed_after=found[-1]["email"] if found else row["fed_after"],
+            fed_after=walked[-1]["email"] if walked else row["fed_after"],
             fed_all=all_,
             # Who unsubscribed meanwhile was counted at the start and has no task.
             total=fed if all_ else max(row["total"], fed),
         )
-        return Step(len(found), chunk.entries)
+        return Step(len(walked), chunk.entries)
 
     async def feed_failed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
         """Begin another round of the next tasks that failed, at most `room`."""
