@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 # The tests wait more than they compute, so more workers than cores pay. `make test PYTEST='-x tests/unit'` for less.
 PYTEST ?= -n 4 --dist loadgroup
-FAULTS_PYTEST ?= -n 2 --dist loadgroup
+FAULTS_PYTEST ?= -n 3 --dist loadgroup
 # Where the table of faults goes; empty: nowhere.
 FAULTS_PAGE ?= docs/reliability.md
 COMPOSE ?= tests/compose

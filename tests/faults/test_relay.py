@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import pace
 from tests.faults.driver import Driver, numbers
 from tests.faults.oracle import Verdict
 from tests.faults.proxy import proxy_to
@@ -104,15 +105,16 @@ async def test_dropped_after_the_final_dot(rig: Rig, tmp_path: Path, record: Any
 
 
 async def test_away(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """The server is gone for 15 s: nothing goes out, no attempt is counted, and then everything goes out."""
+    """The server is gone: nothing goes out, no attempt is counted, and then everything goes out."""
+    gone = pace.seconds(15, 6)
     async with mailing(rig, tmp_path) as (whole, driver, sinks):
         port = whole.smtp.port
         await whole.smtp.stop()
         await _send(driver)
-        await asyncio.sleep(15)
+        await asyncio.sleep(gone)
         assert (await whole.http.get(f"{whole['mailer'].url}/readyz")).status_code == 503
         await whole.smtp.start(port)
-        await _end(sinks, driver, "SMTP: away for 15 s", record, time.monotonic())
+        await _end(sinks, driver, f"SMTP: away for {gone} s", record, time.monotonic())
         assert set(attempts(whole).values()) == {1}
 
 
@@ -127,13 +129,14 @@ async def test_slow(rig: Rig, tmp_path: Path, record: Any) -> None:
 
 
 async def test_nothing_is_said(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """A server that accepts connections and never greets for 10 s: given up in time, and no attempt counted."""
+    """A server that accepts connections and does not greet: given up in time, and no attempt counted."""
+    silent = pace.seconds(10, 5)  # longer than the time-out
     options = {"settings": {"mailer": {"smtp_timeout": 3}}}
     async with proxy_to(1) as proxy, mailing(rig, tmp_path, smtp_port=proxy.port, **options) as (whole, driver, sinks):
         proxy.target = whole.smtp.port
         proxy.passing.clear()
         await _send(driver)
-        await asyncio.sleep(10)
+        await asyncio.sleep(silent)
         proxy.passing.set()
-        await _end(sinks, driver, "SMTP: no greeting for 10 s", record, time.monotonic())
+        await _end(sinks, driver, f"SMTP: no greeting for {silent} s", record, time.monotonic())
         assert set(attempts(whole).values()) == {1}

@@ -31,23 +31,24 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 
 async def test_services_killed_at_random(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """40 times kill -9 of one of the four services, at any moment of their work."""
-    dice = random.Random(4)
+    """kill -9 of one of the four services again and again, at any moment of their work."""
+    dice, runs = random.Random(4), pace.times(40, 15)
     async with scene(rig, tmp_path) as play:
         async with play.driver.load():
-            for _ in range(40):
+            for _ in range(runs):
                 await asyncio.sleep(dice.uniform(0.05, 1.0))
                 await play.system.restart(dice.choice(list(play.system.services)))
         await play.system.all_ready()
-        await play.end("kill -9 of services at random, under load", record, runs=40)
+        await play.end("kill -9 of services at random, under load", record, runs=runs)
 
 
 async def test_services_restarted_in_order(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """SIGTERM of each service three times: exit status 0 within the time for shutting down, and nothing cut."""
+    """SIGTERM of each service: exit status 0 within the time for shutting down, and nothing cut."""
+    rounds = pace.times(3, 1)
     async with scene(rig, tmp_path) as play:
         slowest = 0.0
         async with play.driver.load():
-            for _ in range(3):
+            for _ in range(rounds):
                 for service in play.system.services.values():
                     await asyncio.sleep(0.5)
                     began = time.monotonic()
@@ -55,21 +56,23 @@ async def test_services_restarted_in_order(rig: Rig, tmp_path: Path, record: Any
                     slowest = max(slowest, time.monotonic() - began)
                     service.start()
                     await service.ready()
-        await play.end("SIGTERM of each service, under load", record, runs=12, beside=f"ended within {slowest:.1f} s")
+        runs = rounds * len(play.system.services)
+        await play.end("SIGTERM of each service, under load", record, runs=runs, beside=f"ended within {slowest:.1f} s")
 
 
 async def test_broker_killed(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """kill -9 of the broker, three times, back after two seconds: requests are taken all the while."""
+    """kill -9 of the broker, back after two seconds: requests are taken all the while."""
+    runs = pace.times(3, 1)
     async with scene(rig, tmp_path) as play:
         async with play.driver.load():
-            for _ in range(3):
+            for _ in range(runs):
                 await asyncio.sleep(2)
                 rig.kill_broker()
                 await asyncio.sleep(2)
                 await rig.start_broker()
                 await wait_until(lambda: play.system["gateway"].is_ready(), 40, "the gateway is ready again")
         refused = play.driver.statuses["503"]
-        await play.end("kill -9 of the broker, under load", record, runs=3, beside=f"{refused} answers 503")
+        await play.end("kill -9 of the broker, under load", record, runs=runs, beside=f"{refused} answers 503")
         assert play.driver.slowest <= PUBLISH_SECONDS + 1
 
 
@@ -104,7 +107,7 @@ async def test_broker_absent_at_the_start(rig: Rig, tmp_path: Path, record: Any)
 
 async def test_broker_frozen(rig: Rig, tmp_path: Path, record: Any) -> None:
     """SIGSTOP: connections stay open and nothing answers. No request waits longer than a publish may."""
-    frozen = pace.seconds(30, 12)
+    frozen = pace.seconds(30, 8)  # longer than a publish may take
     async with scene(rig, tmp_path) as play:
         async with play.driver.load():
             await asyncio.sleep(2)
@@ -177,17 +180,18 @@ async def _limit(play: Scene, queue: str, length: int, **more: Any) -> None:
 
 async def test_unroutable(rig: Rig, tmp_path: Path, record: Any) -> None:
     """Without its binding a mail cannot be routed: the broker's return is noticed, and it waits in the outbox."""
+    lasting = pace.seconds(5, 2)
     async with scene(rig, tmp_path) as play:
         management, vhost = play.system.vhost.management, play.system.vhost.name
         path = f"/api/bindings/{vhost}/e/work/q/mail.normal"
         async with play.driver.load():
             await asyncio.sleep(1)
             assert (await management.delete(f"{path}/mail.normal")).is_success
-            await asyncio.sleep(5)
+            await asyncio.sleep(lasting)
             waiting = play.sinks.outbox()
             assert (await management.post(path, json={"routing_key": "mail.normal"})).is_success
         await play.end(
-            "binding of a work queue gone for 5 s", record, beside=f"{waiting} messages waited in the outbox"
+            f"binding of a work queue gone for {lasting} s", record, beside=f"{waiting} messages waited in the outbox"
         )
 
 
@@ -226,14 +230,15 @@ async def test_rights_revoked(rig: Rig, tmp_path: Path, record: Any) -> None:
 
 
 async def test_database_locked(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """Another program holds each SQLite database for 8 s, within its busy timeout: everybody waits, nobody fails."""
+    """Another program holds each SQLite database, within its busy timeout: everybody waits, nobody fails."""
+    held = pace.seconds(8, 4)
     async with scene(rig, tmp_path) as play:
         play.driver.timeout = 20
         async with play.driver.load():
             await asyncio.sleep(1)
             for name in ("gateway", "mailer", "leaderboard"):
-                await asyncio.to_thread(_hold, play.system.database(name), 8)
-        await play.end("database locked for 8 s by another program", record, runs=3,
+                await asyncio.to_thread(_hold, play.system.database(name), held)
+        await play.end(f"database locked for {held} s by another program", record, runs=3,
                        beside=f"slowest answer {play.driver.slowest:.1f} s")  # fmt: skip
 
 
@@ -278,7 +283,7 @@ async def _through(rig: Rig, folder: Path, fault: str, record: Any, act: Any) ->
 
 async def test_network_slow(rig: Rig, tmp_path: Path, record: Any) -> None:
     """100 to 300 ms each way: slower, and nothing breaks."""
-    lasting = pace.seconds(15, 8)
+    lasting = pace.seconds(15, 5)
 
     async def act(proxy: Proxy, play: Scene) -> str:
         proxy.latency, before = (0.1, 0.3), proxy.accepted
@@ -291,14 +296,15 @@ async def test_network_slow(rig: Rig, tmp_path: Path, record: Any) -> None:
 
 async def test_network_sliced(rig: Rig, tmp_path: Path, record: Any) -> None:
     """Everything arrives in pieces of 7 bytes: frames are put together right."""
+    lasting = pace.seconds(8, 4)
 
     async def act(proxy: Proxy, play: Scene) -> str:
         proxy.piece, before = 7, proxy.accepted
-        await asyncio.sleep(8)
+        await asyncio.sleep(lasting)
         proxy.piece = 65536
         return f"{proxy.accepted - before} reconnects"
 
-    await _through(rig, tmp_path, "network to the broker: pieces of 7 bytes, 8 s", record, act)
+    await _through(rig, tmp_path, f"network to the broker: pieces of 7 bytes, {lasting} s", record, act)
 
 
 async def test_network_silent(rig: Rig, tmp_path: Path, record: Any) -> None:
@@ -316,11 +322,12 @@ async def test_network_silent(rig: Rig, tmp_path: Path, record: Any) -> None:
 
 
 async def test_network_resets(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """Every connection reset every 2 s for 20 s: work goes on in between, without a storm of attempts."""
+    """Every connection reset every 2 s: work goes on in between, without a storm of attempts."""
+    resets = pace.times(10, 5)
 
     async def act(proxy: Proxy, play: Scene) -> str:
         before, began = proxy.accepted, time.monotonic()
-        for _ in range(10):
+        for _ in range(resets):
             await asyncio.sleep(2)
             proxy.reset()
         attempts = proxy.accepted - before
@@ -328,12 +335,15 @@ async def test_network_resets(rig: Rig, tmp_path: Path, record: Any) -> None:
         assert attempts <= 7 * (time.monotonic() - began) + 7
         return f"{attempts} connections made"
 
-    await _through(rig, tmp_path, "network to the broker: all connections reset every 2 s, 20 s", record, act)
+    await _through(
+        rig, tmp_path, f"network to the broker: all connections reset every 2 s, {2 * resets} s", record, act
+    )
 
 
 @pytest.mark.skipif(not netns.available(), reason="needs root, network namespaces and iptables")
 async def test_network_lossy(rig: Rig, tmp_path: Path, record: Any) -> None:
-    """5 % of all packets lost in each direction for 15 s: slower, and nothing breaks."""
+    """5 % of all packets lost in each direction: slower, and nothing breaks."""
+    lasting = pace.seconds(15, 8)
     (port,) = free_ports(1)
     async with (
         netns.cable() as cable,
@@ -343,10 +353,12 @@ async def test_network_lossy(rig: Rig, tmp_path: Path, record: Any) -> None:
         async with play.driver.load():
             await asyncio.sleep(1)
             cable.lose(0.05)
-            await asyncio.sleep(15)
+            await asyncio.sleep(lasting)
             cable.mend()
         lost = play.system.logs().count("lost the connection")
-        await play.end("network to the broker: 5 % of packets lost, 15 s", record, beside=f"{lost} lost connections")
+        await play.end(
+            f"network to the broker: 5 % of packets lost, {lasting} s", record, beside=f"{lost} lost connections"
+        )
         assert play.driver.slowest <= PUBLISH_SECONDS + 1
 
 
