@@ -166,8 +166,8 @@ async def _works(system: System) -> None:
         async with httpx.AsyncClient(base_url=system.url, trust_env=False) as gateway:
             return (await gateway.get("/readyz")).status_code == 200
 
-    await wait_until(ready, 60, "the gateway is ready", interval=0.5)
-    await wait_until(lambda: _ranked(system), 60, "the ranks are there", interval=0.5)
+    await wait_until(ready, 120, "the gateway is ready", interval=0.5)
+    await wait_until(lambda: _ranked(system), 120, "the ranks are there", interval=0.5)
 
 
 @asynccontextmanager

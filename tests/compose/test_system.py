@@ -52,7 +52,7 @@ async def all_sent(system: System, tasks: list[str]) -> None:
     """Wait until all tasks are sent."""
     async with system.client() as gateway:
         for task in tasks:
-            answer = await gateway.get(f"/v1/tasks/{task}", params={"wait": 25})
+            answer = await gateway.get(f"/v1/tasks/{task}", params={"wait": 55}, timeout=70)
             assert answer.json()["state"] == "sent", answer.text
 
 
