@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
 
-from sqlalchemy import ColumnElement, Double, Table, event, literal_column
+from sqlalchemy import ColumnElement, Double, Table, event, literal_column, select
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -190,6 +190,13 @@ class Database:
                 await self._patient.dispose()
         for connection in self._open:
             connection.terminate()
+
+
+async def clock_ms(connection: AsyncConnection) -> int:
+    """Return the database's own time in milliseconds since 1970: the same for all replicas."""
+    clock = literal_column(CLOCK_SQL[connection.dialect.name], Double)
+    seconds: float = (await connection.execute(select(clock))).scalar_one()
+    return round(seconds * 1000)
 
 
 @asynccontextmanager

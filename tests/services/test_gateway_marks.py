@@ -1,6 +1,7 @@
 """What a gateway says of the scores that it accepted, on SQLite and PostgreSQL."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 
 from bellhop.amqp.errors import BrokerUnavailable
 from bellhop.amqp.message import Message
-from bellhop.contracts.base import now
+from bellhop.contracts.base import new_id, now
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
@@ -72,6 +73,25 @@ async def test_a_mark_does_not_pass_scores_in_the_outbox(database, exchange, key
     after = now()
     await marks(database, published).publish()
     assert before <= published.times[0] <= after
+
+
+async def test_a_mark_does_not_pass_what_is_left_of_a_score(database):
+    """Its copy was confirmed and the leaderboard's queue refused it, minutes after it was accepted."""
+    published = Published()
+    event = replace(waiting("events", "score.submitted"), id=new_id_at(now() - timedelta(minutes=5)))
+    later = waiting()
+    async with database.write() as connection:
+        await outbox.add(connection, [event, later])
+        left = replace(event, id=new_id(), exchange="work", routing_key="leaderboard.scores")
+        await outbox.replace(connection, [[(event, (left,))]])
+    await marks(database, published).publish()
+    assert published.times[0] < now() - timedelta(minutes=4)
+
+
+def new_id_at(at: datetime) -> str:
+    """Return an id as `new_id` made it at this time."""
+    digits = f"{round(at.timestamp() * 1000):012x}"
+    return f"{digits[:8]}-{digits[8:]}{new_id()[13:]}"
 
 
 async def test_without_a_leaderboard_no_mark_is_published(database):

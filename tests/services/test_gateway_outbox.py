@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from time import monotonic
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.amqp.message import Message
+from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
-from bellhop.sql.database import Database
+from bellhop.sql.database import Database, clock_ms
 from bellhop.sql.migrations import migrate
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import Entry, Fate, Released
@@ -44,7 +48,7 @@ async def claim(database: Database, destination: tuple[str, str] = BULK, limit: 
 
 async def release(database: Database, entries: list[Entry], fate: Fate) -> None:
     async with database.write() as connection:
-        await outbox.release(connection, [Released(entries, fate, outbox.now_ms() + outbox.LEASE_MS)])
+        await outbox.release(connection, [Released(entries, fate, monotonic() + outbox.LEASE_MS / 1000)])
 
 
 async def withdraw(database: Database, task_id: str) -> bool:
@@ -93,9 +97,12 @@ async def test_a_claim_or_back_off_of_a_clock_that_was_ahead_is_void(
 ) -> None:
     """It would hold the message for an hour."""
     await add(database, entry("t"))
-    right = outbox.now_ms
+
+    async def ahead(connection: AsyncConnection) -> int:
+        return await clock_ms(connection) + HOUR_MS
+
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "now_ms", lambda: right() + HOUR_MS)
+        patch.setattr(outbox, "clock_ms", ahead)
         claimed = await claim(database)
         if fate is not None:
             await release(database, claimed, fate)
@@ -145,12 +152,47 @@ async def test_a_late_release_does_not_take_the_claim_of_another_process(
     with monkeypatch.context() as patch:
         patch.setattr(outbox, "LEASE_MS", 0)
         late = await claim(database)
-        lease_until = outbox.now_ms()
+        lease_ends = monotonic()
     await asyncio.sleep(0.002)
     assert await claim(database)
     async with database.write() as connection:
-        await outbox.release(connection, [Released(late, Fate.UNSENT, lease_until)])
+        await outbox.release(connection, [Released(late, Fate.UNSENT, lease_ends)])
     assert await claim(database) == []
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_lease_holds_whatever_the_clocks_of_the_gateways_say(
+    database: Database, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """The clock of one gateway differs by an hour: what it claims, or refuses, is not claimed by another meanwhile."""
+    right = outbox.now_ms
+    await add(database, entry("refused"))
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "now_ms", lambda: right() + hours * HOUR_MS)
+        await release(database, await claim(database), Fate.REFUSED)
+        await add(database, entry("claimed by the commit"), claimed=True)
+        await add(database, entry("claimed by the sweep"))
+        assert names(await claim(database)) == ["claimed by the sweep"]
+    assert await claim(database) == []
+
+
+async def test_what_is_left_of_an_event_keeps_its_place(database: Database) -> None:
+    """It was accepted before what was added later; any number of events take one commit."""
+    await add(database, *(entry(name, ("events", "score.submitted")) for name in "ab"), entry("c"))
+    a, b = await claim(database, ("events", "score.submitted"))
+    left = [(each, (replace(each, id=new_id(), exchange="work", routing_key="scores"),)) for each in (b, a)]
+    copy = replace(a, id=new_id(), exchange="events:copy")
+    left[1] = (a, (*left[1][1], copy))
+    async with database.write() as connection:
+        assert await outbox.replace(connection, [left]) == [None]
+    async with database.read() as connection:
+        rows = await connection.execute(sa.select(table).order_by(table.c.sequence))
+        found = [(row.id, row.task_id, row.exchange, row.claimed_until) for row in rows]
+    assert [row[1:] for row in found] == [
+        ("a", "work", 0), ("b", "work", 0), ("c", "work", 0), ("a", "events:copy", 0),
+    ]  # fmt: skip
+    assert [row[0] for row in found[:2]] == [a.id, b.id]
+    assert names(await claim(database, ("work", "scores"))) == ["a", "b"]
 
 
 async def test_two_relays_share_the_messages(database_url: str, database: Database) -> None:

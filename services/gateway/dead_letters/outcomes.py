@@ -115,14 +115,17 @@ async def revive(connection: AsyncConnection, letters: list[dict[str, Any]], bod
     phases = await _lock_broadcasts(connection, ids)
     rows = await locked_tasks(connection, ids)
     revivals = {}
+    failed: set[str] = set()
     for letter in letters:
         task = named.get(letter["id"])
         row = None if task is None else rows.get(task.id)
         if task is None or row is None:
             revivals[letter["id"]] = Revival()
             continue
-        phase = phases.get(row["broadcast_id"])
-        revivals[letter["id"]] = await _revive(connection, letter, task, row, phase, body)
+        revivals[letter["id"]] = _revival(letter, task, row, phases.get(row["broadcast_id"]))
+        if revivals[letter["id"]].over is None and row["state"] == State.FAILED:
+            failed.add(row["id"])
+    await _queue_again(connection, [rows[task_id] for task_id in failed], phases, body)
     return revivals
 
 
@@ -133,34 +136,30 @@ async def _lock_broadcasts(connection: AsyncConnection, task_ids: set[str]) -> d
     return {id_: Phase(state) for id_, state in await connection.execute(query.with_for_update())}
 
 
-async def _revive(
-    connection: AsyncConnection,
-    letter: dict[str, Any],
-    task: _Task,
-    row: dict[str, Any],
-    phase: Phase | None,
-    body: bytes | None,
-) -> Revival:
+def _revival(letter: dict[str, Any], task: _Task, row: dict[str, Any], phase: Phase | None) -> Revival:
     state = State(row["state"])
     later_round = task.round is not None and task.round != row["round"]
     stopped = phase in (Phase.CANCELLING, Phase.CANCELLED)
     if later_round or stopped or (state.final and state is not State.FAILED):
         return Revival(over=state)
-    if state is State.FAILED:
-        values: dict[str, Any] = {
-            "state": State.QUEUED.value,
-            "finished_at": None,
-            "updated_at": now_ms(),
-            "cancel_requested_at": None,
-        }
-        if body is not None and row["document"] is not None:
-            values["document"] = body
-        await connection.execute(sa.update(tasks).where(tasks.c.id == row["id"]).values(values))
-        if phase is Phase.FINISHED:
-            goes_on = {"state": Phase.RUNNING.value, "finished_at": None, "counts": None}
-            await connection.execute(
-                sa.update(broadcasts).where(broadcasts.c.id == row["broadcast_id"]).values(goes_on)
-            )
-        row["state"] = State.QUEUED.value
     attempt = min(max(letter["attempts"], row["attempt"]) + 1, MAX_ATTEMPT)
     return Revival(row["id"], attempt, due_at=HELD if phase is Phase.PAUSED else None)
+
+
+async def _queue_again(
+    connection: AsyncConnection, failed: list[dict[str, Any]], phases: dict[str, Phase], body: bytes | None
+) -> None:
+    """Make failed tasks queued, and the finished broadcasts among theirs running; a statement each for any number."""
+    if not failed:
+        return
+    mine = tasks.c.id.in_([row["id"] for row in failed])
+    values = {
+        "state": State.QUEUED.value, "finished_at": None, "updated_at": now_ms(), "cancel_requested_at": None,
+    }  # fmt: skip
+    await connection.execute(sa.update(tasks).where(mine).values(values))
+    if body is not None:
+        await connection.execute(sa.update(tasks).where(mine, tasks.c.document.is_not(None)).values(document=body))
+    finished = {row["broadcast_id"] for row in failed if phases.get(row["broadcast_id"]) is Phase.FINISHED}
+    if finished:
+        goes_on = {"state": Phase.RUNNING.value, "finished_at": None, "counts": None}
+        await connection.execute(sa.update(broadcasts).where(broadcasts.c.id.in_(finished)).values(goes_on))

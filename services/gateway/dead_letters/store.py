@@ -11,7 +11,7 @@ from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.settling import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.outcomes import State
-from bellhop.sql.database import Database
+from bellhop.sql.database import Database, clock_ms
 from services.gateway.dead_letters import outcomes as dead_tasks
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.routing import EVENTS, OTHER_TYPES, UNROUTED
@@ -142,7 +142,7 @@ class DeadLetters:
             letters = [dict(letter) for letter in (await connection.execute(locked)).mappings()]
             if not letters:
                 return 0
-            start = now_ms()
+            start = await clock_ms(connection)
             revivals = await dead_tasks.revive(connection, letters, body)
             if ids is not None and all(revival.over is not None for revival in revivals.values()):
                 raise Superseded(next(iter(revivals.values())).over)

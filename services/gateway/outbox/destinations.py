@@ -13,6 +13,8 @@ CHUNK = 500
 PROBE = 20
 """Messages that find out whether a destination takes any again."""
 MAX_BACK_OFF_SECONDS = 30.0
+MAX_REMEMBERED = 1000
+"""Beyond so many destinations those whose back-off is over are forgotten."""
 
 log = get_logger(__name__)
 
@@ -47,6 +49,8 @@ class Destinations:
                 "messages stay in the outbox until their destination takes them", exchange=destination[0],
                 routing_key=destination[1], reason=reason,
             )  # fmt: skip
+        if len(self._refusing) >= MAX_REMEMBERED:
+            self._refusing = {each: of for each, of in self._refusing.items() if of[1] > monotonic()}
         failures = 1 if some_taken else failures + 1
         seconds = min(MAX_BACK_OFF_SECONDS, 0.5 * 2 ** min(failures, 10)) * uniform(0.5, 1)
         self._refusing[destination] = (failures, monotonic() + seconds)

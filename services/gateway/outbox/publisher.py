@@ -21,7 +21,7 @@ from bellhop.sql.group_commit import GroupCommit
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.delivery import Outgoing, Published, Underway
 from services.gateway.outbox.destinations import CHUNK, Destinations
-from services.gateway.outbox.store import Destination, Entry, Fate, Released
+from services.gateway.outbox.store import Destination, Entry, Fate, Partly, Released
 
 SWEEP_SECONDS = 0.5
 IDLE_SECONDS = 60.0
@@ -108,7 +108,7 @@ class Relay:
         return 0.0
 
     async def _publish_chunk(self, chunk: list[tuple["Lease", Entry]]) -> None:
-        await self._publish([entry for _, entry in chunk], chunk[0][0], chunk[-1][0].until_ms)
+        await self._publish([entry for _, entry in chunk], chunk[0][0], chunk[-1][0])
 
     async def _sweep(self) -> float | None:
         """Publish a chunk of what the usual way lost, of each destination in turn; say whether there is more."""
@@ -137,25 +137,25 @@ class Relay:
             if self._destinations.closed(self._swept):
                 continue
             size = self._destinations.size(self._swept)
-            lease = Lease.now()
+            before = Lease.now()
             async with self._database.write() as connection:
                 claimed = await outbox.claim(connection, self._swept, size)
-            sent = bool(claimed) and await self._publish(claimed, lease, lease.until_ms)
+            sent = bool(claimed) and await self._publish(claimed, before, Lease.now())
             if self._publisher.trouble is not None:
                 return False
             progress = progress or sent
             more = more or (sent and len(claimed) == size)
         return progress  # there are more destinations; where all of these refuse, those can wait for the next sweep
 
-    async def _publish(self, entries: list[Entry], lease: "Lease", lease_until: int) -> bool:
+    async def _publish(self, entries: list[Entry], first: "Lease", last: "Lease") -> bool:
         """Publish messages and release what is not confirmed; say whether all were sent.
 
-        The first of our leases on them is `lease`, and the last one ends at `lease_until` (milliseconds since 1970).
+        None of our leases on them is earlier than `first`, or later than `last`.
         """
         faults.point("relay.claimed")
-        underway = [await self._begin(entry, lease) for entry in entries]
+        underway = [await self._begin(entry, first) for entry in entries]
         published: list[Entry] = []
-        partly: list[tuple[Entry, tuple[Entry, ...]]] = []
+        partly: list[Partly] = []
         kept: dict[Fate, list[Entry]] = {}
         refusals: dict[Destination, str] = {}
         for one in underway:
@@ -176,10 +176,10 @@ class Relay:
         try:
             if published:
                 await self._commits.write(outbox.delete_published, published, background=True)
-            for item in partly:
-                await self._commits.write(outbox.replace, item, background=True)
+            if partly:
+                await self._commits.write(outbox.replace, partly, background=True)
             for fate, some in kept.items():
-                await self._commits.write(outbox.release, Released(some, fate, lease_until), background=True)
+                await self._commits.write(outbox.release, Released(some, fate, last.ends), background=True)
         except DatabaseUnavailable as error:
             # The rows stay, their claims run out, and the messages go out once more.
             log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
@@ -210,17 +210,17 @@ class Relay:
 
 
 class Lease(NamedTuple):
-    """A claim of this process."""
+    """A claim of this process, by `monotonic`."""
 
-    until_ms: int
-    """When it ends at the latest, by the wall clock, as other processes see it."""
+    ends: float
     safe_until: float
-    """Until when a message may be published, by our own clock: its confirm needs time, too."""
+    """Until when a message may be published: its confirm needs time, too."""
 
     @classmethod
     def now(cls) -> "Lease":
         """Return the lease of rows that were claimed a moment ago, or will be in a moment."""
-        return cls(outbox.now_ms() + outbox.LEASE_MS, monotonic() + outbox.LEASE_MS / 1000 * LEASE_SHARE)
+        seconds = outbox.LEASE_MS / 1000
+        return cls(monotonic() + seconds, monotonic() + seconds * LEASE_SHARE)
 
     @property
     def over(self) -> bool:

@@ -1,7 +1,8 @@
 """Messages that must go out: written in the same commit as what they follow from, deleted once confirmed.
 
 A message without a time of its own goes out in the order of `sequence`: a clock that is wrong delays nothing. Leases
-and back-offs are times, because several processes share them, and are void where no right clock can have written them.
+and back-offs are times, because several processes share them: by the clock of the database, never by one of ours. They
+are void where that clock must have been set back since.
 
 A row is `CERTAINLY_HERE` until a process claims it, and again after a release that says it was not taken. A claim that
 is held or ran out, and a message that was published without a confirm (`maybe_delivered`), may have been delivered.
@@ -12,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -22,14 +24,15 @@ from bellhop.amqp.message import OWNER, Message
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.outcomes import State
-from bellhop.sql.bulk import insert_many
+from bellhop.sql.bulk import insert_many, update_many
+from bellhop.sql.database import clock_ms
 from services.gateway.tables import outbox, tasks
 
 LEASE_MS = 15_000
 """A row that its relay claimed and neither published nor released can be claimed again after so long."""
 MAX_BACK_OFF_MS = 30_000
 MAX_SKEW_MS = 60_000
-"""Clocks may differ, or be set back, by so much. A lease or a back-off that ends later than that is void."""
+"""The database's clock may be set back by so much. A lease or a back-off that ends later than that is void."""
 
 
 class Fate(Enum):
@@ -76,8 +79,8 @@ class Released:
 
     entries: list[Entry]
     fate: Fate
-    lease_until: int
-    """When our lease ends at the latest, in milliseconds since 1970; a later lease is another process's."""
+    lease_ends: float
+    """When our lease ends at the latest, by `monotonic`; a later lease is another process's."""
 
 
 def now_ms() -> int:
@@ -101,7 +104,7 @@ async def add(
         claimed: this process publishes them itself, and the sweep leaves them alone for `LEASE_MS`.
         maybe_delivered: earlier copies were published, so they cannot be withdrawn.
     """
-    claimed_until = now_ms() + LEASE_MS if claimed else 0
+    claimed_until = await clock_ms(connection) + LEASE_MS if claimed and entries else 0
     rows = [_row(entry, claimed_until) for entry in entries]
     if maybe_delivered:
         rows = [row | {"maybe_delivered": True} for row in rows]
@@ -164,7 +167,7 @@ async def claim(connection: AsyncConnection, destination: Destination, limit: in
 
     Messages whose time has come get half of the places, so that neither kind waits for the end of the other.
     """
-    current = now_ms()
+    current = await clock_ms(connection)
     rows = await _claim(connection, destination, current, outbox.c.due_at.between(1, current), limit // 2)
     rows += await _claim(connection, destination, current, outbox.c.due_at == 0, limit - len(rows))
     return [
@@ -230,16 +233,32 @@ async def delete_published(connection: AsyncConnection, chunks: list[list[Entry]
     return [None] * len(chunks)
 
 
-async def replace(connection: AsyncConnection, items: list[tuple[Entry, tuple[Entry, ...]]]) -> list[None]:
-    """Put what is left of partly confirmed messages in their place, in one commit."""
-    await connection.execute(sa.delete(outbox).where(outbox.c.id.in_([entry.id for entry, _ in items])))
-    await add(connection, [rest for _, left in items for rest in left])
-    return [None] * len(items)
+Partly = tuple[Entry, tuple[Entry, ...]]
+"""A message that was partly confirmed, and what is left of it: one or more messages."""
+
+
+async def replace(connection: AsyncConnection, chunks: list[list[Partly]]) -> list[None]:
+    """Put what is left of partly confirmed messages in their place, in one commit.
+
+    The row of a message becomes the first that is left of it, so that it keeps its place in the order of `sequence`.
+    """
+    items = [item for chunk in chunks for item in chunk]
+    rows: list[dict[str, Any]] = [
+        {"id": entry.id, "exchange": left[0].exchange, "routing_key": left[0].routing_key, "due_at": left[0].due_at}
+        | {"claimed_until": 0}
+        for entry, left in items
+    ]
+    rows.sort(key=lambda row: row["id"])  # one order everywhere: crosswise locks would deadlock
+    await update_many(connection, outbox, "id", rows)
+    await add(connection, [rest for _, left in items for rest in left[1:]])
+    return [None] * len(chunks)
 
 
 async def release(connection: AsyncConnection, items: list[Released]) -> list[None]:
     """Give up claims on messages that were not confirmed. A claim that is another process's by now stays."""
+    current = await clock_ms(connection)
     for item in items:
+        lease_until = current + round((item.lease_ends - monotonic()) * 1000)
         by_refusals: dict[int, list[str]] = {}
         for entry in item.entries:
             by_refusals.setdefault(entry.refusals, []).append(entry.id)
@@ -248,9 +267,9 @@ async def release(connection: AsyncConnection, items: list[Released]) -> list[No
             if item.fate in (Fate.UNKNOWN, Fate.HANGING):
                 values["maybe_delivered"] = True
             if item.fate in (Fate.REFUSED, Fate.HANGING):
-                values |= {"refusals": refusals + 1, "retry_at": now_ms() + back_off_ms(refusals)}
+                values |= {"refusals": refusals + 1, "retry_at": current + back_off_ms(refusals)}
             await connection.execute(
-                sa.update(outbox).where(outbox.c.id.in_(ids), outbox.c.claimed_until <= item.lease_until).values(values)
+                sa.update(outbox).where(outbox.c.id.in_(ids), outbox.c.claimed_until <= lease_until).values(values)
             )
     return [None] * len(items)
 
@@ -262,6 +281,6 @@ def back_off_ms(refusals: int) -> int:
 
 async def waiting(connection: AsyncConnection) -> int:
     """Return how many messages are in the outbox, without those whose time has not come. O(messages)."""
-    due = sa.select(sa.func.count()).select_from(outbox).where(outbox.c.due_at <= now_ms())
+    due = sa.select(sa.func.count()).select_from(outbox).where(outbox.c.due_at <= await clock_ms(connection))
     count: int = (await connection.execute(due)).scalar_one()
     return count

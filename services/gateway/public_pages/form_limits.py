@@ -11,8 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.addresses import domain_of, mailbox_of
-from bellhop.sql.database import Database
-from services.gateway.outbox.store import now_ms
+from bellhop.sql.database import Database, clock_ms
 from services.gateway.tables import form_limits
 
 HOUR_MS = 3_600_000
@@ -53,10 +52,10 @@ class FormLimits:
         return Verdict.MAILBOX_FULL if mailbox_count > MAILS_TO_A_MAILBOX else Verdict.ALLOWED
 
     async def _count(self, connection: AsyncConnection, name: str, window_ms: int) -> int:
-        current = now_ms()
+        current = await clock_ms(connection)
         insert = self._database.insert(form_limits).values(name=name, count=1, ends_at=current + window_ms)
         over = form_limits.c.ends_at <= current
-        # The larger bound: where a clock was put back, a window must not last for ever.
+        # The larger bound: where the clock was put back, a window must not last for ever.
         over |= form_limits.c.ends_at > current + window_ms
         values = {
             "count": sa.case((over, 1), else_=form_limits.c.count + 1),

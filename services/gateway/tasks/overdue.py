@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database
+from bellhop.sql.database import Database, clock_ms
 from services.gateway.broadcasts.feeding import TaskMaker
 from services.gateway.broadcasts.store import OPEN, Phase
 from services.gateway.outbox import store as outbox
@@ -78,7 +78,7 @@ class StaleTasks:
             query = query.where(sa.tuple_(tasks.c.created_at, tasks.c.id) > sa.tuple_(*after))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        current = now_ms()
+            current = await clock_ms(connection)
         stale = [
             row.id
             for row in rows
@@ -101,13 +101,14 @@ class StaleTasks:
         locked = query.order_by(tasks.c.id).with_for_update(skip_locked=True, of=tasks)
         rows = [dict(row) for row in (await connection.execute(locked)).mappings()]
         # Another replica may have been here since we looked.
-        recently = now_ms() - self._limit_ms
+        current = await clock_ms(connection)
+        recently = current - self._limit_ms
         rows = [row for row in rows if (row["republished_at"] or 0) <= recently]
         entries = await self._entries(connection, rows)
         if not rows:
             return
         await connection.execute(
-            sa.update(tasks).where(tasks.c.id.in_([row["id"] for row in rows])).values(republished_at=now_ms())
+            sa.update(tasks).where(tasks.c.id.in_([row["id"] for row in rows])).values(republished_at=current)
         )
         await outbox.add(connection, entries, maybe_delivered=True)
         kinds = Counter(entry.routing_key for entry in entries)
