@@ -36,7 +36,6 @@ from services.gateway.broadcasts import routes as broadcasts
 from services.gateway.console import routes as console
 from services.gateway.dead_letters import routes as dead_letters
 from services.gateway.dead_letters.store import DeadLetters
-from services.gateway.deps import Gateway
 from services.gateway.events import routes as events
 from services.gateway.events.reactions import ReactionTypes
 from services.gateway.keys import routes as keys
@@ -49,6 +48,7 @@ from services.gateway.mail import routes as mail
 from services.gateway.outbox.delivery import Outgoing
 from services.gateway.outbox.publisher import Relay
 from services.gateway.outbox.routing import UNROUTED, Routing
+from services.gateway.parts import Gateway
 from services.gateway.public_pages import routes as public
 from services.gateway.settings import Settings
 from services.gateway.stream_tokens import routes as streams

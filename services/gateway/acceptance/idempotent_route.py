@@ -17,7 +17,7 @@ from bellhop.web.strict_json import AnyQueryRoute, StrictRequest, StrictRoute
 from services.gateway.acceptance import store as store
 from services.gateway.acceptance.keys import SEED, Seed, conflict, key_of
 from services.gateway.acceptance.store import IN_PROGRESS, Finished, IdempotencyKey, Stored
-from services.gateway.deps import gateway
+from services.gateway.parts import gateway
 
 WAIT_SECONDS = 5.0
 """So long a request waits for another one in progress under its key, before it is told to come back."""

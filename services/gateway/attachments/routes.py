@@ -15,7 +15,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid, sentence
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.attachments.store import OverQuota
-from services.gateway.deps import MailerOnly, gateway
+from services.gateway.parts import MailerOnly, gateway
 from services.gateway.tasks.routes import time_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["mail"])

@@ -27,8 +27,8 @@ from services.gateway.broadcasts import feeding
 from services.gateway.broadcasts.merge_fields import CannotFill, Words
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.broadcasts.store import Action, NewBroadcast, Phase
-from services.gateway.deps import gateway
 from services.gateway.outbox.store import now_ms, to_ms
+from services.gateway.parts import gateway
 from services.gateway.tasks.counts import REST_FACTOR
 from services.gateway.tasks.routes import (
     LOOK_AGAIN_SECONDS,

@@ -14,7 +14,7 @@ from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.dead_letters.store import Superseded
-from services.gateway.deps import gateway
+from services.gateway.parts import gateway
 from services.gateway.tasks.routes import time_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["dead letters"])

@@ -23,9 +23,9 @@ from bellhop.web.strict_json import check_content_type
 from services.gateway.acceptance.idempotent_route import IdempotentRoute, replay
 from services.gateway.acceptance.keys import commits_its_key, key_of
 from services.gateway.acceptance.service import invalid_body, traceparent
-from services.gateway.deps import gateway
 from services.gateway.events import cloudevents
 from services.gateway.outbox.store import Entry
+from services.gateway.parts import gateway
 from services.gateway.tasks.routes import owner_of, task_document, time_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["events"])

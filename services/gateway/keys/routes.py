@@ -13,8 +13,8 @@ from bellhop.web.auth import Caller, Scope, new_key, require
 from bellhop.web.problems import Problem, invalid
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.keys import answers_with_a_secret, secret_bytes, seed_of
-from services.gateway.deps import gateway
 from services.gateway.keys.store import Revocation
+from services.gateway.parts import gateway
 from services.gateway.tasks.routes import time_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["keys"])

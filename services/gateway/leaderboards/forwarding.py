@@ -12,7 +12,7 @@ from bellhop.web.auth import Scope
 from bellhop.web.problems import Problem
 from bellhop.web.tokens import LEEWAY_SECONDS
 from services.gateway.acceptance.service import traceparent, unavailable
-from services.gateway.deps import gateway
+from services.gateway.parts import gateway
 
 TOKEN_SECONDS = 300
 _ANSWER_HEADERS = ("content-type", "etag", "retry-after", "cache-control")

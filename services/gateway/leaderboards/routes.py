@@ -18,8 +18,8 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.strict_json import check_content_type
 from services.gateway.acceptance.idempotent_route import AnyQueryIdempotentRoute
 from services.gateway.acceptance.service import unavailable
-from services.gateway.deps import gateway
 from services.gateway.leaderboards.forwarding import forward
+from services.gateway.parts import gateway
 
 router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["leaderboards"])
 

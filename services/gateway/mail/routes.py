@@ -14,8 +14,8 @@ from services.gateway.acceptance.idempotent_route import IdempotentRoute, replay
 from services.gateway.acceptance.keys import commits_its_key, key_of
 from services.gateway.acceptance.service import answer_202, traceparent
 from services.gateway.attachments import routes as attachments
-from services.gateway.deps import gateway
 from services.gateway.outbox.store import now_ms, to_ms
+from services.gateway.parts import gateway
 from services.gateway.tasks.store import Acceptance, mail_entry, mail_task
 from services.gateway.templates import routes as templates
 

@@ -22,7 +22,7 @@ from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import AnyQueryRoute
 from services.gateway.broadcasts.newsletter import Newsletter
-from services.gateway.deps import gateway
+from services.gateway.parts import gateway
 from services.gateway.public_pages.form_limits import Verdict
 from services.gateway.public_pages.links import Claim, Kind
 from services.gateway.subscribers.store import SignUp

@@ -13,7 +13,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.keys import answers_with_a_secret, seed_of
-from services.gateway.deps import gateway
+from services.gateway.parts import gateway
 from services.gateway.tasks.routes import owner_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["streams"])

@@ -21,8 +21,8 @@ from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.service import invalid_body
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.broadcasts.routes import ListName
-from services.gateway.deps import MailerOnly, gateway
 from services.gateway.outbox.store import now_ms, to_ms
+from services.gateway.parts import MailerOnly, gateway
 from services.gateway.subscribers.people_csv import BadCsv, decoded, people
 from services.gateway.subscribers.store import SignUp, Status
 from services.gateway.suppressions.store import Suppression

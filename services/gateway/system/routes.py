@@ -7,8 +7,8 @@ from starlette.requests import Request
 
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.strict_json import StrictRoute
-from services.gateway.deps import gateway
 from services.gateway.outbox.store import now_ms
+from services.gateway.parts import gateway
 from services.gateway.system.broker import broker_view
 from services.gateway.tasks.routes import time_of
 

@@ -19,7 +19,7 @@ from bellhop.web.deadline import extend
 from bellhop.web.problems import Problem
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.broadcasts.store import Phase
-from services.gateway.deps import gateway
+from services.gateway.parts import gateway
 
 router = APIRouter(route_class=IdempotentRoute, tags=["tasks"])
 
