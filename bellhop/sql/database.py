@@ -5,8 +5,9 @@ import os
 import socket
 import sqlite3
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,12 @@ CLOCK_SQL = {
 }
 
 
+first_in_transaction: ContextVar[Callable[[AsyncConnection], Awaitable[None]] | None] = ContextVar(
+    "first_in_transaction", default=None
+)
+"""What each transaction of this context does first: it is committed together with the rest, or not at all."""
+
+
 class DatabaseUnavailable(Unavailable):
     """The database cannot be used at the moment."""
 
@@ -112,14 +119,19 @@ class Database:
         Raises:
             DatabaseUnavailable: nothing was written, or it is unknown whether it was.
         """
+        first = first_in_transaction.get()
         if self.dialect == "postgresql":
             async with self._connected(limit) as connection, connection.begin():
+                if first is not None:
+                    await first(connection)
                 yield connection
             return
         async with self._own_turn(limit), self._connected(limit) as connection:
             # A deferred BEGIN that turns into a write fails at once with BUSY, whatever busy_timeout says.
             await connection.execution_options(sqlite_begin="BEGIN IMMEDIATE")
             async with connection.begin():
+                if first is not None:
+                    await first(connection)
                 yield connection
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import Database, DatabaseConflict, DatabaseUnavailable
+from bellhop.sql.database import Database, DatabaseConflict, DatabaseUnavailable, first_in_transaction
 
 GATHER_SECONDS = 0.02
 ATTEMPTS = 4
@@ -51,11 +51,15 @@ class GroupCommit:
         All items that wait for the same `apply` are given to it as one list, and it returns as many results in the
         same order. An item whose batch fails is tried once more by itself, so that it fails only for its own fault.
         An item that waits behind a commit which the database left without an answer fails together with it.
+        In a context with `first_in_transaction` an item has a transaction of its own.
 
         Raises:
             DatabaseUnavailable: nothing was written, or it is unknown whether it was.
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        if first_in_transaction.get() is not None:
+            await self._commit({apply: [(item, future)]})
+            return await future
         if background and not self._background:
             self._background_until = asyncio.get_running_loop().time() + GATHER_SECONDS
         (self._background if background else self._waiting).setdefault(apply, []).append((item, future))

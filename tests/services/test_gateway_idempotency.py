@@ -15,13 +15,16 @@ import orjson
 import pytest
 import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 
 from bellhop.contracts.base import new_id, now
-from bellhop.sql.database import Database
+from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from bellhop.web.server import create_app
 from bellhop.web.strict_json import StrictRoute
+from services.gateway.acceptance import idempotent_route
 from services.gateway.acceptance import store as store
 from services.gateway.acceptance.store import IdempotencyKey
 from services.gateway.tables import api_keys, idempotency_keys
@@ -319,6 +322,68 @@ async def test_a_reservation_whose_gateway_died_is_taken_over(
     assert (busy.status_code, busy.headers["retry-after"]) == (409, "1")
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert sum(answer.status_code == 201 and "idempotency-replay" not in answer.headers for answer in answers) == 1
+
+
+NO_EFFECT = {"/v1/leaderboards/{board}/ranks", "/v1/stream-tokens", "/v1/templates/{name}/preview"}
+"""They write nothing, so they are executed again."""
+
+
+COMMIT_THEIR_KEY = {"/v1/broadcasts", "/v1/events", "/v1/mail", "/v1/notifications", "/v1/scores"}
+"""They have one commit for the effect and the answer, so there is no moment between the two."""
+RESERVED = CASES.keys() - COMMIT_THEIR_KEY
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database goes away before or after the effect of a request with the header `Break`."""
+    once = idempotent_route._once
+
+    async def breaking_once(
+        request: Request, key: IdempotencyKey, handler: Callable[[Request], Awaitable[Response]], stores_answer: bool
+    ) -> Response:
+        async def broken(again: Request) -> Response:
+            when = again.headers.get("break")
+            if when == "before":
+                raise DatabaseUnavailable("the test says so")
+            answer = await handler(again)
+            if when == "after":
+                raise DatabaseUnavailable("the test says so")
+            return answer
+
+        return await once(request, key, broken, stores_answer)
+
+    monkeypatch.setattr(idempotent_route, "_once", breaking_once)
+
+
+@pytest.mark.usefixtures("breaking")
+async def test_a_lost_answer_never_becomes_a_second_effect(vhost: Vhost, database_url: str) -> None:
+    """Generated from the route table: the answer is lost after the effect, and the request comes again to the other."""
+    async with two_gateways(vhost, database_url) as (one, two):
+        wrong = []
+        for path in sorted(RESERVED):
+            call = (await CASES[path](one)).first
+            lost = await replace(call, headers=call.headers | {"Break": "after"}).send(one.admin, path)
+            assert lost.status_code == 503, f"{path}: {lost.text}"
+            again = await call.send(two.admin, path)
+            told = again.status_code == 409 and again.json()["title"] == "Answer lost"
+            replayed = again.status_code < 300 and "idempotency-replay" in again.headers
+            if not (told or replayed or path in NO_EFFECT):
+                wrong.append(f"{path}: {again.status_code} {again.text}")
+        assert not wrong, "\n".join(wrong)
+        keys = (await one.admin.get("/v1/keys")).json()["keys"]
+        assert [key["name"] for key in keys if key["name"] == "shop"] == ["shop"]
+
+
+@pytest.mark.usefixtures("breaking")
+async def test_a_request_that_had_no_effect_may_come_again_immediately(vhost: Vhost, database_url: str) -> None:
+    """The database was away before anything was written, so no lease has to end first."""
+    async with two_gateways(vhost, database_url) as (one, two):
+        for path in sorted(RESERVED):
+            call = (await CASES[path](one)).first
+            away = await replace(call, headers=call.headers | {"Break": "before"}).send(one.admin, path)
+            again = await call.send(two.admin, path)
+            assert (away.status_code, again.status_code < 300) == (503, True), f"{path}: {again.text}"
+            assert "idempotency-replay" not in again.headers, path
 
 
 async def test_of_two_gateways_that_store_the_same_keys_each_key_has_one_first(database_url: str) -> None:

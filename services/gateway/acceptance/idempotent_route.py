@@ -2,21 +2,25 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import DatabaseUnavailable
+from bellhop.sql.database import DatabaseUnavailable, first_in_transaction
 from bellhop.web.auth import Require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import AnyQueryRoute, StrictRequest, StrictRoute
 from services.gateway.acceptance import store as store
 from services.gateway.acceptance.keys import SEED, Seed, conflict, key_of
-from services.gateway.acceptance.store import IN_PROGRESS, Finished, IdempotencyKey, Stored
+from services.gateway.acceptance.store import IN_PROGRESS, TOOK_EFFECT, Finished, IdempotencyKey, Stored, Turn
 from services.gateway.parts import gateway
 
 WAIT_SECONDS = 5.0
@@ -36,7 +40,7 @@ async def replay(request: Request, key: IdempotencyKey | None, place: str | None
         return None
     async with gateway(request).database.read() as connection:
         stored = (await store.read(connection, [(key.owner, key.key)])).get((key.owner, key.key))
-    if stored is None or stored.status == IN_PROGRESS:
+    if stored is None or stored.status in (IN_PROGRESS, TOOK_EFFECT):
         return None
     if stored.fingerprint != key.fingerprint:
         raise conflict()
@@ -58,6 +62,15 @@ def _in_progress() -> Problem:
         "Request in progress",
         "A request under this Idempotency-Key is still in progress. Send it again, and it is answered the same.",
         headers={"Retry-After": "1"},
+    )
+
+
+def _answer_lost() -> Problem:
+    return Problem(
+        409,
+        "Answer lost",
+        "A request under this Idempotency-Key took effect, but its answer was lost, and it is not carried out twice."
+        " Look at what it was about. To ask for the same once more, use a fresh key.",
     )
 
 
@@ -91,32 +104,51 @@ class AnyQueryIdempotentRoute(IdempotentRoute, AnyQueryRoute):
 
 
 async def _once(request: Request, key: IdempotencyKey, handler: Handler, stores_answer: bool) -> Response:
-    commits = gateway(request).commits
-    stored, ours = await _reserve(request, key)
-    request.scope[SEED] = Seed(stored.id, stored.created_at, replay=not ours)
-    if not ours:
+    stored, turn = await _reserve(request, key)
+    request.scope[SEED] = Seed(stored.id, stored.created_at, replay=turn is not Turn.EXECUTE)
+    if turn is not Turn.EXECUTE:
         if stores_answer:
+            if turn is Turn.ANSWER_LOST:
+                raise _answer_lost()
             return _stored_answer(stored)
         answer = await handler(await _again(request))
         answer.headers["Idempotency-Replay"] = "true"
         return answer
-    finished = Finished(key, stored.id)
+    status: int | None = IN_PROGRESS
+    body, location = b"", None
     try:
-        answer = await handler(await _again(request))
+        with _noting_effects(key, stored):
+            answer = await handler(await _again(request))
         if answer.status_code < 300:
+            status, location = answer.status_code, answer.headers.get("location")
             body = bytes(answer.body) if stores_answer else b""
-            finished = Finished(key, stored.id, answer.status_code, body, answer.headers.get("location"))
+        elif answer.status_code < 500:
+            status = None
+    except (HTTPException, RequestValidationError) as error:
+        if getattr(error, "status_code", 422) < 500:
+            status = None
+        raise
     finally:
         try:
-            await commits.write(store.finish, finished)
+            await gateway(request).commits.write(store.finish, Finished(key, stored, status, body, location))
         except DatabaseUnavailable as error:
-            # What was done is done. The key is free again when its lease expires.
+            # What was done is done, and noted. The key is answered again when its lease expires.
             log.warning("an answer was not stored under its idempotency key", path=request.url.path, reason=str(error))
     return answer
 
 
-async def _reserve(request: Request, key: IdempotencyKey) -> tuple[Stored, bool]:
-    """Return the row of `key`, and whether this request is the one to execute; else the row has an answer.
+@contextmanager
+def _noting_effects(key: IdempotencyKey, stored: Stored) -> Iterator[None]:
+    """Let every transaction of the block note that the request under `key` had an effect."""
+    token = first_in_transaction.set(partial(store.note_effect, key=key, stored=stored))
+    try:
+        yield
+    finally:
+        first_in_transaction.reset(token)
+
+
+async def _reserve(request: Request, key: IdempotencyKey) -> tuple[Stored, Turn]:
+    """Return the row of `key`, and what this request is to do.
 
     Raises:
         Problem: 422 for another request under the key; 409 where one is in progress for longer than `WAIT_SECONDS`.
@@ -124,13 +156,10 @@ async def _reserve(request: Request, key: IdempotencyKey) -> tuple[Stored, bool]
     deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
     while True:
         reserved = await gateway(request).commits.write(store.reserve, key)
-        stored = reserved.stored
-        if reserved.ours:
-            return stored, True
-        if stored.fingerprint != key.fingerprint:
+        if reserved.stored.fingerprint != key.fingerprint:
             raise conflict()
-        if stored.status != IN_PROGRESS:
-            return stored, False
+        if reserved.turn is not Turn.WAIT:
+            return reserved.stored, reserved.turn
         if asyncio.get_running_loop().time() >= deadline:
             raise _in_progress()
         await asyncio.sleep(LOOK_AGAIN_SECONDS)

@@ -1,13 +1,17 @@
 """Idempotency keys: the database decides which of several requests under one key has the effect.
 
 A request that writes its effect to this database writes its key in the same transaction (`ledger.accept`), with the
-answer. Every other request reserves its key first (`reserve`), and stores its answer when it is done (`finish`). A
-reservation is a lease: when a gateway stops in between, the next request under the key takes the lease over, once it
-expired, and is executed.
+answer. Every other request reserves its key first (`reserve`), and stores its answer when it is done (`finish`). The
+transaction of its effect notes that there was one (`note_effect`).
+
+A reservation is a lease, by the database's clock. It ends early when the database left it unknown what was done. Then
+the next request under the key is executed if there was no effect, and told so if there was. Of a holder that is only
+slow, and one that took the lease over, one can write: `note_effect` fails for the other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,11 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
 from bellhop.sql.bulk import insert_many
+from bellhop.sql.database import DatabaseUnavailable, clock_ms
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import idempotency_keys
 
 IN_PROGRESS = 0
-"""The status of a request that was not answered yet."""
+"""The status of a request that was not answered yet, and has had no effect."""
+TOOK_EFFECT = 1
+"""The status of a request that was not answered yet, and has had an effect."""
 LEASE_MS = 60_000
 
 _T = idempotency_keys.c
@@ -44,7 +51,7 @@ class Stored:
     id: str
     fingerprint: str
     status: int
-    """Of the answer; `IN_PROGRESS` where there is none yet."""
+    """Of the answer; `IN_PROGRESS` or `TOOK_EFFECT` where there is none yet."""
     answer: bytes
     """The body; empty where it holds a secret and is made again from `id` and `created_at`."""
     location: str | None
@@ -52,13 +59,23 @@ class Stored:
     leased_until: int
 
 
+class Turn(Enum):
+    """What a request under a key is to do."""
+
+    EXECUTE = "execute"
+    WAIT = "wait"
+    """Another request under the key is executed."""
+    REPEAT_ANSWER = "repeat answer"
+    ANSWER_LOST = "answer lost"
+    """An earlier request under the key took effect, and nobody knows its answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reserved:
     """What `reserve` found."""
 
     stored: Stored
-    ours: bool
-    """Whether the caller is the one to execute the request."""
+    turn: Turn
 
 
 Name = tuple[str, str]
@@ -110,24 +127,59 @@ async def read(connection: AsyncConnection, names: list[Name]) -> dict[Name, Sto
 
 async def reserve(connection: AsyncConnection, keys: list[IdempotencyKey]) -> list[Reserved]:
     """Reserve keys for requests that are about to be executed; for `GroupCommit`."""
-    lease = now_ms() + LEASE_MS
-    found = await store(connection, keys, [b""] * len(keys), IN_PROGRESS, lease)
+    current = await clock_ms(connection)
+    lease = current + LEASE_MS
+    # An insert would wait for the transaction that notes the effect of another request under the same key.
+    found = await read(connection, [(key.owner, key.key) for key in keys])
+    new = [key for key in keys if (key.owner, key.key) not in found]
+    found |= await store(connection, new, [b""] * len(new), IN_PROGRESS, lease)
     results = []
     for key in keys:
         stored = found[key.owner, key.key]
-        ours = stored.id == key.id
-        if not ours and stored.fingerprint == key.fingerprint and await _take_over(connection, stored, lease):
-            ours = True
-        results.append(Reserved(stored, ours))
+        if stored.id == key.id:
+            turn = Turn.EXECUTE
+        elif stored.status not in (IN_PROGRESS, TOOK_EFFECT):
+            turn = Turn.REPEAT_ANSWER
+        elif stored.leased_until > current:
+            turn = Turn.WAIT
+        elif stored.status == TOOK_EFFECT:
+            turn = Turn.ANSWER_LOST
+        elif stored.fingerprint == key.fingerprint and await _change(connection, key, stored, leased_until=lease):
+            stored, turn = replace(stored, leased_until=lease), Turn.EXECUTE
+        else:
+            turn = Turn.WAIT
+        results.append(Reserved(stored, turn))
     return results
 
 
-async def _take_over(connection: AsyncConnection, stored: Stored, lease: int) -> bool:
-    if stored.status != IN_PROGRESS or stored.leased_until > now_ms():
+def _held(key: IdempotencyKey, stored: Stored) -> sa.ColumnElement[bool]:
+    """Return the condition for the row of a reservation, as long as nobody took it over or ended it."""
+    lease = (_T.id == stored.id) & (_T.leased_until == stored.leased_until)
+    return (_T.owner == key.owner) & (_T.key == key.key) & lease & _T.status.in_((IN_PROGRESS, TOOK_EFFECT))
+
+
+async def _change(connection: AsyncConnection, key: IdempotencyKey, stored: Stored, **values: Any) -> bool:
+    """Change the row of a reservation, or without `values` delete it; say whether that was done.
+
+    Not while it is locked: a transaction that notes an effect may be under way, even one whose client has left.
+    """
+    held = _held(key, stored)
+    if await connection.scalar(sa.select(_T.status).where(held).with_for_update(skip_locked=True)) is None:
         return False
-    row = (_T.id == stored.id) & (_T.status == IN_PROGRESS) & (_T.leased_until == stored.leased_until)
-    taken = await connection.execute(sa.update(idempotency_keys).where(row).values(leased_until=lease))
-    return bool(taken.rowcount)
+    change = sa.update(idempotency_keys).values(values) if values else sa.delete(idempotency_keys)
+    await connection.execute(change.where(held))
+    return True
+
+
+async def note_effect(connection: AsyncConnection, key: IdempotencyKey, stored: Stored) -> None:
+    """Note that this transaction is an effect of the request that holds a reservation.
+
+    Raises:
+        DatabaseUnavailable: it does not hold it any more.
+    """
+    noted = await connection.execute(sa.update(idempotency_keys).where(_held(key, stored)).values(status=TOOK_EFFECT))
+    if not noted.rowcount:
+        raise DatabaseUnavailable("this took so long that another request under the Idempotency-Key may have begun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +187,12 @@ class Finished:
     """The end of a reservation."""
 
     key: IdempotencyKey
-    id: str
-    """Of the stored row."""
-    status: int = IN_PROGRESS
-    """Of the answer to store; `IN_PROGRESS` gives the key back, because the request had no effect."""
+    stored: Stored
+    status: int | None
+    """Of the answer to store; None gives the key back, because the request was refused.
+
+    `IN_PROGRESS` ends the lease: whether the request had its effect, its row tells.
+    """
     answer: bytes = b""
     location: str | None = None
 
@@ -146,9 +200,10 @@ class Finished:
 async def finish(connection: AsyncConnection, items: list[Finished]) -> list[None]:
     """End reservations; for `GroupCommit`."""
     for item in items:
-        row = (_T.owner == item.key.owner) & (_T.key == item.key.key) & (_T.id == item.id)
-        change: Any = sa.delete(idempotency_keys)
-        if item.status != IN_PROGRESS:
-            change = sa.update(idempotency_keys).values(status=item.status, answer=item.answer, location=item.location)
-        await connection.execute(change.where(row, _T.status == IN_PROGRESS))
+        values: dict[str, Any] = {"status": item.status, "answer": item.answer, "location": item.location}
+        if item.status is None:
+            values = {}
+        elif item.status == IN_PROGRESS:
+            values = {"leased_until": 0}
+        await _change(connection, item.key, item.stored, **values)
     return [None] * len(items)
