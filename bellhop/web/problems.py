@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from bellhop.contracts.base import new_id
+from bellhop.web.sentences import sentence
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
@@ -219,21 +220,6 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
     return Problem(422, "Unprocessable Content", detail, extensions={"errors": listed})
 
 
-def sentence(error: Mapping[str, Any]) -> str:
-    """Return what one error of pydantic says, in words for people who do not know pydantic."""
-    message = str(error["msg"])
-    match error.get("type"):
-        case "value_error":
-            return message.removeprefix("Value error, ")
-        case "too_long" | "too_short" if message.startswith("Value "):
-            # The length of a string that a validator of ours returned.
-            return message.replace("items after validation", "characters").replace("item after validation", "character")
-        case "string_pattern_mismatch":
-            return "has characters, or an order of them, that are not allowed here"
-        case _:
-            return message
-
-
 def _pointer(location: Sequence[int | str]) -> str:
     where, *path = location
     if where == "body":
@@ -248,7 +234,7 @@ def pointer(path: Sequence[int | str]) -> str:
 
 def _encode(document: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(document)
+        return orjson.dumps(document, option=orjson.OPT_UTC_Z)
     except orjson.JSONEncodeError:
         # A lone surrogate in a query string or a header found its way into the text.
         return orjson.dumps({key: _encodable(value) for key, value in document.items()})

@@ -178,7 +178,9 @@ class StrictRoute(APIRoute):
         if status in (204, 304):
             return Response(status_code=status)
         return Response(
-            content if self.response_field else orjson.dumps(content), status, media_type="application/json"
+            content if self.response_field else orjson.dumps(content, option=orjson.OPT_UTC_Z),
+            status,
+            media_type="application/json",
         )
 
 
@@ -211,7 +213,7 @@ async def _read_body(request: Request, field: Any) -> tuple[Any, list[Any]]:
     """Return the validated body, or what is wrong with it."""
     if not await request.body():
         if field.field_info.is_required():
-            return None, [{"loc": ("body",), "msg": "Field required"}]
+            return None, [{"loc": ("body",), "msg": "is required"}]
         return field.get_default(), []
     check_content_type(request)
     validated: tuple[Any, list[Any]] = field.validate(await request.json(), loc=("body",))

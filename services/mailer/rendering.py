@@ -24,6 +24,8 @@ import yaml
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.sandbox import SandboxedEnvironment
 
+from services.mailer.required import required
+
 SUFFIX = ".mail"
 _PART = re.compile(r"^--- *(text|html) *---\s*$")
 _EXPRESSION = re.compile(r"\s*\{\{(?P<inner>[^{}]*)\}\}\s*")
@@ -57,6 +59,8 @@ class _Part:
     template: Template
     file: str
     offset: int
+    required: frozenset[str]
+    """The names of the data that it cannot do without."""
 
     def render(self, data: dict[str, Any]) -> str:
         try:
@@ -87,6 +91,12 @@ class MailTemplate:
     _to: Callable[[dict[str, Any]], Any] | None
     _listed: str | None
     """The name in the data that `to` takes its list from."""
+
+    @property
+    def required(self) -> list[str]:
+        """Return the names of the data that every rendering needs, sorted."""
+        parts = (self._subject, self._text, self._html)
+        return sorted({name for part in parts if part is not None for name in part.required})
 
     def render(self, data: dict[str, Any]) -> Rendered:
         """Fill the template.
@@ -241,7 +251,8 @@ def _compile(environment: SandboxedEnvironment, source: str, path: Path, offset:
     except TemplateSyntaxError as error:
         hint = "; write {{ '{#' }} for characters that begin no comment" if "comment" in (error.message or "") else ""
         raise BadTemplate(f"{path}, line {error.lineno + offset}: {error.message}{hint}") from None
-    return _Part(Template.from_code(environment, code, {}), path.name, offset)
+    needs = frozenset(required(environment.parse(source)))
+    return _Part(Template.from_code(environment, code, {}), path.name, offset, needs)
 
 
 def _recipients(environment: SandboxedEnvironment, source: str, path: Path) -> Callable[[dict[str, Any]], Any]:

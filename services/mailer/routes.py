@@ -28,9 +28,10 @@ class Preview(Contract):
 
 @router.get("/v1/templates")
 async def show_all(request: Request, caller: Sender) -> dict[str, Any]:
-    """Return the templates, with the event types that send them."""
-    templates: Templates = request.app.state.templates
-    return {"templates": [{"name": name, "on": list(templates.get(name).on)} for name in templates.names]}
+    """Return the templates, with the event types that send them and the names of the data that they require."""
+    all_: Templates = request.app.state.templates
+    found = [all_.get(name) for name in all_.names]
+    return {"templates": [{"name": each.name, "on": list(each.on), "required": each.required} for each in found]}
 
 
 @router.post("/v1/templates/{name}/preview")

@@ -78,7 +78,7 @@ def read_event(delivery: Delivery, live_types: dict[str, str]) -> Event:
         "subject": envelope.subject,
         "data": data,
     }
-    return Event(offset, key, event.type, event.channels, b"," + orjson.dumps(rest)[1:])
+    return Event(offset, key, event.type, event.channels, b"," + orjson.dumps(rest, option=orjson.OPT_UTC_Z)[1:])
 
 
 def _check_size(size: int) -> None:

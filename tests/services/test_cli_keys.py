@@ -100,7 +100,7 @@ async def test_what_cannot_be_done_is_told_in_a_sentence(vhost: Vhost, tmp_path:
     """A scope that is none, a key that is none, and a gateway that is not there: exit code 1, no trace."""
     async with running_gateway(vhost, f"sqlite+aiosqlite:///{tmp_path}/g.db") as gateway:
         failed = {
-            "scopes/0 Input should be 'mail:send'": await keys(gateway, "create", "shop", "mail:fly"),
+            "scopes/0 must be 'mail:send'": await keys(gateway, "create", "shop", "mail:fly"),
             "no such key": await keys(gateway, "revoke", "abcdefgh"),
             "make up": await keys(None, "list"),
         }

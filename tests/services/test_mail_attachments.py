@@ -216,7 +216,9 @@ async def test_a_template_is_previewed_through_the_gateway(vhost: Vhost, tmp_pat
         database = f"sqlite+aiosqlite:///{tmp_path}/g.db"
         async with running_gateway(vhost, database, mailer_url=f"http://127.0.0.1:{port}") as gateway:
             listed = (await gateway.admin.get("/v1/templates")).json()["templates"]
-            assert {"name": "new-book", "on": ["book.published"]} in listed
+            assert {"name": "welcome", "on": [], "required": ["name"]} in [
+                {name: each[name] for name in ("name", "on", "required")} for each in listed
+            ]
             answer = await gateway.admin.post("/v1/templates/welcome/preview", json={"data": {"name": "Ada"}})
             assert answer.json()["subject"] == "Welcome, Ada"
             assert "<p>Hello Ada,</p>" in answer.json()["html"]
@@ -229,8 +231,13 @@ async def test_a_template_is_previewed_through_the_gateway(vhost: Vhost, tmp_pat
             refused = await gateway.admin.post("/v1/broadcasts", json=wish)
             assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/template")
             assert "welcome" in refused.json()["errors"][0]["detail"]
-            taken = await gateway.admin.post("/v1/broadcasts", json=wish | {"template": "welcome"})
+            taken = await gateway.admin.post(
+                "/v1/broadcasts", json=wish | {"template": "welcome", "data": {"name": "all"}}
+            )
             assert taken.status_code == 202
+            for path, incomplete in (("mail", {"to": "ada@example.com"}), ("broadcasts", wish)):
+                told = await gateway.admin.post(f"/v1/{path}", json=incomplete | {"template": "welcome"})
+                assert (told.status_code, told.json()["errors"][0]["pointer"]) == (422, "#/data/name"), told.text
             one = await gateway.admin.post("/v1/mail", json={"to": "ada@example.com", "template": "welcom"})
             assert (one.status_code, one.json()["errors"][0]["pointer"]) == (422, "#/template")
             right = {"to": "ada@example.com", "template": "welcome", "data": {"name": "Ada"}}

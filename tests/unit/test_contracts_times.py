@@ -65,13 +65,13 @@ def test_rfc_3339_text_is_taken(text: str, at: datetime) -> None:
 @pytest.mark.parametrize("at", [EARLIEST, LATEST])
 def test_every_time_that_is_taken_can_be_shown(at: datetime) -> None:
     """The first and the last one, after rounding to milliseconds."""
-    assert time_of(to_ms(at)) == at.isoformat(timespec="milliseconds")
+    assert time_of(to_ms(at)) == at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @pytest.mark.parametrize("ms", [-(2**62), -62_135_596_800_001, 253_402_300_800_000, 2**62])
 def test_a_stored_time_that_cannot_be_written_is_still_shown(ms: int) -> None:
     """A row from before the bounds must not make a whole list fail."""
-    assert time_of(ms) in ("0001-01-01T00:00:00.000+00:00", "9999-12-30T00:00:00.000+00:00")
+    assert time_of(ms) in ("0001-01-01T00:00:00.000Z", "9999-12-30T00:00:00.000Z")
 
 
 def test_work_is_due_within_ten_years() -> None:

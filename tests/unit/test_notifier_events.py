@@ -50,7 +50,7 @@ def test_the_json_says_everything_about_the_event() -> None:
         "channel": "news",
         "id": event.id,
         "type": "notification.raised",
-        "time": "2026-01-02T03:04:05+00:00",
+        "time": "2026-01-02T03:04:05Z",
         "event_id": "event 1",
         "source": "/tests",
         "subject": None,

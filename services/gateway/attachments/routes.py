@@ -12,7 +12,8 @@ from starlette.responses import Response
 from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest, Filename
 from bellhop.contracts.media_types import ContentType
 from bellhop.web.auth import Caller, Scope, require
-from bellhop.web.problems import Problem, invalid, sentence
+from bellhop.web.problems import Problem, invalid
+from bellhop.web.sentences import sentence
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.attachments.store import OverQuota
 from services.gateway.parts import MailerOnly, gateway

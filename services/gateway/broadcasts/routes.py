@@ -90,7 +90,7 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
             place = ("body", field) if field in content else ("body",)
             raise invalid([{"loc": place, "msg": f"{error}."}]) from None
     else:
-        await templates.check(request, wish.template)
+        await templates.check(request, wish.template, {*wish.data, "subscriber"})
     try:
         feeding.check(content, list_, caller.name, parts.links)
     except ValidationError as error:

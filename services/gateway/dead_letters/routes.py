@@ -60,14 +60,14 @@ async def show_all(
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
-    """Return the newest dead letters, and how many wait in each group (queue, type, reason).
+    """Return the newest dead letters, and how many of them wait in each group (queue, type, reason).
 
     With `queue=unrouted`: the events of types that no queue is bound to, which are kept for a while.
     """
     before = None if cursor is None else _PAGES.read(cursor)[0]
     store = gateway(request).dead_letters
     letters = await store.page(queue=queue, before=before, waiting=waiting, limit=limit)
-    groups = [{**group, "oldest": time_of(group["oldest"])} for group in await store.groups()]
+    groups = [{**group, "oldest": time_of(group["oldest"])} for group in await store.groups(queue)]
     return {
         "dead_letters": [_document(letter) for letter in letters],
         "groups": groups,

@@ -92,9 +92,10 @@ class DeadLetters:
         async with self._database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
-    async def groups(self) -> list[dict[str, Any]]:
-        """Return the waiting ones counted by queue, type and reason, as of the last count (`tally.py`)."""
-        return await self._groups.get()
+    async def groups(self, queue: str | None) -> list[dict[str, Any]]:
+        """Count the waiting ones that `page` lists, by queue, type and reason, as of the last count (`counts.py`)."""
+        counted = await self._groups.get()
+        return [group for group in counted if (group["queue"] == queue if queue else group["queue"] != UNROUTED)]
 
     async def _count(self) -> list[dict[str, Any]]:
         names = (dead_letters.c.queue, dead_letters.c.type, dead_letters.c.reason)
@@ -179,11 +180,11 @@ class DeadLetters:
 
     async def waiting(self) -> int:
         """Return how many dead letters wait for a decision, as of the last count; without unrouted events."""
-        return sum(group["count"] for group in await self.groups() if group["queue"] != UNROUTED)
+        return sum(group["count"] for group in await self.groups(None))
 
     async def unrouted(self) -> int:
         """Return how many events are kept because no queue is bound to their type, as of the last count."""
-        return sum(group["count"] for group in await self.groups() if group["queue"] == UNROUTED)
+        return sum(group["count"] for group in await self.groups(UNROUTED))
 
 
 _TRIM_EVERY = 1000

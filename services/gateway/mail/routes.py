@@ -42,7 +42,7 @@ async def send(
     if can_change and (answer := await replay(request, key, "/v1/tasks/")) is not None:
         return answer
     if mail.template is not None:
-        await templates.check(request, mail.template)
+        await templates.check(request, mail.template, mail.data)
     if mail.attachments:
         await attachments.check(request, mail.attachments, caller, due_at or created_at)
     acceptance = Acceptance(

@@ -16,7 +16,8 @@ from bellhop.contracts.base import Contract, Data, Line, Time
 from bellhop.contracts.mail import Lane, PersonName
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
-from bellhop.web.problems import Problem, invalid, sentence
+from bellhop.web.problems import Problem, invalid
+from bellhop.web.sentences import sentence
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.service import invalid_body
 from services.gateway.broadcasts.newsletter import Newsletter

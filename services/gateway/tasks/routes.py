@@ -39,14 +39,15 @@ def owner_of(caller: Caller) -> str | None:
 
 
 def time_of(ms: int | None) -> str | None:
-    """Return milliseconds since 1970 as RFC 3339.
+    """Return milliseconds since 1970 as RFC 3339 in UTC, with `Z`: the form of all times in answers.
 
     Rows stored before times were bounded may hold one that cannot be written: the nearest that can is shown instead,
     because one such row must not make a whole list fail.
     """
     if ms is None:
         return None
-    return datetime.fromtimestamp(min(max(ms, _FIRST_MS), _LAST_MS) / 1000, UTC).isoformat(timespec="milliseconds")
+    at = datetime.fromtimestamp(min(max(ms, _FIRST_MS), _LAST_MS) / 1000, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 _FIRST_MS = round(datetime(1, 1, 1, tzinfo=UTC).timestamp() * 1000)

@@ -1,5 +1,6 @@
 """Mail templates: answered by the mailer, under the gateway's address and keys."""
 
+from collections.abc import Collection
 from time import monotonic
 from typing import Annotated
 from weakref import WeakKeyDictionary
@@ -28,7 +29,7 @@ Sender = Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
 
 @router.get("/v1/templates", summary="List the mail templates")
 async def show_all(request: Request, caller: Sender) -> Response:
-    """Return the templates, with the event types that send them."""
+    """Return the templates, with the event types that send them and the names of the data that they require."""
     return await _forward(request)
 
 
@@ -39,28 +40,30 @@ async def preview(request: Request, name: str, caller: Sender) -> Response:
     return await _forward(request)
 
 
-async def check(request: Request, name: str) -> None:
-    """Raise Problem 422 if the mailer says that there is no such template.
+async def check(request: Request, name: str, data: Collection[str]) -> None:
+    """Raise Problem 422 if the mailer says that there is no such template, or that it requires more than `data`.
 
     A mailer that does not answer says nothing: the request is accepted as before, and a mail whose template turns out
     not to exist fails with that reason. What the mailer said is used for some seconds, so that a mail costs no request;
-    a name that is not among it is asked for again, because templates are added.
+    what does not fit is asked for again, because templates change.
     """
     until, known = _known.get(request.app, (0.0, None))
-    if monotonic() < until and (known is None or name in known):
+    if monotonic() < until and (known is None or (name in known and known[name] <= set(data))):
         return
-    known = await _names(request)
+    known = await _required(request)
     _known[request.app] = monotonic() + KNOWN_SECONDS, known
     if known is not None and name not in known:
         there = ", ".join(known) or "none"
         raise invalid([{"loc": ("body", "template"), "msg": f"There is no template of that name. There are: {there}."}])
+    if known is not None and (missing := sorted(known[name] - set(data))):
+        raise invalid([{"loc": ("body", "data", each), "msg": f"The template {name} requires it."} for each in missing])
 
 
-_known: WeakKeyDictionary[FastAPI, tuple[float, list[str] | None]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[FastAPI, tuple[float, dict[str, set[str]] | None]] = WeakKeyDictionary()
 
 
-async def _names(request: Request) -> list[str] | None:
-    """Return the names of the mailer's templates; None if it does not answer."""
+async def _required(request: Request) -> dict[str, set[str]] | None:
+    """Return the names of the mailer's templates, with what each requires; None if it does not answer."""
     parts = gateway(request)
     token = token_for(parts.settings.mailer_key, "mailer", Scope.MAIL_SEND)
     try:
@@ -71,7 +74,10 @@ async def _names(request: Request) -> list[str] | None:
         )
     except httpx.HTTPError:
         return None
-    return [template["name"] for template in answer.json()["templates"]] if answer.status_code == 200 else None
+    if answer.status_code != 200:
+        return None
+    # A mailer of an earlier version does not say what they require.
+    return {template["name"]: set(template.get("required", ())) for template in answer.json()["templates"]}
 
 
 async def _forward(request: Request) -> Response:
