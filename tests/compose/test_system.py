@@ -17,9 +17,9 @@ from bellhop.local.checkout import find
 from bellhop.web.tokens import mint
 from tests.compose.system import SERVICES, TAG, System, counted
 from tests.services.notifier_support import browser
+from tests.services.test_monitoring_files import METRIC, expressions
 from tests.support import wait_until
 from tests.support.follower import Follower
-from tests.unit.test_monitoring_files import METRIC, expressions
 
 BOARD = "compose"
 ENTRIES = [("ada", 30.0), ("bob", 20.0), ("cleo", 10.0)]

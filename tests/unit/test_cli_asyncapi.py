@@ -5,8 +5,6 @@ Its structure was checked against the official JSON schema of AsyncAPI 3.0.0 as 
 
 import json
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -116,12 +114,3 @@ def test_what_no_binding_matches_is_not_said_to_arrive() -> None:
     """No queue of ours is bound to `events`, and mail does not come to the scores."""
     assert queues_of("events", "score.submitted") == set()
     assert [message.name for message in messages_in("leaderboard.scores")] == ["score.submitted"]
-
-
-def test_the_command_prints_json() -> None:
-    """On standard output, and nothing else."""
-    said = subprocess.run(
-        [sys.executable, "-m", "bellhop.cli.main", "asyncapi"], check=True, capture_output=True, timeout=60
-    )
-    assert json.loads(said.stdout)["asyncapi"] == "3.0.0"
-    assert said.stderr == b""

@@ -1,6 +1,8 @@
 """The tests disturb no Bellhop that runs on this machine, and none disturbs them."""
 
 import os
+import socket
+import subprocess
 import sys
 from urllib.parse import urlsplit
 
@@ -40,3 +42,13 @@ def test_what_a_process_compiled_is_kept_for_the_next() -> None:
     """A shell may forbid bytecode on disk; the tests start hundreds of processes, each of a thousand modules."""
     assert not sys.dont_write_bytecode
     assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+
+
+def test_a_unit_test_opens_no_port_and_starts_no_process() -> None:
+    """Where it belongs is in the error."""
+    with socket.socket() as one, pytest.raises(AssertionError, match="tests/services"):
+        one.bind(("127.0.0.1", 0))
+    with socket.socket() as one, pytest.raises(AssertionError, match="tests/services"):
+        one.connect(("127.0.0.1", 1))
+    with pytest.raises(AssertionError, match="tests/services"):
+        subprocess.run([sys.executable, "--version"])
