@@ -53,7 +53,7 @@ class DeadLetters:
         new = set((await connection.execute(insert, rows)).scalars())
         letters = [(delivery, row) for delivery, row in zip(deliveries, rows, strict=True) if row["id"] in new]
         failed = await dead_tasks.failures(connection, letters)
-        await self._ledger.apply(connection, list(failed.values()))
+        await self._ledger.end(connection, list(failed.values()))
         return [failed[row["id"]].task_id if row["id"] in failed else None for row in rows]
 
     async def add_unrouted(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[None]:

@@ -13,9 +13,11 @@ from bellhop.contracts.identity import BOUNCE
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
+from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import attempts, suppressions, tasks, withdrawals
 from services.gateway.tasks import store as ledger
+from services.gateway.tasks.ended import live_entries
 from services.gateway.tasks.store import Acceptance, Accepted
 
 SETTLED_SECONDS = 30.0
@@ -99,15 +101,17 @@ class Suppressions:
         items = [_ended(item, found) for item in items]
         accepted = await ledger.accept(connection, items)
         rows = []
+        entries = []
         for position, (item, each) in enumerate(zip(items, accepted, strict=True)):
             ended = [task for task in item.tasks if task["state"] == State.SUPPRESSED]
             if ended and each.new:
                 accepted[position] = replace(each, goes_out=False)
-                rows += [
-                    ended_attempt(task, f"The address is suppressed: {found[canonical(task['recipient'])]}")
-                    for task in ended
-                ]
+                for task in ended:
+                    reason = f"The address is suppressed: {found[canonical(task['recipient'])]}"
+                    rows.append(ended_attempt(task, reason))
+                    entries += live_entries([task], reason)
         await insert_many(connection, attempts, rows)
+        await outbox.add(connection, entries)
         return accepted
 
     async def note_bounces(self, connection: AsyncConnection, outcomes: list[Outcome]) -> None:

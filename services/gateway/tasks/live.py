@@ -3,11 +3,11 @@
 from bellhop.amqp.errors import Hold, PublishError, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Delivery, Message
 from bellhop.amqp.publisher import Publisher
-from bellhop.contracts.mail import Lane
 from bellhop.contracts.outcomes import Outcome
 from bellhop.observe.logs import get_logger
 from services.gateway import metrics
 from services.gateway.outbox.routing import NOTIFICATIONS
+from services.gateway.tasks.ended import is_shown
 
 log = get_logger(__name__)
 
@@ -27,9 +27,7 @@ class LiveOutcomes:
         Raises:
             Hold: there is no broker; the outcome will be delivered again.
         """
-        # A broadcast shows its own counts; a million single events would drown the rest. Without an owner nobody
-        # can follow the event.
-        if outcome.lane == Lane.BULK or outcome.owner is None:
+        if not is_shown(outcome.owner, outcome.lane):
             return
         # The document is the whole text of the mail, which nobody watches.
         body = delivery.body

@@ -25,6 +25,7 @@ from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import Entry, now_ms, to_ms
 from services.gateway.tables import attempts, tasks
 from services.gateway.tasks.counts import Tally
+from services.gateway.tasks.ended import live_entries
 from services.gateway.tasks.pages import page_query
 
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
@@ -148,24 +149,39 @@ class Ledger:
         self._oldest = Tally(self._look_for_oldest)
 
     async def apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[str]:
-        """Apply outcomes, in any order and as often as they come; return the ids of their tasks."""
+        """Apply outcomes of the mailer, in any order and as often as they come; return the ids of their tasks."""
+        await self._apply(connection, outcomes)
+        return [outcome.task_id for outcome in outcomes]
+
+    async def end(self, connection: AsyncConnection, outcomes: list[Outcome]) -> None:
+        """Apply final outcomes that this gateway decided; those that advance their task are shown live."""
+        await outbox.add(connection, live_entries(await self._apply(connection, outcomes)))
+
+    async def _apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[dict[str, Any]]:
+        """Apply outcomes; return the task of each outcome that advanced it, with the reply."""
         await self._create_reactions(connection, outcomes)
         places = await self._places(connection, {outcome.task_id for outcome in outcomes})
         moved: dict[str, dict[str, Any]] = {}
+        advanced: list[dict[str, Any]] = []
         for outcome in outcomes:
             place = places.get(outcome.task_id)
             if place is not None and advances(place, outcome):
-                places[outcome.task_id] = moved[outcome.task_id] = _moved(place, outcome)
+                moved[outcome.task_id] = _moved(place, outcome)
+                places[outcome.task_id] = place | moved[outcome.task_id]
+                advanced.append(places[outcome.task_id] | {"reply": outcome.reply})
         await update_many(connection, tasks, "id", list(moved.values()))
         made = [_attempt_row(outcome) for outcome in outcomes if _says_more(outcome) and outcome.task_id in places]
         await insert_many(connection, attempts, made, on_conflict=_KEEP_FINAL)
         if self._applied is not None:
             await self._applied(connection, outcomes)
-        return [outcome.task_id for outcome in outcomes]
+        return advanced
 
     async def _places(self, connection: AsyncConnection, task_ids: set[str]) -> dict[str, dict[str, Any]]:
         """Return where tasks are, and let no other replica move them meanwhile (SQLite has one writer anyway)."""
-        columns = (tasks.c.id, tasks.c.round, tasks.c.attempt, tasks.c.state, tasks.c.uncertain)
+        columns = (
+            tasks.c.id, tasks.c.round, tasks.c.attempt, tasks.c.state, tasks.c.uncertain,
+            tasks.c.owner, tasks.c.lane, tasks.c.recipient, tasks.c.template,
+        )  # fmt: skip
         # In order, so that two replicas that lock the same tasks never wait for each other.
         query = sa.select(*columns).where(tasks.c.id.in_(task_ids)).order_by(tasks.c.id).with_for_update()
         return {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
@@ -265,12 +281,10 @@ class Ledger:
             return State(task["state"])
         current = now_ms()
         if await outbox.withdraw(connection, task["id"]):
-            task |= {"state": State.CANCELLED.value}
-            await connection.execute(
-                sa.update(tasks)
-                .where(tasks.c.id == task["id"])
-                .values(state=State.CANCELLED.value, updated_at=current, finished_at=current)
-            )
+            ended = {"state": State.CANCELLED.value, "updated_at": current, "finished_at": current}
+            task |= ended
+            await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(ended))
+            await outbox.add(connection, live_entries([task]))
             return State.CANCELLED
         # Noted, so that a task that has to be asked for again is not sent instead.
         await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(cancel_requested_at=current))

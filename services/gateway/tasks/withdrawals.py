@@ -25,6 +25,7 @@ from services.gateway.suppressions.store import active, ended_attempt
 from services.gateway.tables import attempts, broadcasts, subscriptions, suppressions, tasks, withdrawals
 from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks import store as ledger
+from services.gateway.tasks.ended import live_entries
 
 SETTLE_MS = 15_000
 CHUNK = 100
@@ -121,6 +122,7 @@ async def _end(connection: AsyncConnection, waiting: list[dict[str, Any]], reaso
     await connection.execute(sa.update(tasks).where(tasks.c.id.in_(ended)).values(over))
     rows = [ended_attempt(task | over, reason) | {"at": current} for task in waiting if task["id"] in ended]
     await insert_many(connection, attempts, rows, on_conflict="DO NOTHING")
+    await outbox.add(connection, live_entries([task | over for task in waiting if task["id"] in ended], reason))
     begun = [task for task in waiting if task["id"] not in ended]
     asked = sa.update(tasks).where(tasks.c.id.in_([task["id"] for task in begun]))
     await connection.execute(asked.values(cancel_requested_at=current))

@@ -1,0 +1,53 @@
+"""Tasks that the gateway itself ends: cancelled, withdrawn, suppressed, or failed with a dead letter.
+
+Their ends are shown live as those that the mailer reports (`live.py`). The message stands in the outbox, written in the
+commit that ends the task, so a crash loses none.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from bellhop.amqp.message import Message
+from bellhop.contracts.envelope import Envelope
+from bellhop.contracts.identity import GATEWAY
+from bellhop.contracts.mail import Lane
+from bellhop.contracts.outcomes import Outcome
+from services.gateway.outbox.routing import NOTIFICATIONS
+from services.gateway.outbox.store import Entry
+
+
+def live_entries(tasks: Iterable[Mapping[str, Any]], reply: str | None = None) -> list[Entry]:
+    """Return the messages that show the ends of `tasks`, rows that say when they ended.
+
+    `reply`: why, unless a row has a reply of its own.
+    """
+    return [_entry(task, task.get("reply", reply)) for task in tasks if is_shown(task["owner"], task["lane"])]
+
+
+def is_shown(owner: str | None, lane: str | None) -> bool:
+    """Say whether the end of a task is shown live.
+
+    A broadcast shows its own counts; a million single events would drown the rest. Without an owner nobody can follow
+    the event.
+    """
+    return lane != Lane.BULK and owner is not None
+
+
+def _entry(task: Mapping[str, Any], reply: str | None) -> Entry:
+    outcome = Outcome(
+        task_id=task["id"],
+        round=task["round"],
+        attempt=task["attempt"],
+        state=task["state"],
+        at=datetime.fromtimestamp(task["finished_at"] / 1000, UTC),
+        reply=reply,
+        uncertain=bool(task["uncertain"]),
+        owner=task["owner"],
+        lane=task["lane"],
+        to=task["recipient"],
+        template=task["template"],
+    )
+    envelope = Envelope(type=f"mail.{outcome.state}", source=GATEWAY, subject=outcome.task_id)
+    body = outcome.model_dump_json(exclude_none=True).encode()
+    return Entry(NOTIFICATIONS, envelope.type, Message(body, envelope))
