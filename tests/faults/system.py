@@ -27,8 +27,8 @@ from aiosmtpd.smtp import Envelope, Session
 from bellhop.amqp import topology
 from bellhop.local import processes
 from bellhop.local.node import Node, Ports
-from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
+from tests.faults.ports import lasting_ports
 from tests.faults.zygote import SERVICES
 from tests.support import Broker, SmtpServer, Vhost, wait_until
 from tests.support.addresses import service_environment
@@ -111,7 +111,7 @@ class Rig:
         self.folder = folder
         users = ("deploy", *topology.RIGHTS)
         self.passwords = {user: secrets.token_urlsafe(16) for user in users}
-        self.node = Node(folder / "node", Ports(*free_ports(5)), self.passwords)
+        self.node = Node(folder / "node", Ports(*lasting_ports(5)), self.passwords)
         self.zygote = Zygote()
 
     @property
@@ -334,14 +334,14 @@ async def system(
     for user, rights in topology.RIGHTS.items():
         await allow(vhost, user, rights)
     smtp = Sink()
-    await smtp.start()
+    await smtp.start(*lasting_ports(1))
     controller = Controller(folder / "fault.sock")
     await controller.start()
     async with httpx.AsyncClient(
         trust_env=False, timeout=30, limits=httpx.Limits(max_connections=200, max_keepalive_connections=200)
     ) as http:
         whole = System(rig, folder, vhost, smtp, controller, http)
-        ports = dict(zip(services, free_ports(len(services)), strict=True))
+        ports = dict(zip(services, lasting_ports(len(services)), strict=True))
         for name in services:
             values: dict[str, Any] = {
                 "amqp_url": f"amqp://{name}:{rig.passwords[name]}@{amqp_host}:"

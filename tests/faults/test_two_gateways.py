@@ -12,8 +12,8 @@ import asyncpg
 import httpx
 import pytest
 
-from bellhop.local.ports import free_ports
 from tests.faults.driver import Driver, numbers
+from tests.faults.ports import lasting_ports
 from tests.faults.sinks import Sinks
 from tests.faults.system import Rig, Service, System, system
 from tests.support import wait_until
@@ -99,7 +99,7 @@ async def two_gateways(rig: Rig, folder: Path, server: str) -> AsyncIterator[Pai
         try:
             async with system(rig, folder, services=("gateway", "mailer"), settings=settings) as whole:
                 first = whole["gateway"]
-                (port,) = free_ports(1)
+                (port,) = lasting_ports(1)
                 values = first.settings | {"port": str(port)}
                 second = Service("gateway", whole, port, values, first.changes, starts=100)
                 whole.services["second"] = second

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from bellhop.sql.database import Database
+from tests.faults.ports import first_of_clients, lasting_ports
 from tests.support import Broker, SmtpServer, Vhost, wait_until
 from tests.support.databases import postgresql_database
 
@@ -98,3 +99,10 @@ async def test_a_vhost_has_the_topology(vhost: Vhost) -> None:
     """An event that a service reacts to lies in that service's queue."""
     await vhost.publish("work", "leaderboard.scores", b"{}")
     await wait_until(lambda: vhost.depth("leaderboard.scores"), 5, "the event is in the queue")
+
+
+def test_a_server_that_is_down_keeps_its_port() -> None:
+    """The kernel gives ports of its own range to any client, so a broker that a test killed might not start again."""
+    ports = lasting_ports(20)
+    assert len(set(ports)) == 20
+    assert max(ports) < first_of_clients()
