@@ -92,6 +92,12 @@ class Background:
         self._loops[loop.name] = loop
         loop.task = asyncio.create_task(loop.run(), name=loop.name)
 
+    async def end(self, name: str) -> None:
+        """Cancel the loop `name`, and return when it has ended, or after `STOP_SECONDS`; nothing to do is fine."""
+        if self.running(name) and (task := self._loops[name].task) is not None:
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_SECONDS)
+
     async def stop(self, patience: float = 0.0) -> None:
         """Cancel all loops, and return when they have ended, or after `STOP_SECONDS`. Safe to repeat.
 

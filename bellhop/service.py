@@ -1,22 +1,236 @@
-"""How every service starts: settings, logs, HTTP face."""
+"""A service: what it opens, what it consumes, what it does periodically, what it answers. This file runs it.
 
+Start:  HTTP face, connections, `open`; then in the background, repeated until it succeeds: migrations, `prepare`,
+        consumers, jobs.
+Stop:   `stopping` is set; consumers finish what is in hand; jobs end; what `open` opened is closed; connections close.
+"""
+
+import asyncio
 import gc
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Generic, TypeVar
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
+from bellhop.amqp.batches import BatchPuller
+from bellhop.amqp.connection import Connection
+from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.fields import patch_pika_field_decoding
+from bellhop.amqp.message import Delivery
+from bellhop.amqp.publisher import Publisher
+from bellhop.background import LIMIT_SECONDS, Background
 from bellhop.observe.logs import configure_logging
 from bellhop.observe.traces import configure_traces
 from bellhop.settings import ServiceSettings
-from bellhop.web.server import serve
+from bellhop.sql.database import Database
+from bellhop.sql.migrations import migrate
+from bellhop.web.health import check
+from bellhop.web.limits import Limits
+from bellhop.web.server import create_app, serve
 
-SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+PREPARE_SECONDS = 3600.0
+"""A migration of a large database may take so long."""
+
+S = TypeVar("S", bound=ServiceSettings)
+P = TypeVar("P")
 
 
-def run(name: str, settings_type: type[SettingsT], build: Callable[[SettingsT], FastAPI]) -> None:
+@dataclass(frozen=True, slots=True)
+class Queue(Generic[P]):
+    """A queue and the handler of each of its messages. Settling: `bellhop.amqp.handling`."""
+
+    name: str
+    handler: Callable[[P, Delivery], Awaitable[None]]
+    prefetch: int = 50
+    """Deliveries that may be in hand together."""
+    after: str | None = None
+    """Another queue of the table: nothing is consumed from this one before what lies in that one is handled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batches(Generic[P]):
+    """A queue whose messages are handled many together, and settled by one ack."""
+
+    name: str
+    handler: Callable[[P, list[Delivery]], Awaitable[None]]
+    size: int
+    """Messages in a batch, at most."""
+    seconds: float
+    """Between two batches, at most."""
+    counts: Callable[[Delivery], bool] = lambda _: True
+    """Says whether a message counts as pending."""
+    usable: Callable[[P], Awaitable[None]] | None = None
+    """Raises `Unavailable` while the handler could not work: another replica then gets the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[P]):
+    """Something done periodically; see `Background.every` for the arguments."""
+
+    name: str
+    seconds: float
+    action: Callable[[P], Awaitable[float | None]]
+    wake: Callable[[P], asyncio.Event] | None = None
+    limit: float = LIMIT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Loop(Generic[P]):
+    """Something that runs until the service stops; see `Background.keep`."""
+
+    name: str
+    run: Callable[[P], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Base(Generic[S]):
+    """What a service gets, open. Those without queues have neither connections nor a database."""
+
+    settings: S
+    app: FastAPI
+    consumers: list[Consumer | BatchPuller] = field(default_factory=list)
+    """Those of the service's table, in its order, once `Service.open` has returned."""
+    consuming: Connection = field(init=False)
+    publisher: Publisher = field(init=False)
+    """On a connection of its own: an alarm of the broker blocks one that publishes, and consuming must go on."""
+    database: Database = field(init=False)
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Return the event that is set as soon as the process is told to stop, before requests have ended."""
+        event: asyncio.Event = self.app.state.stopping
+        return event
+
+    @asynccontextmanager
+    async def opened(self, name: str) -> AsyncIterator[None]:
+        """Connect, and disconnect at the end. It waits for no server."""
+        assert self.settings.database_url is not None
+        url = self.settings.amqp_url.get_secret_value()
+        self.consuming = Connection(url, f"bellhop/{name}/{self.settings.instance}/consume")
+        publishing = Connection(url, f"bellhop/{name}/{self.settings.instance}/publish")
+        self.publisher = Publisher(publishing, window=2000)
+        self.database = Database(self.settings.database_url.get_secret_value())
+        await publishing.start()
+        await self.consuming.start()
+        try:
+            yield
+        finally:
+            await self.consuming.close()
+            await publishing.close()
+            await self.database.close()
+
+
+async def _nothing(_parts: Any) -> None:
+    return None
+
+
+async def _no_checks(_parts: Any) -> dict[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Service(Generic[S, P]):
+    """One service, as a table."""
+
+    name: str
+    settings: type[S]
+    open: Callable[[Base[S]], AbstractAsyncContextManager[P]]
+    """Opens what the handlers, jobs and routes work with, and closes it."""
+    routers: Sequence[APIRouter] = ()
+    queues: Callable[[P], Sequence[Queue[P] | Batches[P]]] | None = None
+    """What it consumes. None: it has neither queues nor tables."""
+    jobs: Callable[[P], Sequence[Job[P] | Loop[P]]] = lambda _: ()
+    prepare: Callable[[P], Awaitable[None]] = _nothing
+    """Runs after the migrations and before anything is consumed; idempotent."""
+    ready: Callable[[P], Awaitable[dict[str, str]]] = _no_checks
+    """Returns checks for /readyz besides those that all services have: broker, database, queues."""
+    limits: Callable[[S], Limits] = lambda _: Limits()
+    counted_by_route: Sequence[str] = ()
+    """Paths whose routes count their requests against the rate limits themselves."""
+
+    def create_app(self, settings: S) -> FastAPI:
+        """Return the application; its lifespan starts and stops the service."""
+        return create_app(
+            f"Bellhop {self.name}",
+            version("bellhop"),
+            partial(self._run, settings),
+            self.routers,
+            limits=self.limits(settings),
+            counted_by_route=self.counted_by_route,
+        )
+
+    @asynccontextmanager
+    async def _run(self, settings: S, app: FastAPI) -> AsyncIterator[None]:
+        background: Background = app.state.background
+        base = Base(settings, app)
+        async with base.opened(self.name) if self.queues else nullcontext(), self.open(base) as parts:
+            for row in self.queues(parts) if self.queues else ():
+                base.consumers.append(_consumer(row, parts, base))
+            app.state.ready = partial(self._checks, parts, base)
+            background.once("preparation", partial(self._prepare, parts, base), limit=PREPARE_SECONDS)
+            try:
+                yield
+            finally:
+                base.stopping.set()
+                await background.end("preparation")
+                await asyncio.gather(*(each.stop(settings.shutdown_seconds) for each in base.consumers))
+                # Only now: a heartbeat must go on while messages are in hand.
+                await background.stop()
+
+    async def _prepare(self, parts: P, base: Base[S]) -> None:
+        background: Background = base.app.state.background
+        if self.queues is not None:
+            await migrate(base.database.url, f"services.{self.name}")
+        await self.prepare(parts)
+        for consumer in base.consumers:
+            consumer.start()
+        for job in self.jobs(parts):
+            if isinstance(job, Loop):
+                background.keep(job.name, partial(job.run, parts))
+            else:
+                wake = job.wake(parts) if job.wake else None
+                background.every(job.name, job.seconds, partial(job.action, parts), wake=wake, limit=job.limit)
+
+    async def _checks(self, parts: P, base: Base[S]) -> dict[str, str]:
+        checks = {}
+        if self.queues is not None:
+            idle = [each.queue for each in base.consumers if not each.works]
+            checks = {
+                "broker": base.publisher.trouble or base.consuming.explanation,
+                "queues": f"not consuming from {', '.join(idle)}" if idle else "ok",
+                "database": await check(base.database.ping),
+            }
+        return checks | await self.ready(parts)
+
+
+def _consumer(row: Queue[P] | Batches[P], parts: P, base: Base[Any]) -> Consumer | BatchPuller:
+    handler = partial(row.handler, parts)
+    if isinstance(row, Batches):
+        return BatchPuller(
+            base.consuming,
+            base.publisher,
+            row.name,
+            handler,
+            size=row.size,
+            interval=row.seconds,
+            counts=row.counts,
+            usable=partial(row.usable, parts) if row.usable else _always,
+        )
+    first = next((each for each in base.consumers if each.queue == row.after), None)
+    assert not isinstance(first, BatchPuller), "only a queue whose messages are handled one by one can come first"
+    return Consumer(base.consuming, base.publisher, row.name, handler, prefetch=row.prefetch, after=first)
+
+
+async def _always() -> None:
+    return None
+
+
+def run(name: str, settings_type: type[S], build: Callable[[S], FastAPI]) -> None:
     """Run service `name` until it is told to stop; ends the process with a sentence where it cannot start.
 
     The HTTP face is up from the start, so that /healthz answers and /readyz says what the service waits for.

@@ -17,11 +17,13 @@ from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import GiveBack, HandlerSignal, Hold, Reject
+from bellhop.amqp.decoding import receive
+from bellhop.amqp.errors import GiveBack, Hold
+from bellhop.amqp.handling import settled
+from bellhop.amqp.handling.hold import Holding
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
-from bellhop.amqp.settling import decode, settle_failed, undecodable
 from bellhop.background import Background
 from bellhop.errors import Unavailable
 from bellhop.observe.logs import get_logger
@@ -41,7 +43,6 @@ async def _always() -> None:
 class _Waiting(NamedTuple):
     tag: int
     delivery: Delivery
-    error: Reject | None
 
 
 class BatchPuller:
@@ -74,12 +75,11 @@ class BatchPuller:
             usable: raises `Unavailable` while the handler could not work; asked each time before consuming.
         """
         self._connection = connection
-        self._publisher = publisher
         self._queue = queue
         self._handler = spans.traced_batch(queue, handler)
         self._size = size
         self._interval = interval
-        self._policy = policy
+        self._settle_one = settled(lambda delivery: self._handler([delivery]), publisher, policy)
         self._counts = counts
         self._usable = usable
         self._offered: Channel | None = None  # open, but not consumed from yet
@@ -93,6 +93,7 @@ class BatchPuller:
         self._ready: deque[_Waiting] = deque()
         self._full = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._holding = Holding(queue, self._stopping)
         self._background = Background()
 
     @property
@@ -101,9 +102,14 @@ class BatchPuller:
         return self._channel is not None
 
     @property
-    def trouble(self) -> str | None:
-        """Return why nothing is pulled; None where it is, as far as the connection allows."""
-        return self._background.trouble
+    def queue(self) -> str:
+        """Return the name of the queue."""
+        return self._queue
+
+    @property
+    def works(self) -> bool:
+        """Say whether batches are pulled; a queue that another replica consumes from is no failure."""
+        return self._background.trouble is None
 
     @property
     def pending(self) -> int | None:
@@ -184,11 +190,7 @@ class BatchPuller:
             self._channel.close()
 
     def _on_delivery(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        try:
-            waiting = _Waiting(method.delivery_tag, decode(self._queue, method, properties, body), None)
-        except Exception as error:  # whatever it is that cannot be read: handed back, it would come again at once
-            foreign = undecodable(self._queue, method, properties, body)
-            waiting = _Waiting(method.delivery_tag, foreign, Reject(f"undecodable: {error}"))
+        waiting = _Waiting(method.delivery_tag, receive(self._queue, method, properties, body))
         # What another consumer gave back has waited already.
         taken_over = not self._active and waiting.delivery.redelivered
         self._active = True
@@ -250,40 +252,45 @@ class BatchPuller:
                 waiter.cancel()
 
     async def _apply(self, channel: Channel, batch: list[_Waiting]) -> None:
-        """Handle `batch` until every delivery in it has its place, then ack them all at once."""
-        while channel.is_open:
-            try:
-                for waiting in batch:
-                    if waiting.error is not None:
-                        await settle_failed(self._publisher, self._policy, waiting.delivery, waiting.error)
-                await self._handle([waiting.delivery for waiting in batch if waiting.error is None])
-            except GiveBack as signal:
-                self.give_back(str(signal))
-                return
-            except Hold as signal:
-                # The batch stays in hand and in order; nothing was acked, so a crash here loses nothing.
-                log.warning("waiting before the batch is tried again", queue=self._queue, reason=str(signal))
-                await asyncio.sleep(PAUSE_SECONDS)
-                continue
-            self._failures = 0
-            if channel.is_open:
-                channel.basic_ack(batch[-1].tag, multiple=True)
+        """Handle `batch` until every delivery in it is settled, then ack them all together.
+
+        Until then the batch stays in hand and in order: nothing is acked, so a crash loses nothing.
+        """
+        deliveries = [waiting.delivery for waiting in batch]
+        try:
+            done = await self._holding.run(lambda: self._handle(deliveries), lambda: channel.is_open)
+        except GiveBack as signal:
+            self.give_back(str(signal))
             return
+        if not done:
+            if not self._stopping.is_set():
+                self.give_back("the batch was held too long")
+            elif channel.is_open:
+                channel.basic_nack(batch[-1].tag, multiple=True, requeue=True)
+            return
+        self._failures = 0
+        if channel.is_open:
+            channel.basic_ack(batch[-1].tag, multiple=True)
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
-        """Hand `deliveries` over; when the handler fails, halve them until the guilty one stands alone."""
-        if not deliveries:
+        """Hand `deliveries` over together; when the handler fails, halve them until the one that fails is found."""
+        for delivery in deliveries:
+            if delivery.error is not None:
+                await self._settle_one(delivery)
+        await self._handle_decoded([delivery for delivery in deliveries if delivery.error is None])
+
+    async def _handle_decoded(self, deliveries: list[Delivery]) -> None:
+        if len(deliveries) <= 1:
+            for delivery in deliveries:
+                await self._settle_one(delivery)
             return
         try:
             await self._handler(deliveries)
         except Hold:
             raise
-        except Exception as error:
-            if len(deliveries) > 1:
-                half = len(deliveries) // 2
-                await self._handle(deliveries[:half])
-                await self._handle(deliveries[half:])
-                return
-            if not isinstance(error, HandlerSignal):
-                log.exception("a handler failed", queue=self._queue, id=deliveries[0].envelope.id)
-            await settle_failed(self._publisher, self._policy, deliveries[0], error)
+        except Unavailable as error:
+            raise Hold(str(error)) from error
+        except Exception:
+            half = len(deliveries) // 2
+            await self._handle_decoded(deliveries[:half])
+            await self._handle_decoded(deliveries[half:])

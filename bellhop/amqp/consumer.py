@@ -2,29 +2,21 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
 
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp import spans
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.errors import HandlerSignal, Hold, Reject
-from bellhop.amqp.message import Delivery
+from bellhop.amqp.decoding import receive
+from bellhop.amqp.errors import GiveBack
+from bellhop.amqp.handling import settled
+from bellhop.amqp.handling.hold import Holding
+from bellhop.amqp.message import Handler
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
-from bellhop.amqp.settling import decode, settle, settle_failed, undecodable
 from bellhop.background import spawn
 from bellhop.observe.logs import get_logger
-
-Handler = Callable[[Delivery], Awaitable[None]]
-
-PAUSE_SECONDS = 2.0
-"""Before a delivery whose handler said `Hold` is tried again: a dependency is away, so nothing is urgent."""
-
-PATIENCE_SECONDS = 900.0
-"""How long a delivery is held like that: well under the half hour after which RabbitMQ takes it for forgotten
-(https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)."""
 
 BUDGET_BYTES = 32 * 1024 * 1024
 """Bodies of one queue whose handlers run at once, in bytes: a handler parses its body and makes others of it, several
@@ -61,18 +53,16 @@ class Consumer:
         large as the largest message of the queue, so it must be small where foreign messages come.
         """
         self._connection = connection
-        self._publisher = publisher
         self._queue = queue
-        self._handler = spans.traced(handler)
+        self._handle = settled(spans.traced(handler), publisher, policy)
         self._prefetch = prefetch
-        self._policy = policy
         self._after = after
         self._subscribing: set[asyncio.Task[None]] = set()
         self._busy_at = 0.0
         self._channel: Channel | None = None
         self._tag = ""
         self._stopping = asyncio.Event()
-        self._holding = False
+        self._holding = Holding(queue, self._stopping)
         # Ours, not the channel's: a lost connection must not cancel a handler half way through its effect.
         self._in_hand: set[asyncio.Task[None]] = set()
         self._bytes = 0
@@ -82,6 +72,11 @@ class Consumer:
     def consuming(self) -> bool:
         """Say whether the broker has this consumer on its list."""
         return self._channel is not None
+
+    @property
+    def works(self) -> bool:
+        """Say the same as `consuming`, for /readyz."""
+        return self.consuming
 
     @property
     def queue(self) -> str:
@@ -100,7 +95,7 @@ class Consumer:
             self._channel.basic_cancel(self._tag)
         while self._waiting:
             channel, method, _, _ = self._waiting.popleft()
-            settle(channel, method.delivery_tag, ack=False)
+            _settle(channel, method.delivery_tag, ack=False)
         if self._in_hand:
             await asyncio.wait(self._in_hand, timeout=timeout)
         for task in self._in_hand:
@@ -154,7 +149,7 @@ class Consumer:
 
     def _on_delivery(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         if self._stopping.is_set():
-            settle(channel, method.delivery_tag, ack=False)
+            _settle(channel, method.delivery_tag, ack=False)
             return
         self._busy()
         self._waiting.append((channel, method, properties, body))
@@ -165,60 +160,32 @@ class Consumer:
         while self._waiting and (self._bytes == 0 or self._bytes + len(self._waiting[0][3]) <= BUDGET_BYTES):
             channel, method, properties, body = self._waiting.popleft()
             self._bytes += len(body)
-            spawn(self._handle(channel, method, properties, body), self._in_hand, "handling a delivery")
+            spawn(self._run(channel, method, properties, body), self._in_hand, "handling a delivery")
 
-    async def _handle(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        """Run the handler; every way out settles the delivery."""
+    async def _run(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
+        """Handle a delivery, then ack it or hand it back; every way out does one of the two."""
         ack = False
         try:
-            ack = await self._patiently(channel, method, properties, body)
+            delivery = receive(self._queue, method, properties, body)
+            ack = await self._holding.run(lambda: self._handle(delivery), lambda: channel.is_open)
+        except GiveBack as signal:
+            log.warning("handed a message back to other replicas", queue=self._queue, reason=str(signal))
         finally:
-            settle(channel, method.delivery_tag, ack=ack)
+            _settle(channel, method.delivery_tag, ack=ack)
             self._bytes -= len(body)
             if not self._stopping.is_set():
                 self._start_handlers()
 
-    async def _patiently(
-        self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
-    ) -> bool:
-        """Try until the handler is able to work at all; say whether the delivery has its place.
 
-        Handing it back at once would do harm: before RabbitMQ 4.3 every return counts towards the delivery limit,
-        and a database that is away for a minute would fill the dead letters.
-        """
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + PATIENCE_SECONDS
-        while channel.is_open and not self._stopping.is_set() and loop.time() < give_up:
-            try:
-                await self._run(method, properties, body)
-            except Hold as signal:
-                if not self._holding:  # one line for all that are held, not one each
-                    log.warning("holding messages until they can be handled", queue=self._queue, reason=str(signal))
-                self._holding = True
-                await self._pause()
-            else:
-                self._holding = False
-                return True
-        return False
+def _settle(channel: Channel, tag: int, *, ack: bool) -> None:
+    """Ack, or nack back to the queue. Delivery tags end with their channel: on a closed one there is nothing to say.
 
-    async def _run(self, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        try:
-            delivery = decode(self._queue, method, properties, body)
-        except Exception as error:  # whatever it is that cannot be read: handed back, it would come again at once
-            foreign = undecodable(self._queue, method, properties, body)
-            await settle_failed(self._publisher, self._policy, foreign, Reject(f"undecodable: {error}"))
-            return
-        try:
-            await self._handler(delivery)
-        except HandlerSignal as signal:
-            await settle_failed(self._publisher, self._policy, delivery, signal)
-        except Exception as error:
-            log.exception("a handler failed", queue=self._queue, id=delivery.envelope.id, attempt=delivery.attempt)
-            await settle_failed(self._publisher, self._policy, delivery, error)
-
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(PAUSE_SECONDS):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+    Nack and not reject: only `basic.reject` counts towards a quorum queue's delivery limit on RabbitMQ 4.3, and a
+    restart of ours is no fault of the message.
+    """
+    if not channel.is_open:
+        return
+    if ack:
+        channel.basic_ack(tag)
+    else:
+        channel.basic_nack(tag, requeue=True)

@@ -1,17 +1,18 @@
 """What can go wrong between a service and the broker.
 
 PublishError            the message may not be out; say 503, or leave it in the outbox
-  BrokerUnavailable            no connection, or a resource alarm blocks it: certainly not taken
+  BrokerUnavailable     no connection, or a resource alarm blocks it: certainly not taken
   Refused               a nack: some queue is full (overflow=reject-publish)
   Unroutable            no binding matched: certainly not taken
   Unconfirmed           no answer in time, or the connection died: it may have been taken
 StreamReplaced          the stream is another one than we were reading; offsets mean nothing any more
-HandlerSignal           what a handler raises to say what should become of its delivery
-  Reject                never possible: dead letter
-  Retry                 not this time: the retry ladder, while attempts are left
-  Defer                 its turn is later: the retry ladder, and the attempt does not count
-  Hold                something this service stands on is away: hand it back, count nothing
-    GiveBack            the same, and another replica may be able to: of a batch, the consumer is given back, too
+HandlerSignal           raised by a handler to decide how its delivery is settled
+  Reject                it can never succeed: dead letter
+    AttemptsSpent       it failed at its last attempt: dead letter
+  Retry                 this attempt failed: a retry queue, while attempts are left
+  Defer                 it has to wait: a retry queue, and the attempt does not count
+  Hold                  a dependency is unavailable: the delivery is kept, and the attempt does not count
+    GiveBack            the same, and another replica may be able to: the batch and its consumer are given back
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,19 @@ class HandlerSignal(Exception):
 
 class Reject(HandlerSignal):
     """The message can never succeed."""
+
+    reason = "rejected"
+
+    def __init__(self, text: str, *, details: str | None = None) -> None:
+        """`details` are kept with the dead letter in place of `text`: a traceback, for example."""
+        super().__init__(text)
+        self.details = details
+
+
+class AttemptsSpent(Reject):
+    """The last attempt failed."""
+
+    reason = "attempts-spent"
 
 
 class Retry(HandlerSignal):

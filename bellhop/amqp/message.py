@@ -5,6 +5,7 @@ The binding is CloudEvents' AMQP one in binary mode, with its attributes in the 
 so two messages in flight must never share it. What names the event is `cloudEvents:id`.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -45,6 +46,12 @@ class Delivery:
     """Only what the broker said: a resend by a publisher does not show here."""
     offset: int | None = None
     """Position in a stream; None from a queue."""
+    error: str | None = None
+    """Why it could not be decoded; then `envelope` is a placeholder, and no handler gets it."""
+
+
+Handler = Callable[[Delivery], Awaitable[None]]
+"""Returns when the delivery is handled; raises a `HandlerSignal` otherwise (errors.py)."""
 
 
 def to_headers(message: Message) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Problem                  what our code raises: it says what is wrong and what to do
 RequestValidationError   FastAPI's: becomes a 422 that points at each wrong field and echoes no value
 HTTPException            Starlette's: 404 for an unknown path, 405 for a wrong method
+Unavailable              a dependency of this process: 503 with Retry-After
 anything else            our mistake: 500, told to nobody but the log, once, under a number the client gets too
 """
 
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from bellhop.contracts.base import new_id
+from bellhop.errors import Unavailable
 from bellhop.web.sentences import sentence
 
 MEDIA_TYPE = "application/problem+json"
@@ -84,6 +86,11 @@ class Problem(HTTPException):
         self.extensions = extensions or {}
 
 
+def unavailable(detail: str) -> Problem:
+    """Return the 503 that asks the client to try again shortly."""
+    return Problem(503, "Service Unavailable", f"{detail} Try again shortly.", headers={"Retry-After": "2"})
+
+
 def problem_response(problem: Problem) -> Response:
     """Return the HTTP response that says `problem`."""
     document = {
@@ -105,6 +112,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Problem, _on_problem)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Unavailable, _on_unavailable)
+
+
+async def _on_unavailable(_request: Request, error: Exception) -> Response:
+    return problem_response(unavailable(f"Nothing was done: {error}."))
 
 
 class CatchAll:

@@ -119,7 +119,9 @@ async def _no_checks() -> dict[str, str]:
 def _with_background(lifespan: Lifespan) -> Lifespan:
     @asynccontextmanager
     async def watched(app: FastAPI) -> AsyncIterator[None]:
-        background = app.state.background = Background()  # an application may live more than once, in tests
+        # An application may live more than once, in tests.
+        background = app.state.background = Background()
+        app.state.stopping = asyncio.Event()
         background.keep("measuring the event loop", watch_loop)
         try:
             async with lifespan(app):

@@ -1,70 +1,48 @@
-"""What the gateway does with what comes back."""
+"""What the gateway does with messages from the other services."""
 
 from pydantic import ValidationError
 
-from bellhop.amqp.errors import Hold, Reject
+from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.outcomes import Outcome
 from bellhop.contracts.reactions import MailerStarted
-from bellhop.sql.database import DatabaseUnavailable
-from bellhop.sql.group_commit import GroupCommit
 from services.gateway import metrics
-from services.gateway.dead_letters.store import DeadLetters
-from services.gateway.events.reactions import ReactionTypes
-from services.gateway.tasks.live import LiveOutcomes
-from services.gateway.tasks.store import Ledger
-from services.gateway.tasks.waiters import Waiters
+from services.gateway.parts import Gateway
 
 
-async def apply_outcome(
-    delivery: Delivery, *, commits: GroupCommit, ledger: Ledger, waiters: Waiters, live: LiveOutcomes
-) -> None:
-    """Note in the ledger what became of a task, then tell those who wait for it and those who watch.
+async def apply_outcome(gateway: Gateway, delivery: Delivery) -> None:
+    """Record the outcome of a task in the ledger, then tell clients that wait for it and those that watch it.
 
-    Watchers are told before the delivery is acked, so that a crash in between repeats it.
+    They are told before the delivery is acked, so that a crash in between repeats it. Idempotent.
     """
     try:
         outcome = Outcome.read(delivery.body)
     except ValidationError as error:
         raise Reject(f"not an outcome: {error.error_count()} fields are wrong, first {error.errors()[0]}") from None
-    try:
-        await commits.write(ledger.apply, outcome, background=True)
-    except DatabaseUnavailable as error:
-        raise Hold(str(error)) from error
-    waiters.wake([outcome.task_id])
-    await live.show(delivery, outcome)
+    await gateway.commits.write(gateway.ledger.apply, outcome, background=True)
+    gateway.waiters.wake([outcome.task_id])
+    await gateway.live.show(delivery, outcome)
 
 
-async def store_dead_letter(
-    delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters, waiters: Waiters
-) -> None:
-    """Keep a dead letter until somebody decides about it; its task, if it has one, fails in the same commit."""
-    try:
-        task_id = await commits.write(dead_letters.add, delivery, background=True)
-    except DatabaseUnavailable as error:
-        raise Hold(str(error)) from error
+async def store_dead_letter(gateway: Gateway, delivery: Delivery) -> None:
+    """Keep a dead letter until a person decides about it; its task, if it has one, fails in the same commit."""
+    task_id = await gateway.commits.write(gateway.dead_letters.add, delivery, background=True)
     if task_id is not None:
-        waiters.wake([task_id])
+        gateway.waiters.wake([task_id])
     metrics.DEAD_LETTERS.inc()
 
 
-async def store_unrouted(delivery: Delivery, *, commits: GroupCommit, dead_letters: DeadLetters) -> None:
+async def store_unrouted(gateway: Gateway, delivery: Delivery) -> None:
     """Keep an event of a type that no queue is bound to, for a replay."""
-    try:
-        await commits.write(dead_letters.add_unrouted, delivery, background=True)
-    except DatabaseUnavailable as error:
-        raise Hold(str(error)) from error
+    await gateway.commits.write(gateway.dead_letters.add_unrouted, delivery, background=True)
     metrics.UNROUTED.inc()
 
 
-async def note_reactions(delivery: Delivery, *, commits: GroupCommit, reactions: ReactionTypes) -> None:
-    """Note which event types a mailer reacts to, and route by it from now on."""
+async def note_reactions(gateway: Gateway, delivery: Delivery) -> None:
+    """Record which event types a mailer reacts to, and route by it from now on."""
     try:
         started = MailerStarted.read(delivery.body)
     except ValidationError as error:
         raise Reject(f"not an announcement: {error.error_count()} fields are wrong") from None
-    try:
-        await commits.write(reactions.announce, list(started.reacts_to), background=True)
-        await reactions.load()
-    except DatabaseUnavailable as error:
-        raise Hold(str(error)) from error
+    await gateway.commits.write(gateway.reactions.announce, list(started.reacts_to), background=True)
+    await gateway.reactions.load()

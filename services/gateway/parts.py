@@ -1,27 +1,44 @@
-"""What the routes reach for: everything that `app.py` composed, under one name."""
+"""What the gateway's handlers, jobs and routes work with."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 from fastapi.openapi.models import HTTPBearer
 from starlette.requests import Request
 
+from bellhop.http import internal_client
+from bellhop.service import Base
 from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
 from bellhop.web.auth import Guard, bearer
 from bellhop.web.limits import Limiter
 from bellhop.web.problems import Problem
+from services.gateway import metrics
 from services.gateway.acceptance.service import Intake
 from services.gateway.attachments.store import Attachments
+from services.gateway.broadcasts import newsletter
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.dead_letters.store import DeadLetters
 from services.gateway.events.reactions import ReactionTypes
+from services.gateway.keys.authenticator import Authenticator
 from services.gateway.keys.store import Keys
+from services.gateway.leaderboards.board_names import BoardNames
 from services.gateway.leaderboards.boards import Boards
+from services.gateway.leaderboards.marks import Marks
+from services.gateway.outbox.delivery import Outgoing
+from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.routing import Routing
 from services.gateway.settings import Settings
+from services.gateway.suppressions.store import Suppressions
+from services.gateway.system.retention import Retention
+from services.gateway.tasks.live import LiveOutcomes
+from services.gateway.tasks.overdue import StaleTasks
 from services.gateway.tasks.store import Ledger
 from services.gateway.tasks.waiters import Waiters
+from services.gateway.tasks.withdrawals import Withdrawals
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,58 @@ class Gateway:
     http: httpx.AsyncClient
     newsletter: Newsletter
     reactions: ReactionTypes
+    relay: Relay
+    live: LiveOutcomes
+    withdrawals: Withdrawals
+    marks: Marks
+    overdue: StaleTasks
+    retention: Retention
+
+
+@asynccontextmanager
+async def open_gateway(base: Base[Settings]) -> AsyncIterator[Gateway]:
+    """Open the gateway; on the way out it publishes what was handed over and writes what is waiting."""
+    settings, database, publisher = base.settings, base.database, base.publisher
+    commits = GroupCommit(database)
+    routing = Routing(settings.live_types)
+    outgoing = Outgoing(publisher, routing)
+    relay = Relay(database, commits, publisher, outgoing)
+    metrics.OUTBOX.set_function(lambda: relay.waiting)
+    suppressions = Suppressions(database, settings.bounce_days)
+    intake = Intake(commits, relay, publisher, outgoing, settings.outbox_limit, suppressions.accept)
+    news = newsletter.build(settings, database, suppressions, intake)
+    keys = Keys(database)
+    async with internal_client() as http:
+        parts = Gateway(
+            settings=settings,
+            database=database,
+            commits=commits,
+            intake=intake,
+            ledger=Ledger(database, suppressions.note_bounces),
+            keys=keys,
+            dead_letters=DeadLetters(database, settings.unrouted_limit),
+            attachments=Attachments(
+                database, settings.attachment_days, settings.attachment_quota, settings.attachment_total
+            ),
+            boards=Boards(BoardNames(database), settings, http),
+            waiters=Waiters(),
+            http=http,
+            newsletter=news,
+            reactions=ReactionTypes(database, routing),
+            relay=relay,
+            live=LiveOutcomes(publisher),
+            withdrawals=Withdrawals(database),
+            marks=Marks(database, publisher, http, settings.leaderboard_url),
+            overdue=StaleTasks(database, news.maker, relay, settings.republish_minutes * 60),
+            retention=Retention(database, settings),
+        )
+        base.app.state.gateway = parts
+        base.app.state.authenticate = Authenticator(keys).find
+        try:
+            yield parts
+        finally:
+            await relay.stop(settings.shutdown_seconds)
+            await commits.close()
 
 
 def gateway(request: Request) -> Gateway:

@@ -10,35 +10,25 @@ from pydantic import ValidationError
 
 from bellhop import faults
 from bellhop.amqp.errors import GiveBack, Hold, PublishError, Reject
+from bellhop.amqp.handling.dead_letter import dead_letter
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT
-from bellhop.amqp.settling import dead_letter
 from bellhop.contracts.base import derived_id
 from bellhop.contracts.scores import MARK, ScoreMark
 from bellhop.sql.database import DatabaseUnavailable
 from services.leaderboard import metrics
-from services.leaderboard.announcer import Announcer
 from services.leaderboard.boards import to_micros
+from services.leaderboard.parts import Leaderboard
 from services.leaderboard.process import give_memory_back
-from services.leaderboard.progress import Progress
-from services.leaderboard.scores import MAX_WORK, NO_SCORES, Scores, accepted_at, read_in_parts
+from services.leaderboard.scores import NO_SCORES, Scores, accepted_at, read_in_parts
 from services.leaderboard.standings import Standings
 
-LEAST_WORK = 1000
 NAMED = 10
 """Boards that a dead letter names at most; all of them stand in its body."""
 
 
-async def apply_scores(
-    deliveries: list[Delivery],
-    *,
-    standings: Standings,
-    progress: Progress,
-    announcer: Announcer,
-    publisher: Publisher,
-    pace: "Pace",
-) -> None:
+async def apply_scores(leaderboard: Leaderboard, deliveries: list[Delivery]) -> None:
     """Apply the scores of all `deliveries`, each message once, and announce what changed.
 
     One transaction takes about a second, however many boards the scores are for; the next one begins when it is
@@ -53,12 +43,12 @@ async def apply_scores(
         Hold: a dead letter could not be published; the same holds.
     """
     try:
-        await _apply(deliveries, standings, progress, announcer, publisher, pace)
+        await _apply(leaderboard, deliveries)
     except Hold:
         raise
     except Exception as error:
         if len(deliveries) == 1 and deliveries[0].envelope.type != MARK:
-            await _note_failure(deliveries[0], error, standings)
+            await _note_failure(deliveries[0], error, leaderboard.standings)
         raise
 
 
@@ -73,14 +63,8 @@ async def _note_failure(delivery: Delivery, error: Exception, standings: Standin
         raise GiveBack(str(trouble)) from trouble
 
 
-async def _apply(
-    deliveries: list[Delivery],
-    standings: Standings,
-    progress: Progress,
-    announcer: Announcer,
-    publisher: Publisher,
-    pace: "Pace",
-) -> None:
+async def _apply(leaderboard: Leaderboard, deliveries: list[Delivery]) -> None:
+    standings, progress, pace = leaderboard.standings, leaderboard.progress, leaderboard.pace
     scores_only = [delivery for delivery in deliveries if delivery.envelope.type != MARK]
     marks = [_until(delivery) for delivery in deliveries if delivery.envelope.type == MARK]
     progress.took(len(scores_only))
@@ -90,14 +74,14 @@ async def _apply(
             await standings.apply(NO_SCORES, max(marks))
         for number, scores in enumerate(parts, start=1):
             if refused := standings.refused(scores.boards):
-                scores = await _dead_letter(scores, refused, scores_only, publisher)
+                scores = await _dead_letter(scores, refused, scores_only, leaderboard.publisher)
             with metrics.BATCH.time():
                 # What a mark says is true once all is applied that came before it.
                 changes = await standings.apply(scores, max(marks, default=None) if number == len(parts) else None)
             faults.point("scores.committed")
             metrics.SCORES.inc(len(scores))
             metrics.CHANGES.inc(sum(change.changed for change in changes))
-            announcer.add([change for change in changes if not standings.is_hidden(change.board)])
+            leaderboard.announcer.add([change for change in changes if not standings.is_hidden(change.board)])
             pace.faster()
     except DatabaseUnavailable as error:
         pace.slower()
@@ -105,21 +89,6 @@ async def _apply(
     finally:
         progress.took(0)
     give_memory_back()
-
-
-class Pace:
-    """How much work a transaction gets: less after one that did not end in time, for that may have been too much."""
-
-    def __init__(self) -> None:
-        self.work = MAX_WORK
-
-    def slower(self) -> None:
-        """Halve it."""
-        self.work = max(LEAST_WORK, self.work // 2)
-
-    def faster(self) -> None:
-        """Double it, up to `MAX_WORK`."""
-        self.work = min(MAX_WORK, self.work * 2)
 
 
 def _until(delivery: Delivery) -> int:

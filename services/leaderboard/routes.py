@@ -14,7 +14,6 @@ Answers are made by hand: what comes out of a ranking needs no second validation
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -26,14 +25,14 @@ from starlette.responses import Response
 from bellhop.contracts.base import Contract, Name
 from bellhop.contracts.scores import BoardSettings, Operator, Order, PathName, Season
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.leaderboard.boards import SEASON_FORMS, current_season, from_micros
-from services.leaderboard.progress import Freshness, Progress
+from services.leaderboard.parts import Leaderboard
+from services.leaderboard.progress import Freshness
 from services.leaderboard.ranking import Entry
-from services.leaderboard.standings import AnyRanking, BoardInUse, Standings, TooManyBoards, UnknownBoard
+from services.leaderboard.standings import AnyRanking, BoardInUse, TooManyBoards, UnknownBoard
 
 log = get_logger(__name__)
 
@@ -123,14 +122,6 @@ class RanksRequest(Contract):
     """Which players to look up."""
 
     players: Annotated[list[Name], Field(min_length=1, max_length=1000)]
-
-
-@dataclass(frozen=True, slots=True)
-class Leaderboard:
-    """What the routes need; `app.state.leaderboard`."""
-
-    standings: Standings
-    progress: Progress
 
 
 @router.get("/v1/leaderboards", summary="List the boards", responses={200: {"model": BoardsAnswer}})
@@ -248,8 +239,6 @@ async def configure(request: Request, caller: Writer, board: Board, body: BoardS
             f"The board {board} has scores, which another order, operator or season would have counted differently."
             " Set up a board with another name, or delete this one first.",
         ) from None
-    except DatabaseUnavailable as error:
-        raise _away(error) from None
     log.info("set up a board", board=board, caller=caller.name, **body.model_dump(mode="json"))
     return _json(body.model_dump(mode="json"), 201 if new else 200)
 
@@ -262,8 +251,6 @@ async def delete(request: Request, caller: Writer, board: Board) -> Response:
         await service.standings.delete(board)
     except UnknownBoard:
         raise _no_board(service, board) from None
-    except DatabaseUnavailable as error:
-        raise _away(error) from None
     log.info("deleted a board", board=board, caller=caller.name)
     return Response(status_code=204)
 
@@ -276,8 +263,6 @@ async def erase(request: Request, caller: Writer, board: Board, player: Player) 
         seasons = await service.standings.erase(board, player)
     except UnknownBoard:
         raise _no_board(service, board) from None
-    except DatabaseUnavailable as error:
-        raise _away(error) from None
     if not seasons:
         raise _no_player(service, board, player)
     # Not who: an erasure that leaves the name in the log is none.
@@ -314,8 +299,6 @@ async def _ranking(service: Leaderboard, board: str, season: str | None) -> tupl
         return await service.standings.past(board, season), season
     except UnknownBoard:
         raise _no_board(service, board) from None
-    except DatabaseUnavailable as error:
-        raise _away(error) from None
 
 
 def _bad_season(detail: str) -> Problem:
@@ -338,10 +321,6 @@ def _no_player(service: Leaderboard, board: str, player: str) -> Problem:
         f"The player {player} has no score on the board {board}. One that was just sent may be `pending`.",
         extensions=_age(service),
     )
-
-
-def _away(error: DatabaseUnavailable) -> Problem:
-    return Problem(503, "Service Unavailable", f"Nothing was done: {error}.", headers={"Retry-After": "2"})
 
 
 def _entries(

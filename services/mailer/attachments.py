@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 import httpx
 
 from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest
+from bellhop.errors import Unavailable
 from bellhop.web import tokens
 from services.mailer.message import Attachment
 
@@ -23,7 +24,7 @@ TOKEN_SECONDS = 300
 CACHE_BYTES = 200 * 1024 * 1024
 
 
-class AttachmentsUnavailable(Exception):
+class AttachmentsUnavailable(Unavailable):
     """The gateway, which has them, does not answer as it should."""
 
 

@@ -22,13 +22,14 @@ from services.mailer import metrics, outcomes
 from services.mailer.attachments import AttachmentsUnavailable
 from services.mailer.compose import message_id, to_bytes
 from services.mailer.limits import TURN
+from services.mailer.parts import Mailer
 from services.mailer.relays.breaker import THRESHOLD
 from services.mailer.relays.pool import Relay
 from services.mailer.relays.replies import Cause, Kind, Verdict
 from services.mailer.relays.transport import Outgoing, RelayUnavailable
 from services.mailer.rendering import RenderingError
 from services.mailer.store import Claim, Kept, Key, Result, Verb
-from services.mailer.work import Mailer, Patience, decode, patiently, report
+from services.mailer.work import Patience, decode, patiently, report
 
 # mail.urgent, mail.normal, mail.bulk
 

@@ -4,16 +4,17 @@ import asyncio
 
 from pydantic import TypeAdapter, ValidationError
 
-from bellhop.amqp.errors import Hold, Reject
+from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery, Message
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import EVENT_OWNER, MAILER
 from bellhop.contracts.mail import MailTask
 from services.mailer import outcomes
+from services.mailer.parts import Mailer
 from services.mailer.rendering import RenderingError
 from services.mailer.suppressions import SuppressionsUnavailable
-from services.mailer.work import Mailer, Patience, first_problem, patiently, report
+from services.mailer.work import Patience, first_problem, patiently, report
 
 REACTIONS_AT_ONCE = 200
 
@@ -68,7 +69,7 @@ async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
         try:
             return await mailer.suppressions.among([task.to for task in tasks])
         except SuppressionsUnavailable as error:
-            await waiting.pause(Hold(str(error)))
+            await waiting.pause(error)
 
 
 async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:

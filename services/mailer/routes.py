@@ -29,7 +29,7 @@ class Preview(Contract):
 @router.get("/v1/templates")
 async def show_all(request: Request, caller: Sender) -> dict[str, Any]:
     """Return the templates, with the event types that send them and the names of the data that they require."""
-    all_: Templates = request.app.state.templates
+    all_: Templates = request.app.state.mailer.templates
     found = [all_.get(name) for name in all_.names]
     return {"templates": [{"name": each.name, "on": list(each.on), "required": each.required} for each in found]}
 
@@ -37,7 +37,7 @@ async def show_all(request: Request, caller: Sender) -> dict[str, Any]:
 @router.post("/v1/templates/{name}/preview")
 async def preview(request: Request, name: str, body: Preview, caller: Sender) -> dict[str, str | None]:
     """Return what the template makes of the data; 422 names the line that does not fit them."""
-    templates: Templates = request.app.state.templates
+    templates: Templates = request.app.state.mailer.templates
     if name not in templates.names:
         known = ", ".join(templates.names) or "none"
         raise Problem(404, "Not Found", f"There is no template of that name. There are: {known}.")

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import httpx
 
+from bellhop.errors import Unavailable
 from bellhop.web import tokens
 
 AUDIENCE = "suppressions"
 TOKEN_SECONDS = 60
 
 
-class SuppressionsUnavailable(Exception):
+class SuppressionsUnavailable(Unavailable):
     """The gateway, which has the list, does not answer as it should."""
 
 

@@ -1,31 +1,20 @@
-"""What all handlers work with, and how they wait for what is away."""
+"""What all handlers share: decoding, reporting, and waiting for a dependency."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from bellhop.amqp.errors import Hold, PublishError, Reject
+from bellhop.amqp.errors import PublishError, Reject
 from bellhop.amqp.message import Delivery
-from bellhop.amqp.publisher import Publisher
-from bellhop.amqp.retry import DEFAULT, RetryPolicy
 from bellhop.contracts.base import Contract
 from bellhop.contracts.outcomes import Outcome
 from bellhop.sql.database import DatabaseUnavailable
 from services.mailer import outcomes
-from services.mailer.compose import Composer
-from services.mailer.limits import Limits
-from services.mailer.message import from_header
-from services.mailer.relays.pool import Relays
-from services.mailer.relays.transport import RelayUnavailable
-from services.mailer.rendering import Templates
-from services.mailer.settings import MailerSettings
-from services.mailer.store import Inbox, Key
-from services.mailer.suppressions import Suppressions
+from services.mailer.parts import Mailer
 
 PATIENCE = 900.0
 """How long a delivery waits, in seconds, for a database or broker that is away. Under RabbitMQ's consumer timeout of 30
@@ -34,48 +23,6 @@ counts against the message on RabbitMQ before 4.0."""
 
 C = TypeVar("C", bound=Contract)
 R = TypeVar("R")
-
-
-@dataclass(slots=True)
-class Mailer:
-    """What the handlers work with."""
-
-    settings: MailerSettings
-    templates: Templates
-    composer: Composer
-    inbox: Inbox
-    limits: Limits
-    relays: Relays
-    publisher: Publisher
-    suppressions: Suppressions
-    policy: RetryPolicy = DEFAULT
-    in_hand: set[Key] = field(default_factory=set)
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    room_to_hold: int = 40
-    """How many mails may wait in hand for their turn by a limit; the others wait on the ladder."""
-    from_line: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.from_line = from_header(self.settings.mail_from_name, self.settings.mail_from)
-
-    def check_lease(self) -> None:
-        """Raise DatabaseUnavailable if other replicas may take us for dead, and send what we hold."""
-        if not self.inbox.fresh:
-            raise DatabaseUnavailable("our heartbeat is late, so another replica may take over what we hold")
-
-
-def guarded(
-    handler: Callable[[Mailer, Delivery], Awaitable[None]], mailer: Mailer
-) -> Callable[[Delivery], Awaitable[None]]:
-    """Return `handler` as a consumer wants it: what is away is `Hold`."""
-
-    async def handle(delivery: Delivery) -> None:
-        try:
-            await handler(mailer, delivery)
-        except (RelayUnavailable, DatabaseUnavailable, PublishError) as error:
-            raise Hold(str(error)) from error
-
-    return handle
 
 
 async def report(mailer: Mailer, delivery: Delivery, outcome: Outcome, body: bytes | None = None) -> None:

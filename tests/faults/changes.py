@@ -23,9 +23,9 @@ def hurry() -> None:
     handlers.DEFERRAL_SECONDS = (1.0,)
     limits.SETTLE_SECONDS, limits.CLIMB_SECONDS, limits.CLIMBED_SECONDS = 0.25, 2.0, 6.0
     retry.expiration_ms = lambda rung: 1000  # type: ignore[assignment]
-    from bellhop.amqp import settling
+    from bellhop.amqp.handling import retry as handling
 
-    settling.expiration_ms = retry.expiration_ms
+    handling.expiration_ms = retry.expiration_ms
 
 
 # What the machine is made to be

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pika.spec import Basic, BasicProperties
 
+from bellhop.amqp.decoding import decode, undecodable
 from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import ATTEMPT, Delivery, Message, from_headers, to_headers
-from bellhop.amqp.settling import decode, undecodable
 from bellhop.contracts.mail import CancelTask, MailTask
 from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
@@ -114,7 +114,7 @@ def delivery(body: bytes, headers: dict[Any, Any] | None = None, type: str | Non
     try:
         return decode("mail.normal", method, properties, body)
     except ValueError:
-        return undecodable("mail.normal", method, properties, body)
+        return undecodable("mail.normal", method, properties, body, "wrong")
 
 
 @QUICK
@@ -126,7 +126,7 @@ def test_an_envelope_is_read_or_refused_with_a_sentence(headers: dict[Any, Any],
         found = decode("mail.normal", method, BasicProperties(headers=headers), body)
     except ValueError as error:
         assert str(error)
-        found = undecodable("mail.normal", method, BasicProperties(headers=headers), body)
+        found = undecodable("mail.normal", method, BasicProperties(headers=headers), body, "wrong")
     message = Message(found.body, found.envelope, attempt=found.attempt)
     BasicProperties(headers=to_headers(message), type=found.envelope.type, app_id=found.envelope.source[:255]).encode()
     assert unpack(pack(message), found.body).envelope.id == found.envelope.id
@@ -205,9 +205,7 @@ async def store(tmp_path: Path, database_url: str) -> Any:
 async def test_an_outcome_is_applied_or_rejected(store: Any, body: bytes) -> None:
     """On both databases: no value that the contract lets through is one that a column refuses."""
     try:
-        await gateway_handlers.apply_outcome(
-            delivery(body, GOOD), commits=store.commits, ledger=store.ledger, waiters=store.waiters, live=store.live
-        )
+        await gateway_handlers.apply_outcome(store, delivery(body, GOOD))
     except Reject as error:
         assert str(error)
 
@@ -222,6 +220,4 @@ async def test_an_outcome_is_applied_or_rejected(store: Any, body: bytes) -> Non
 @example(GOOD | {ATTEMPT: 2**40}, b"", "")
 async def test_every_dead_letter_is_stored(store: Any, headers: dict[Any, Any], body: bytes, type: str) -> None:
     """On both databases, whatever it is: a dead letter that cannot be stored has nowhere else to go."""
-    await gateway_handlers.store_dead_letter(
-        delivery(body, headers, type), commits=store.commits, dead_letters=store.dead_letters, waiters=store.waiters
-    )
+    await gateway_handlers.store_dead_letter(store, delivery(body, headers, type))

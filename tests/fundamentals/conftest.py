@@ -7,8 +7,8 @@ import pytest
 
 from bellhop.amqp.batches import BatchHandler, BatchPuller
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.consumer import Consumer, Handler
-from bellhop.amqp.message import Message
+from bellhop.amqp.consumer import Consumer
+from bellhop.amqp.message import Handler, Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.envelope import Envelope
 from tests.support import wait_until

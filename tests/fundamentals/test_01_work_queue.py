@@ -3,8 +3,7 @@
 import asyncio
 from itertools import chain
 
-from bellhop.amqp.consumer import Handler
-from bellhop.amqp.message import Delivery
+from bellhop.amqp.message import Delivery, Handler
 from tests.fundamentals.conftest import Tutorial
 from tests.support import wait_until
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from bellhop.amqp import batches as batches_module
 from bellhop.amqp import consumer as consumer_module
 from bellhop.amqp.batches import BatchPuller
 from bellhop.amqp.connection import Connection
-from bellhop.amqp.consumer import Consumer, Handler
+from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.errors import Defer, Hold, Reject, Retry
-from bellhop.amqp.message import Delivery, Message
+from bellhop.amqp.handling import hold
+from bellhop.amqp.message import Delivery, Handler, Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import RetryPolicy
 from bellhop.contracts.envelope import Envelope
@@ -231,7 +231,7 @@ async def test_not_now_counts_no_attempt(harness: Harness) -> None:
 
 async def test_what_cannot_be_moved_on_is_held(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong with moving it: it waits here, and does not come again and again from the queue."""
-    monkeypatch.setattr(consumer_module, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(hold, "PAUSE_SECONDS", 0.2)
     publish, failures = harness.publisher.publish, iter(range(3))
 
     async def fails_first(exchange: str, *arguments: Any, **more: Any) -> None:
@@ -257,7 +257,7 @@ async def test_a_batch_of_which_one_cannot_be_moved_on_is_held(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays in hand, and the ack of a later batch does not take it along."""
-    monkeypatch.setattr(batches_module, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(hold, "PAUSE_SECONDS", 0.2)
     publish, failures = harness.publisher.publish, iter(range(2))
 
     async def fails_first(exchange: str, *arguments: Any, **more: Any) -> None:

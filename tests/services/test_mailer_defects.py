@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from bellhop.amqp import settling
+from bellhop.amqp.handling import retry as retrying
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.retry import Rung
 from bellhop.sql.database import Database, DatabaseUnavailable
 from services.mailer import handlers, outcomes, work
+from services.mailer.parts import Mailer
 from services.mailer.relays.pool import Relays
 from services.mailer.store import Inbox, Kept, Result, inbox
-from services.mailer.work import Mailer
 from tests.services.mailer_running import running_mailer
 from tests.support import SmtpServer, Vhost, wait_until
 
@@ -36,7 +36,7 @@ async def test_a_claim_ends_with_a_defect(
     def defective(*_: Any, **__: Any) -> Any:
         raise LookupError("a defect")
 
-    monkeypatch.setattr(settling, "expiration_ms", long)
+    monkeypatch.setattr(retrying, "expiration_ms", long)
     monkeypatch.setattr(*where, defective)
     smtp_server.data_replies = [reply]
     database = Database(database_url)

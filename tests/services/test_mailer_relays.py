@@ -181,7 +181,7 @@ async def test_a_throttled_domain_is_sent_to_more_slowly(pair: Pair, start: Any)
         for number in range(21):
             await mailer.mail(f"t-{number}")
         await mailer.outcome(21)
-        row = mailer.app.state.limits.apply_to("example.com", "key-1", "relay:first")
+        row = mailer.app.state.mailer.limits.apply_to("example.com", "key-1", "relay:first")
         assert row[0][1] == pytest.approx(500, rel=0.1)
 
 

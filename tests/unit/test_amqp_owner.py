@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bellhop.amqp.headers import foreign_headers
 from bellhop.amqp.message import Delivery, Message, from_headers, to_headers
-from bellhop.amqp.settling import foreign_headers
 from bellhop.contracts.envelope import Envelope
 from services.gateway.outbox.store import pack, unpack
 from services.leaderboard import scores

@@ -15,7 +15,7 @@ from bellhop.amqp.publisher import Publisher
 from bellhop.observe import traces
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.auth import Caller
-from bellhop.web.problems import Problem, invalid
+from bellhop.web.problems import Problem, invalid, unavailable
 from services.gateway.acceptance.keys import conflict, key_of
 from services.gateway.outbox.delivery import Outgoing
 from services.gateway.outbox.publisher import Relay
@@ -90,11 +90,6 @@ def answer_202(accepted: Accepted, location: str | None = None) -> Response:
 def invalid_body(error: ValidationError, *, prefix: tuple[int | str, ...] = (), skip: int = 0) -> Problem:
     """Return the 422 for a body that a route reads by itself; `prefix` and `skip` mend the place of each field."""
     return invalid([{**each, "loc": ("body", *prefix, *each["loc"][skip:])} for each in error.errors()])
-
-
-def unavailable(detail: str) -> Problem:
-    """Return the 503 that asks to come back shortly."""
-    return Problem(503, "Service Unavailable", f"{detail} Try again shortly.", headers={"Retry-After": "2"})
 
 
 def traceparent(request: Request) -> str | None:

@@ -10,7 +10,6 @@ from time import monotonic
 from typing import Any
 
 from bellhop import faults
-from bellhop.background import Background
 from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseUnavailable
@@ -85,24 +84,21 @@ class Feeder:
         self._relay = relay
         self._window = window
         self._meters: dict[str, Meter] = {}
-        self._wake = asyncio.Event()
+        self.woken = asyncio.Event()
+        """Set when the next step should not wait."""
         self._refreshed = float("-inf")
 
     def wake(self) -> None:
         """Look at once: something was asked for."""
-        self._wake.set()
+        self.woken.set()
 
     def rate(self, broadcast_id: str) -> float:
         """Return how many recipients a second a running broadcast does."""
         meter = self._meters.get(broadcast_id)
         return 0.0 if meter is None else meter.rate
 
-    def start(self, background: Background) -> None:
-        """Move everything on from now on."""
-        background.every("broadcasts", IDLE_SECONDS, self._look, wake=self._wake, limit=ROUND_SECONDS)
-
-    async def _look(self) -> float:
-        """Do one round; return how many seconds until the next."""
+    async def step(self) -> float:
+        """Do one step of each broadcast; return how many seconds until the next."""
         if monotonic() - self._refreshed > REFRESH_SECONDS:
             await self._suppressions.refresh()
             self._refreshed = monotonic()

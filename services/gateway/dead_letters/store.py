@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bellhop.amqp.headers import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
 from bellhop.amqp.message import Delivery, Message
-from bellhop.amqp.settling import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database, clock_ms

@@ -13,8 +13,7 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope
-from bellhop.web.problems import Problem
-from services.gateway.acceptance.service import unavailable
+from bellhop.web.problems import Problem, unavailable
 from services.gateway.leaderboards.board_names import BoardNames, Quotas, Room
 from services.gateway.settings import Settings
 

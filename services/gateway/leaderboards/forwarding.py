@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from bellhop.web import tokens
 from bellhop.web.auth import Scope
-from bellhop.web.problems import Problem
+from bellhop.web.problems import Problem, unavailable
 from bellhop.web.tokens import LEEWAY_SECONDS
-from services.gateway.acceptance.service import traceparent, unavailable
+from services.gateway.acceptance.service import traceparent
 from services.gateway.parts import gateway
 
 TOKEN_SECONDS = 300

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from bellhop.contracts.scores import PathName
 from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.problems import unavailable
 from bellhop.web.strict_json import check_content_type
 from services.gateway.acceptance.idempotent_route import AnyQueryIdempotentRoute
-from services.gateway.acceptance.service import unavailable
 from services.gateway.leaderboards.forwarding import forward
 from services.gateway.parts import gateway
 

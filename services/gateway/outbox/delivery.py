@@ -9,9 +9,9 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from bellhop.amqp.errors import PublishError, Refused, Unroutable
+from bellhop.amqp.headers import DIED_AT
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
-from bellhop.amqp.settling import DIED_AT
 from bellhop.contracts.base import new_id, now
 from bellhop.observe.logs import get_logger
 from services.gateway.outbox.routing import EVENTS, OTHER_TYPES, UNROUTED, Destination, Routing

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from bellhop import faults
 from bellhop.amqp.errors import BrokerUnavailable, PublishError, Refused, Unroutable
 from bellhop.amqp.publisher import Publisher
-from bellhop.background import Background, spawn
+from bellhop.background import spawn
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
@@ -48,7 +48,8 @@ class Relay:
         self._destinations = Destinations()
         self._handed_over: deque[tuple[Lease, Entry]] = deque()
         self._handed_over_bytes = 0
-        self._wake = asyncio.Event()
+        self.woken = asyncio.Event()
+        """Set when messages were handed over."""
         self._publishing: set[asyncio.Task[None]] = set()
         self._swept: Destination | None = None
         self._count_again_at = 0.0
@@ -72,21 +73,16 @@ class Relay:
         handed_over = [(lease, entry) for entry in entries if not entry.due_at]
         self._handed_over.extend(handed_over)
         self._handed_over_bytes += sum(len(entry.message.body) for _, entry in handed_over)
-        self._wake.set()
-
-    def start(self, background: Background) -> None:
-        """Relay from now on."""
-        background.every("publishing", IDLE_SECONDS, self._publish_handed_over, wake=self._wake)
-        background.every("sweeping the outbox", SWEEP_SECONDS, self._sweep)
+        self.woken.set()
 
     async def stop(self, timeout: float) -> None:
         """Publish what was handed over, within `timeout` seconds; the rest stays in the outbox.
 
-        The background must have been stopped.
+        The periodic jobs must have been stopped.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while await self._publish_handed_over() is not None:
+                while await self.publish_handed_over() is not None:
                     pass
                 if self._publishing:
                     await asyncio.wait(self._publishing)
@@ -95,7 +91,7 @@ class Relay:
         if self._publishing:
             await asyncio.wait(self._publishing)
 
-    async def _publish_handed_over(self) -> float | None:
+    async def publish_handed_over(self) -> float | None:
         """Publish a chunk of what was handed over; say whether there is more."""
         if not self._handed_over:
             return None
@@ -110,7 +106,7 @@ class Relay:
     async def _publish_chunk(self, chunk: list[tuple["Lease", Entry]]) -> None:
         await self._publish([entry for _, entry in chunk], chunk[0][0], chunk[-1][0])
 
-    async def _sweep(self) -> float | None:
+    async def sweep(self) -> float | None:
         """Publish a chunk of what the usual way lost, of each destination in turn; say whether there is more."""
         await self._count()
         if not self.waiting or self._publisher.trouble is not None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bellhop.contracts.addresses import domain_of
+from bellhop.errors import Unavailable
 from services.mailer.message import Mail
 from services.mailer.relays.replies import Verdict
 
 
-class RelayUnavailable(Exception):
+class RelayUnavailable(Unavailable):
     """No mail can go out this way at the moment, whatever mail it is; certainly nothing was sent."""
 
 

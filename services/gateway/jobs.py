@@ -1,0 +1,38 @@
+"""What the gateway does periodically. Every replica does all of it; the database says whose turn it is."""
+
+from bellhop.service import Job
+from services.gateway.broadcasts import feeder
+from services.gateway.leaderboards import boards, marks
+from services.gateway.outbox import publisher
+from services.gateway.parts import Gateway
+from services.gateway.system import retention
+from services.gateway.tasks import overdue
+
+WITHDRAW_SECONDS = 0.5
+ROUTING_SECONDS = 5.0
+"""Until an event type that a mailer announced is known to every gateway."""
+
+
+async def withdraw(gateway: Gateway) -> float | None:
+    """End some of the tasks of people who get no mail any more; return 0 where there may be more."""
+    ended = await gateway.withdrawals.step()
+    if ended is None:
+        return None
+    gateway.waiters.wake(ended)
+    return 0.0
+
+
+JOBS: tuple[Job[Gateway], ...] = (
+    Job("publishing", publisher.IDLE_SECONDS, lambda gateway: gateway.relay.publish_handed_over(),
+        wake=lambda gateway: gateway.relay.woken),
+    Job("sweeping the outbox", publisher.SWEEP_SECONDS, lambda gateway: gateway.relay.sweep()),
+    Job("broadcasts", feeder.IDLE_SECONDS, lambda gateway: gateway.newsletter.feeder.step(),
+        wake=lambda gateway: gateway.newsletter.feeder.woken, limit=feeder.ROUND_SECONDS),
+    Job("withdrawals", WITHDRAW_SECONDS, withdraw),
+    Job("routing by templates", ROUTING_SECONDS, lambda gateway: gateway.reactions.load()),
+    Job("marking scores", marks.MARK_SECONDS, lambda gateway: gateway.marks.publish()),
+    Job("reading the names of boards", boards.LATER_SECONDS, lambda gateway: gateway.boards.read_existing()),
+    Job("asking for late outcomes", overdue.ROUND_SECONDS, lambda gateway: gateway.overdue.round()),
+    Job("retention", retention.ROUND_SECONDS, lambda gateway: gateway.retention.round(),
+        limit=retention.ROUND_SECONDS),
+)  # fmt: skip

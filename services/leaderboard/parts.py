@@ -1,0 +1,64 @@
+"""What the leaderboard's handlers, jobs and routes work with."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from bellhop.amqp.batches import BatchPuller
+from bellhop.amqp.consumer import Consumer
+from bellhop.amqp.publisher import Publisher
+from bellhop.service import Base
+from services.leaderboard.announcer import Announcer
+from services.leaderboard.authentication import authenticator
+from services.leaderboard.pace import Pace
+from services.leaderboard.progress import Progress
+from services.leaderboard.settings import LeaderboardSettings
+from services.leaderboard.standings import Standings
+from services.leaderboard.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Everything that is open."""
+
+    settings: LeaderboardSettings
+    store: Store
+    standings: Standings
+    progress: Progress
+    announcer: Announcer
+    publisher: Publisher
+    consumers: list[Consumer | BatchPuller]
+    """Those of the table, once the service is opened."""
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def pending(self) -> int | None:
+        """Return how many messages with scores wait; None while another replica takes them off the queue."""
+        waiting = [each.pending for each in self.consumers if isinstance(each, BatchPuller)]
+        return None if None in waiting else sum(count or 0 for count in waiting)
+
+    def give_back(self, reason: str) -> None:
+        """Let another replica take scores off the queue, because this one cannot count them."""
+        for each in self.consumers:
+            if isinstance(each, BatchPuller):
+                each.give_back(reason)
+
+
+@asynccontextmanager
+async def open_leaderboard(base: Base[LeaderboardSettings]) -> AsyncIterator[Leaderboard]:
+    """Open the leaderboard; nothing of it has to be closed."""
+    settings = base.settings
+    store = Store(base.database)
+    standings = Standings(store, past_seasons=settings.past_seasons, boards_limit=settings.boards_limit)
+    leaderboard = Leaderboard(
+        settings=settings,
+        store=store,
+        standings=standings,
+        progress=Progress(lambda: standings.as_of, lambda: leaderboard.pending),
+        announcer=Announcer(base.publisher, lambda: standings.as_of),
+        publisher=base.publisher,
+        consumers=base.consumers,
+    )
+    base.app.state.leaderboard = leaderboard
+    base.app.state.authenticate = authenticator(settings.token_key.get_secret_value())
+    yield leaderboard

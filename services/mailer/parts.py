@@ -1,0 +1,105 @@
+"""What the mailer's handlers, jobs and routes work with."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from bellhop.amqp.publisher import Publisher
+from bellhop.amqp.retry import DEFAULT, RetryPolicy
+from bellhop.http import internal_client
+from bellhop.observe.logs import get_logger
+from bellhop.service import Base
+from bellhop.sql.database import DatabaseUnavailable
+from services.mailer import metrics
+from services.mailer.attachments import Attachments
+from services.mailer.compose import Composer
+from services.mailer.limits import Limits
+from services.mailer.message import from_header
+from services.mailer.relays.pool import Relays
+from services.mailer.rendering import Templates
+from services.mailer.routes import authenticator
+from services.mailer.settings import MailerSettings
+from services.mailer.store import Inbox, Key
+from services.mailer.suppressions import Suppressions
+
+ATTACHMENT_SECONDS = 30.0
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Mailer:
+    """Everything that is open."""
+
+    settings: MailerSettings
+    templates: Templates
+    composer: Composer
+    inbox: Inbox
+    limits: Limits
+    relays: Relays
+    publisher: Publisher
+    suppressions: Suppressions
+    stopping: asyncio.Event
+    policy: RetryPolicy = DEFAULT
+    in_hand: set[Key] = field(default_factory=set)
+    room_to_hold: int = 40
+    """How many mails may wait in hand for a rate limit; the others wait in a retry queue."""
+    from_line: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.from_line = from_header(self.settings.mail_from_name, self.settings.mail_from)
+
+    @property
+    def connections(self) -> int:
+        """Return how many connections to relays there may be."""
+        return sum(relay.connections for relay in self.settings.all_relays)
+
+    def check_lease(self) -> None:
+        """Raise DatabaseUnavailable if other replicas may have taken over what this one holds."""
+        if not self.inbox.fresh:
+            raise DatabaseUnavailable("our heartbeat is late, so another replica may take over what we hold")
+
+
+@asynccontextmanager
+async def open_mailer(base: Base[MailerSettings], templates: Templates) -> AsyncIterator[Mailer]:
+    """Open the mailer; on the way out it releases its claims for other replicas."""
+    settings = base.settings
+    key = settings.service_key.get_secret_value() if settings.service_key else None
+    relays = Relays(settings.all_relays, settings.domain)
+    metrics.CONNECTIONS.set_function(lambda: relays.busy)
+    limits = Limits(base.database, settings.domain_limits, settings.sender_limits)
+    for relay in settings.all_relays:
+        limits.add_relay(relay.limit, relay.rate)
+    # The instance alone is not unique: a container that was killed comes back with its old host name and process id.
+    inbox = Inbox(base.database, f"{settings.instance}/{secrets.token_hex(8)}")
+    async with internal_client(ATTACHMENT_SECONDS) as http:
+        attachments = Attachments(settings.gateway_url, key, http, settings.attachments_folder)
+        mailer = Mailer(
+            settings=settings,
+            templates=templates,
+            composer=Composer(settings, templates, attachments),
+            inbox=inbox,
+            limits=limits,
+            relays=relays,
+            publisher=base.publisher,
+            suppressions=Suppressions(settings.gateway_url, key, http),
+            stopping=base.stopping,
+        )
+        base.app.state.mailer = mailer
+        if key is not None:
+            base.app.state.authenticate = authenticator(key)
+        try:
+            yield mailer
+        finally:
+            await relays.close()
+            await limits.close()
+            await _release_claims(inbox)
+
+
+async def _release_claims(inbox: Inbox) -> None:
+    try:
+        await inbox.close()
+    except DatabaseUnavailable as error:
+        log.warning("could not release our claims; other replicas wait for them to expire", reason=str(error))
