@@ -46,7 +46,13 @@ class ServiceSettings(BaseSettings):
         pattern=r"^https?://[^/?#]+/?$",
         description="collector that takes traces by OTLP/HTTP, like http://127.0.0.1:4318; none: no traces are made",
     )
-    shutdown_seconds: float = Field(15.0, gt=0, description="how long work in hand may take after SIGTERM")
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="how long requests are still accepted after SIGTERM, with /readyz and /healthz at 503; longer than"
+        " a load balancer takes to see that. `compose.yaml`: 5",
+    )
+    shutdown_seconds: float = Field(15.0, gt=0, description="how long work in hand may take after that")
     inbox_days: float = Field(30.0, gt=0, description="how long handled ids are remembered; beyond any redelivery")
 
     @field_validator("amqp_url")

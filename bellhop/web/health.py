@@ -25,13 +25,16 @@ _CHECK_SECONDS = 1.5
 router = APIRouter(route_class=StrictRoute, tags=["health"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses={503: {"description": "shutting down"}})
 async def healthz(request: Request) -> Response:
-    """Say that this process answers; it says nothing about what the process stands on.
+    """Say that this process answers and goes on doing so; it says nothing about the servers that it needs.
 
-    So that nobody restarts a healthy service because its broker is away. A gateway also tells which system it is of, so
-    that no client sends it another system's key.
+    So that a healthy service is not restarted because its broker is unavailable. 503: the process is shutting down, and
+    a load balancer must choose another one. A gateway also tells which system it is of, so that no client sends it
+    another system's key.
     """
+    if request.app.state.draining:
+        return Response(orjson.dumps({"status": "shutting down"}), 503, {"Retry-After": "1"}, "application/json")
     system: str | None = getattr(request.app.state, "system", None)
     return Response(
         orjson.dumps({"status": "ok"} | ({"system": system} if system else {})), media_type="application/json"
@@ -42,7 +45,7 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Say whether this service can do its work: 200, or 503 with the checks that failed."""
     state = request.app.state
-    if state.stopping.is_set():
+    if state.draining:
         checks = {"service": "is shutting down"}
     else:
         checks = await _ask(state.ready) | {"background": state.background.trouble or "ok"}

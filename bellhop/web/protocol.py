@@ -36,6 +36,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with limits on the head and on the time that a request may take to arrive."""
 
     limits: ClassVar[Limits] = Limits()
+    draining: ClassVar[bool] = False
+    """The server is going to close its connections: each answer says `Connection: close`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -120,11 +122,18 @@ class LimitedProtocol(HttpToolsProtocol):
             raise self._refuse(400, "Bad Request", "The request target must be a path that begins with a slash.")
         self._phase = _Phase.BODY
         super().on_headers_complete()
+        if self.draining:
+            self.close_after_answer()
 
     def on_message_complete(self) -> None:
         """The request has arrived whole."""
         self._phase = _Phase.NOTHING
         super().on_message_complete()
+
+    def close_after_answer(self) -> None:
+        """Say `Connection: close` in the answer to the request in hand, unless that answer has begun."""
+        if self.cycle is not None and not self.cycle.response_started:  # a WebSocket has no cycle
+            self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that the application shall not see, and close the connection."""

@@ -55,8 +55,8 @@ def create_app(
         app.state.ready          async () -> {name: "ok" or a sentence}, for /readyz
 
     It runs its loops in `app.state.background`, a `Background`, which it may stop before the end of its lifespan,
-    and may wait for `app.state.stopping`, an `asyncio.Event` that is set as soon as the process is told to end:
-    uvicorn waits for streams that are open, so they must end by themselves.
+    and may wait for `app.state.stopping`, an `asyncio.Event` that is set when the server has drained (`serve`):
+    uvicorn then waits for streams that are open, so they must end by themselves.
     """
     limiter = Limiter(limits)
     app = FastAPI(
@@ -96,6 +96,7 @@ def create_app(
     app.state.authenticate = _nobody
     app.state.ready = _no_checks
     app.state.background = Background()
+    app.state.draining = False
     app.state.stopping = asyncio.Event()
     app.router.route_class = StrictRoute
     for router in (*routers, health.router):
@@ -121,6 +122,7 @@ def _with_background(lifespan: Lifespan) -> Lifespan:
     async def watched(app: FastAPI) -> AsyncIterator[None]:
         # An application may live more than once, in tests.
         background = app.state.background = Background()
+        app.state.draining = False
         app.state.stopping = asyncio.Event()
         background.keep("measuring the event loop", watch_loop)
         try:
@@ -153,7 +155,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
-    """Serve `app` until SIGTERM or SIGINT; work in hand gets `settings.shutdown_seconds`.
+    """Serve `app` until SIGTERM or SIGINT, then drain for `settings.drain_seconds`, then stop.
+
+    While it drains, /readyz and /healthz are 503, so that load balancers send nothing more; requests that come all the
+    same are answered, and each answer closes its connection. Without that, a request would meet a closed listener, or
+    an idle connection that is closed in the same moment. Afterwards work in hand gets `settings.shutdown_seconds`.
 
     Ends the process with one sentence and exit code 1 if the address cannot be had.
     """
@@ -163,20 +169,28 @@ def serve(app: FastAPI, settings: ServiceSettings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
     proxies = [str(network) for network in settings.trusted_proxies]
-    Server(app, listener, settings.shutdown_seconds, proxies).run(sockets=[listener])
+    server = Server(app, listener, settings.shutdown_seconds, proxies, drain_seconds=settings.drain_seconds)
+    server.run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
-    """uvicorn, set up for us, that says where it listens and tells the application when it begins to stop."""
+    """uvicorn, set up for us, that says where it listens, drains, and tells the application when it begins to stop."""
 
     def __init__(
-        self, app: FastAPI, listener: socket.socket, shutdown_seconds: float, trusted_proxies: Sequence[str] = ()
+        self,
+        app: FastAPI,
+        listener: socket.socket,
+        shutdown_seconds: float,
+        trusted_proxies: Sequence[str] = (),
+        *,
+        drain_seconds: float = 0.0,
     ) -> None:
+        self._protocol: type[LimitedProtocol] = type("Protocol", (LimitedProtocol,), {"limits": app.state.limits})
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=type("Protocol", (LimitedProtocol,), {"limits": app.state.limits}),
+                http=self._protocol,
                 ws="websockets-sansio" if find_spec("websockets") else "none",
                 ws_max_size=_MAX_FRAME,
                 ws_per_message_deflate=False,  # it would cost 300 KB of memory for every connection
@@ -193,6 +207,7 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._listener = listener
+        self._drain_seconds = drain_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then accept connections."""
@@ -201,11 +216,27 @@ class Server(uvicorn.Server):
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting connections, finish the requests in hand, stop the application."""
+        """Drain, stop accepting connections, finish the requests in hand, stop the application."""
+        await self._drain()
         # Before uvicorn begins to wait for open connections, of which streams never end by themselves.
         self._app.state.stopping.set()
         log.info("stopping", seconds=self.config.timeout_graceful_shutdown)
         await super().shutdown(sockets)
+
+    async def _drain(self) -> None:
+        self._app.state.draining = True
+        self._protocol.draining = True
+        if not self._drain_seconds:
+            return
+        log.info("draining", seconds=self._drain_seconds)
+        for connection in self.server_state.connections:
+            if isinstance(connection, LimitedProtocol):  # and no WebSocket
+                connection.close_after_answer()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain_seconds
+        # A second Ctrl-C sets `force_exit`, in a signal handler, which sets no event.
+        while loop.time() < end and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.server import create_app
 from bellhop.web.strict_json import StrictRoute
-from tests.support.serving import connect, exchange, read_answer, request, serving
+from tests.support.serving import Answer, connect, exchange, read_answer, request, serving
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
@@ -137,7 +138,7 @@ def test_a_websocket_is_refused_with_a_problem() -> None:
 
 
 def test_open_streams_are_told_to_end_before_the_server_waits_for_them() -> None:
-    """`app.state.stopping` is set at once, so that a stream can say good-bye instead of being cut."""
+    """`app.state.stopping` is set before that, so that a stream can say good-bye instead of being cut."""
     streams = APIRouter()
     begun = threading.Event()
     app = create_app("test", "1", idle, [streams])
@@ -197,6 +198,10 @@ from bellhop.web.strict_json import StrictRoute
 
 router = APIRouter(route_class=StrictRoute)
 
+@router.get("/quick")
+async def quick() -> dict[str, str]:
+    return {}
+
 @router.get("/slow")
 async def slow() -> dict[str, str]:
     print("begun", flush=True)
@@ -214,13 +219,14 @@ serve(create_app("test", "1", lifespan, [router]), settings)
 """
 
 
-def start(port: int) -> subprocess.Popen[str]:
+def start(port: int, **settings: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "BELLHOP_AMQP_URL": "amqp://a:b@localhost",
         "BELLHOP_DATABASE_URL": "sqlite+aiosqlite:///x",
         "BELLHOP_TOKEN_KEY": "k" * 32,
         "BELLHOP_PORT": str(port),
+        **settings,
     }
     root = Path(__file__).parents[2]
     return subprocess.Popen(
@@ -233,15 +239,20 @@ def start(port: int) -> subprocess.Popen[str]:
     )
 
 
+def port_of(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"listening .*url=http://127\.0\.0\.1:(\d+)", line)
+    assert found, line
+    return int(found[1])
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT], ids=lambda ending: ending.name)
 def test_a_signal_ends_the_process_in_order(ending: signal.Signals) -> None:
     """The request in hand is answered, the lifespan ends, the exit code is 0, and nothing looks like an error."""
     with start(0) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"listening .*url=http://127\.0\.0\.1:(\d+)", line)
-        assert found, line
-        with connect(int(found[1])) as connection:
+        with connect(port_of(process)) as connection:
             connection.sendall(request("GET", "/slow"))
             assert process.stdout.readline() == "begun\n"
             process.send_signal(ending)
@@ -251,6 +262,65 @@ def test_a_signal_ends_the_process_in_order(ending: signal.Signals) -> None:
     assert "cleaned up" in output
     assert "Traceback" not in output
     assert "error" not in output
+
+
+def call_until(port: int, left: threading.Event) -> Iterator[Answer]:
+    """Send requests on one connection, a few milliseconds apart, and on another one when an answer says `close`."""
+    connection = connect(port)
+    try:
+        while not left.wait(0.003):
+            connection.sendall(request("GET", "/quick"))
+            answer = read_answer(connection)
+            yield answer
+            if answer.headers.get("connection") == "close":
+                connection.close()
+                connection = connect(port)
+    finally:
+        connection.close()
+
+
+def test_clients_notice_that_a_server_stops_before_it_closes_anything() -> None:
+    """While it drains, health checks are 503 and every request is answered, with `Connection: close`."""
+    left = threading.Event()
+    with start(0, BELLHOP_DRAIN_SECONDS="1.5") as process, ThreadPoolExecutor() as threads:
+        port = port_of(process)
+        idle = connect(port)
+        callers = [threads.submit(lambda: list(call_until(port, left))) for _ in range(4)]
+        try:
+            idle.sendall(request("GET", "/readyz"))
+            assert read_answer(idle).status == 200
+            process.send_signal(signal.SIGTERM)
+            # As a load balancer does: it sends no more after three checks that failed.
+            failed: list[Answer] = []
+            while len(failed) < 3:
+                answer = exchange(port, request("GET", "/readyz"))
+                failed += [answer] if answer.status == 503 else []
+            alive = exchange(port, request("GET", "/healthz"))
+        finally:
+            left.set()
+        answers = [caller.result(10) for caller in callers]
+        idle.sendall(request("GET", "/quick"))
+        last = read_answer(idle)
+        idle.close()
+        assert process.wait(10) == 0
+    assert failed[0].document == {"status": "not ready", "checks": {"service": "is shutting down"}}
+    assert (alive.status, alive.document) == (503, {"status": "shutting down"})
+    assert (last.status, last.headers["connection"]) == (200, "close"), "an idle connection was kept, and then given up"
+    assert {answer.status for each in answers for answer in each} == {200}
+    assert all(each[-1].headers["connection"] == "close" for each in answers)
+
+
+def test_an_answer_in_hand_also_says_that_its_connection_closes() -> None:
+    """The request came before SIGTERM, its answer comes while the server drains."""
+    with start(0, BELLHOP_DRAIN_SECONDS="1.5") as process:
+        assert process.stdout is not None
+        with connect(port_of(process)) as connection:
+            connection.sendall(request("GET", "/slow"))
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGTERM)
+            answer = read_answer(connection)
+        assert (answer.document, answer.headers["connection"]) == ({"slow": "done"}, "close")
+        assert process.wait(10) == 0
 
 
 def test_a_taken_port_is_one_sentence() -> None:
