@@ -16,11 +16,21 @@ from bellhop.amqp.topology import BINDINGS, EXCHANGES, PROPERTY, QUEUES, RIGHTS,
 
 _OLD_LADDER = r"retry\..+|dead"
 FORMER_RIGHTS: dict[str, tuple[Rights, ...]] = {
-    "gateway": (Rights(write=rf"^(events|work|{_OLD_LADDER})$", read=r"^(gateway\.outcomes|dead-letters)$"),),
+    "gateway": (
+        Rights(write=rf"^(events|work|{_OLD_LADDER})$", read=r"^(gateway\.outcomes|dead-letters)$"),
+        Rights(
+            write=rf"^(events|notifications|work|unrouted|{_OLD_LADDER})$",
+            read=r"^(gateway\.(outcomes|announcements)|dead-letters|unrouted)$",
+        ),
+    ),
     "mailer": (
         Rights(
             write=rf"^(work|outcomes|mailer\.reactions|{_OLD_LADDER})$",
             read=r"^(mail\.(urgent|normal|bulk|cancel)|mailer\.reactions|events)$",
+        ),
+        Rights(
+            write=rf"^(work|outcomes|{_OLD_LADDER})$",
+            read=r"^(mail\.(urgent|normal|bulk|cancel)|mailer\.reactions)$",
         ),
     ),
 }

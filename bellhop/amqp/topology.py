@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from bellhop import catalog
 from bellhop.amqp.retry import LADDER
 from bellhop.contracts.mail import Lane
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
@@ -151,19 +152,19 @@ BINDINGS = (
 
 _LADDER_AND_DEAD = r"retry\..+|dead"
 
-RIGHTS = {
-    "gateway": Rights(
-        write=rf"^(events|notifications|work|unrouted|{_LADDER_AND_DEAD})$",
-        read=r"^(gateway\.(outcomes|announcements)|dead-letters|unrouted)$",
-        tags="monitoring",
-    ),
-    "mailer": Rights(
-        write=rf"^(work|outcomes|{_LADDER_AND_DEAD})$",
-        read=r"^(mail\.(urgent|normal|bulk|cancel)|mailer\.reactions)$",
-    ),
-    "notifier": Rights(write="^$", read=r"^notifier\.log$"),
-    "leaderboard": Rights(write=rf"^(notifications|{_LADDER_AND_DEAD})$", read=r"^leaderboard\.scores$"),
-}
+
+def _rights(service: catalog.Entry) -> Rights:
+    write = [re.escape(name) for name in service.publishes]
+    if {queue.name for queue in WORK_QUEUES} & set(service.consumes):
+        write.append(_LADDER_AND_DEAD)
+    return Rights(write=_any_of(write), read=_any_of([re.escape(name) for name in service.consumes]), tags=service.tags)
+
+
+def _any_of(patterns: list[str]) -> str:
+    return f"^({'|'.join(patterns)})$" if patterns else "^$"
+
+
+RIGHTS = {service.name: _rights(service) for service in catalog.SERVICES}
 
 
 def definitions() -> Definitions:

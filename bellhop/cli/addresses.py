@@ -20,7 +20,6 @@ class Addresses:
     gateway: str
     notifier: str
     leaderboard: str
-    mailer: str
     mailbox: str
     management: str
     public: str
@@ -31,14 +30,13 @@ class Addresses:
     @classmethod
     def of(cls, settings: UpSettings) -> Self:
         """Return the addresses that these settings mean."""
-        gateway, notifier = _local(settings.gateway_port), _local(settings.notifier_port)
+        gateway, notifier = local(settings.port("gateway")), local(settings.port("notifier"))
         return cls(
             gateway=gateway,
             notifier=notifier,
-            leaderboard=_local(settings.leaderboard_port),
-            mailer=_local(settings.mailer_port),
-            mailbox=_local(settings.mailbox_http_port),
-            management=_local(settings.node_management_port),
+            leaderboard=local(settings.port("leaderboard")),
+            mailbox=local(settings.mailbox_http_port),
+            management=local(settings.node_management_port),
             public=settings.public_url or gateway,
             public_notifier=settings.notifier_url or notifier,
         )
@@ -56,5 +54,6 @@ class Addresses:
             return None
 
 
-def _local(port: int) -> str:
+def local(port: int) -> str:
+    """Return the URL of a port of this machine."""
     return f"http://{LOOPBACK}:{port}"

@@ -4,7 +4,7 @@ They are made once, kept in one volume that nobody else mounts, and handed out b
 
     kept/                                        as `bellhop up` keeps its own, see `secrets.py`
     kept/given/SERVICE/                          what the operator gave: a relay's password, a CA, another broker's URL
-    gateway/ mailer/ notifier/ leaderboard/      bellhop_…, one file a setting (`BELLHOP_SECRETS_DIR`)
+    SERVICE/                                     bellhop_…, one file a setting (`BELLHOP_SECRETS_DIR`)
     rabbitmq/                                    definitions.json (hashes, no password), erlang-cookie
     topology/                                    management-url, with the administrator's password
     postgres/                                    password, and the password of each role
@@ -29,18 +29,15 @@ from typing import Any
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bellhop import catalog
 from bellhop.amqp import topology
 from bellhop.cli import secrets as made
 from bellhop.cli.errors import CannotRun
 from bellhop.local.node import VHOST
 from bellhop.local.ports import LOOPBACK
-from bellhop.web.tokens import service_key
 
 ROOT = Path("/secrets")
 GIVEN_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z]+)?")
-SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
-WITH_TABLES = ("gateway", "mailer", "leaderboard")
-WITH_TOKENS = ("gateway", "notifier", "leaderboard")
 
 
 class PublishedPorts(BaseSettings):
@@ -48,7 +45,7 @@ class PublishedPorts(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
 
-    gateway_port: int = 8000
+    gateway_port: int = catalog.PORTS["gateway"]
     rabbitmq_port: int = 15672
     grafana_port: int = 3000
 
@@ -65,19 +62,14 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
     made.load_or_create(kept)  # before anything is renewed: the link keys begin with the token key of old links
     _renew(kept, renewed)
     ours = made.load_or_create(kept)
-    databases = {role: made.once(kept / "postgres" / role, made.new_password) for role in ("postgres", *WITH_TABLES)}
-    for service in SERVICES:
-        values = {"amqp_url": f"amqp://{service}:{ours.passwords[service]}@rabbitmq:5672/{VHOST}"}
-        if service in WITH_TABLES:
+    roles = ("postgres", *catalog.WITH_TABLES)
+    databases = {role: made.once(kept / "postgres" / role, made.new_password) for role in roles}
+    for entry in catalog.SERVICES:
+        service, password = entry.name, ours.passwords[entry.name]
+        values = {"amqp_url": f"amqp://{service}:{password}@rabbitmq:5672/{VHOST}"}
+        if entry.tables:
             values["database_url"] = f"postgresql+asyncpg://{service}:{databases[service]}@postgres:5432/{service}"
-        if service in WITH_TOKENS:
-            values["token_key"] = ours.token_key
-        if service == "mailer":
-            values["service_key"] = service_key(ours.token_key, service)
-        if service == "gateway":
-            values["admin_key"] = ours.admin_key
-            values["link_keys"] = ours.link_keys
-            values["management_url"] = f"http://gateway:{ours.passwords['gateway']}@rabbitmq:15672"
+        values |= ours.of_service(entry, f"http://{service}:{password}@rabbitmq:15672")
         values |= _given(kept / "given" / service)
         for file in (root / service).glob("*"):
             if file.name not in map(_file_name, values):
@@ -111,8 +103,8 @@ def keep(root: Path, service: str, name: str, value: str) -> None:
     Raises:
         CannotRun: there is no such service, or no setting can have that name.
     """
-    if service not in SERVICES:
-        raise CannotRun(f"There is no service {service!r}: name one of {', '.join(SERVICES)}.")
+    if service not in catalog.NAMES:
+        raise CannotRun(f"There is no service {service!r}: name one of {', '.join(catalog.NAMES)}.")
     if GIVEN_NAME.fullmatch(name) is None:
         raise CannotRun(f"{name!r} names no setting: write it like smtp_password, or a file like smtp_ca.pem.")
     file = root / "kept" / "given" / service / name

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bellhop import catalog
 from bellhop.amqp.topology import RIGHTS
 from bellhop.cli.errors import CannotRun
 from bellhop.web.auth import new_key
+from bellhop.web.tokens import service_key
 
 ADMIN_KEY = "admin-key"
 TOKEN_KEY = Path("secrets", "token-key")
@@ -37,6 +39,20 @@ class Secrets:
     """Commas between them; the first one signs, every one verifies."""
     passwords: dict[str, str] = field(repr=False)
     """Of the users of the private node: one a service, and `deploy`."""
+
+    def of_service(self, service: catalog.Entry, management_url: str | None) -> dict[str, str]:
+        """Return what the catalogue says that `service` needs, without the URLs of its user and of its database.
+
+        management_url: of the broker; None: there is none, and no service gets one.
+        """
+        made = {
+            "token_key": self.token_key,
+            "service_key": service_key(self.token_key, service.name),
+            "admin_key": self.admin_key,
+            "link_keys": self.link_keys,
+            "management_url": management_url,
+        }
+        return {name: value for name in service.secrets if (value := made[name]) is not None}
 
 
 def load_or_create(home: Path) -> Secrets:

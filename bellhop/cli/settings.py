@@ -2,16 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bellhop import catalog
 from bellhop.cli.errors import CannotRun
 from bellhop.local.node import Ports
 
+if TYPE_CHECKING:
+    _ServicePorts = BaseSettings
+else:
+    _fields: dict[str, Any] = {f"{one.name}_port": (int, Field(one.port, ge=1, le=65535)) for one in catalog.SERVICES}
+    _ServicePorts = create_model("_ServicePorts", __base__=BaseSettings, **_fields)
 
-class UpSettings(BaseSettings):
+
+class UpSettings(_ServicePorts):
     """Every port can be moved; each variable is `BELLHOP_` and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
@@ -26,10 +33,6 @@ class UpSettings(BaseSettings):
     public_url: str | None = Field(None, description="where people reach the gateway, if not at its port here")
     notifier_url: str | None = Field(None, description="where browsers reach the notifier, if not at its port here")
 
-    gateway_port: int = Field(8000, ge=1, le=65535)
-    notifier_port: int = Field(8001, ge=1, le=65535)
-    leaderboard_port: int = Field(8002, ge=1, le=65535)
-    mailer_port: int = Field(8003, ge=1, le=65535)
     mailbox_smtp_port: int = Field(1025, ge=1, le=65535)
     mailbox_http_port: int = Field(8025, ge=1, le=65535)
     # Not RabbitMQ's own numbers: a broker of the system may run beside ours.
@@ -50,6 +53,11 @@ class UpSettings(BaseSettings):
                 for problem in error.errors(include_input=False, include_url=False)
             ]
             raise CannotRun("\n".join(sentences)) from None
+
+    def port(self, service: str) -> int:
+        """Return the port of a service: BELLHOP_GATEWAY_PORT and its like."""
+        port: int = getattr(self, f"{service}_port")
+        return port
 
     @property
     def node_ports(self) -> Ports:

@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from bellhop import catalog
 from bellhop.amqp import applying
 from bellhop.amqp.topology import TopologyError
 from bellhop.amqp.urls import split_urls
 from bellhop.cli import secrets
-from bellhop.cli.addresses import Addresses
+from bellhop.cli.addresses import Addresses, local
 from bellhop.cli.errors import CannotRun
 from bellhop.cli.secrets import Secrets
 from bellhop.cli.settings import UpSettings, inherited
@@ -25,9 +26,7 @@ from bellhop.local import node_log, packages, processes
 from bellhop.local.node import VHOST, Node
 from bellhop.local.ports import LOOPBACK, check_free
 from bellhop.local.supervisor import Output, Program, Supervisor
-from bellhop.web.tokens import service_key
 
-SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
 MARK = "BELLHOP_STARTED_BY"
 """Every service has it in its environment: what an earlier run left is known by it."""
 
@@ -68,7 +67,7 @@ class _Run:
         self._settings = settings
         self._home = home
         self._secrets = secrets.load_or_create(home)
-        self._output = Output([*SERVICES, "mailbox", "rabbitmq", "bellhop"])
+        self._output = Output([*catalog.NAMES, "mailbox", "rabbitmq", "bellhop"])
         self._node = Node(home / "rabbitmq", settings.node_ports, self._secrets.passwords)
         self._private = settings.amqp_url is None
         self._asked = 0
@@ -134,7 +133,7 @@ class _Run:
 
     def _check_ports(self) -> None:
         settings = self._settings
-        wanted = [(f"{name}_port", f"the {name}") for name in SERVICES]
+        wanted = [(f"{name}_port", f"the {name}") for name in catalog.NAMES]
         if settings.smtp_host is None:
             wanted += [("mailbox_smtp_port", "the mailbox's SMTP"), ("mailbox_http_port", "the mailbox's pages")]
         if self._private:
@@ -208,13 +207,9 @@ def plan(settings: UpSettings, home: Path, made: Secrets, node: Node) -> list[Pr
     """Return what to run, after writing each service's secrets."""
     addresses = Addresses.of(settings)
     common = inherited() | {MARK: str(home), "PYTHONUNBUFFERED": "1"}
-    common |= {
-        "BELLHOP_NOTIFIER_URL": addresses.public_notifier,
-        "BELLHOP_LEADERBOARD_URL": addresses.leaderboard,
-        "BELLHOP_MAILER_URL": addresses.mailer,
-        "BELLHOP_GATEWAY_URL": addresses.gateway,
-        "BELLHOP_PUBLIC_URL": addresses.public,
-    }
+    common |= {f"BELLHOP_{name.upper()}_URL": local(settings.port(name)) for name in catalog.NAMES}
+    # Browsers use these two; services reach the gateway by the URL above, and nothing but browsers the notifier.
+    common |= {"BELLHOP_NOTIFIER_URL": addresses.public_notifier, "BELLHOP_PUBLIC_URL": addresses.public}
     programs = []
     if settings.smtp_host is None:
         programs.append(_mailbox(settings, common))
@@ -226,28 +221,25 @@ def plan(settings: UpSettings, home: Path, made: Secrets, node: Node) -> list[Pr
             "BELLHOP_MAILBOX_URL": addresses.mailbox,
         }
     (home / "data").mkdir(mode=0o700, exist_ok=True)
-    for name in SERVICES:
-        values = {
-            "amqp_url": settings.amqp_url.get_secret_value() if settings.amqp_url else node.amqp_url(name),
-            "database_url": f"sqlite+aiosqlite:///{home}/data/{name}.db",
-        }
-        if name == "mailer":
-            values["service_key"] = service_key(made.token_key, name)
-        else:
-            values["token_key"] = made.token_key
-        if name == "gateway":
-            values["admin_key"] = made.admin_key
-            values["link_keys"] = made.link_keys
-            if settings.amqp_url is None:
-                values["management_url"] = node.management_url_of("gateway")
-            elif settings.management_url is not None:
-                values["management_url"] = settings.management_url.get_secret_value()
+    for service in catalog.SERVICES:
+        name, port = service.name, settings.port(service.name)
+        amqp_url, management_url = _broker_urls(settings, node, name)
+        values = {"amqp_url": amqp_url}
+        if service.tables:
+            values["database_url"] = f"sqlite+aiosqlite:///{home}/data/{name}.db"
+        values |= made.of_service(service, management_url)
         folder = secrets.write_service(home, name, values)
-        port: int = getattr(settings, f"{name}_port")
         own = {"BELLHOP_SECRETS_DIR": str(folder), "BELLHOP_PORT": str(port)}
         command = [sys.executable, "-m", f"services.{name}"]
         programs.append(Program(name, command, common | own, f"http://{LOOPBACK}:{port}/readyz"))
     return programs
+
+
+def _broker_urls(settings: UpSettings, node: Node, user: str) -> tuple[str, str | None]:
+    if settings.amqp_url is None:
+        return node.amqp_url(user), node.management_url_of(user)
+    management = settings.management_url
+    return settings.amqp_url.get_secret_value(), management.get_secret_value() if management else None
 
 
 def _mailbox(settings: UpSettings, environment: dict[str, str]) -> Program:

@@ -2,6 +2,7 @@
 
 from pydantic import Field, SecretStr, field_validator
 
+from bellhop.catalog import PORTS
 from bellhop.settings import LiveSettings
 from bellhop.web.tokens import service_key
 
@@ -10,7 +11,7 @@ class Settings(LiveSettings):
     """What only the gateway needs."""
 
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
-    port: int = Field(8000, ge=0, le=65535, description="port that the HTTP face listens on")
+    port: int = Field(PORTS["gateway"], ge=0, le=65535, description="port that the HTTP face listens on")
     admin_key: SecretStr = Field(description="the key that opens everything; `make admin-key` prints it")
     link_keys: SecretStr | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from pydantic import Field, SecretStr
 
+from bellhop.catalog import PORTS
 from bellhop.settings import TokenSettings
 
 
@@ -9,7 +10,7 @@ class LeaderboardSettings(TokenSettings):
     """The settings of all services, and the leaderboard's own."""
 
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
-    port: int = Field(8002, ge=0, le=65535, description="port that the HTTP face listens on")
+    port: int = Field(PORTS["leaderboard"], ge=0, le=65535, description="port that the HTTP face listens on")
     pull_seconds: float = Field(5.0, gt=0, description="seconds between two batches of scores, unless one is full")
     # A message carries up to 1,000 scores (100 KB), and three batches may be in memory at once.
     pull_messages: int = Field(200, ge=1, le=10_000, description="messages that make a batch full")

@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
+from bellhop.catalog import PORTS
 from bellhop.contracts.addresses import Address, domain_label
 from bellhop.contracts.base import one_line
 from bellhop.settings import ServiceSettings
@@ -27,7 +28,7 @@ class MailerSettings(ServiceSettings):
     """What the mailer needs beyond what all services need."""
 
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
-    port: int = Field(8003, ge=0, le=65535, description="port that the HTTP face listens on")
+    port: int = Field(PORTS["mailer"], ge=0, le=65535, description="port that the HTTP face listens on")
 
     relays: Annotated[list[AnyRelay], NoDecode, BeforeValidator(read_relays)] = Field(
         default_factory=list, description="several relays: JSON, TOML, or the path of a file; see docs/mail.md"

@@ -5,13 +5,14 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
+from bellhop.catalog import PORTS
 from bellhop.settings import LiveSettings
 
 
 class NotifierSettings(LiveSettings):
     """The settings of all services, and the notifier's own."""
 
-    port: int = Field(8001, ge=0, le=65535, description="port that the HTTP face listens on")
+    port: int = Field(PORTS["notifier"], ge=0, le=65535, description="port that the HTTP face listens on")
 
     live_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,

@@ -14,12 +14,11 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from bellhop import catalog
 from bellhop.local.ports import LOOPBACK, free_ports
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
-PORTS = {"gateway": 8000, "notifier": 8001, "leaderboard": 8002, "mailer": 8003}
-"""Of the services, within their containers."""
+SERVICES = catalog.NAMES
 # Never a user's own images.
 TAG = "test"
 
@@ -95,7 +94,7 @@ class System:
         """Return the base URL of each replica that runs, likewise."""
         described = (self.inspect(container) for container in self.containers(service))
         running = [one["Id"] for one in described if one["State"]["Running"]]
-        return [f"http://{self._address(container)}:{PORTS[service]}" for container in running]
+        return [f"http://{self._address(container)}:{catalog.PORTS[service]}" for container in running]
 
     def _address(self, container: str) -> str:
         address: str = self.inspect(container)["NetworkSettings"]["Networks"][f"{self.name}_default"]["IPAddress"]

@@ -18,7 +18,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.compose.system import PORTS, System
+from bellhop import catalog
+from tests.compose.system import System
 from tests.support import wait_until
 
 IDLE = 10_000
@@ -92,7 +93,7 @@ async def test_idle_connections_to_one_port_leave_the_others(system: System, pub
     """Ten thousand connections that say nothing take one port; the others and the health check answer."""
     # Not by the published port: Docker's own proxy ends when the engine may open fewer files than it needs.
     front = system.address("front")
-    with idle_connections(front, PORTS["notifier"]) as number:
+    with idle_connections(front, catalog.PORTS["notifier"]) as number:
         most = min(number * 0.9, sessions(front, "notifier", "limit_sessions"))
         await wait_until(
             lambda: sessions(front, "notifier", "current_sessions") >= most, 60, "the notifier's port is full"

@@ -24,12 +24,12 @@ from typing import Any
 import httpx
 from aiosmtpd.smtp import Envelope, Session
 
+from bellhop import catalog
 from bellhop.amqp import topology
 from bellhop.local import processes
 from bellhop.local.node import Node, Ports
 from bellhop.web.auth import new_key
 from tests.faults.ports import lasting_ports
-from tests.faults.zygote import SERVICES
 from tests.support import Broker, SmtpServer, Vhost, wait_until
 from tests.support.addresses import service_environment
 from tests.support.smtp import Mail
@@ -318,7 +318,7 @@ async def system(
     rig: Rig,
     folder: Path,
     *,
-    services: tuple[str, ...] = SERVICES,
+    services: tuple[str, ...] = catalog.NAMES,
     changes: tuple[str, ...] = ("hurry",),
     amqp_host: str = "127.0.0.1",
     amqp_port: int | None = None,

@@ -21,12 +21,12 @@ import sys
 import traceback
 from typing import Any
 
-SERVICES = ("gateway", "mailer", "notifier", "leaderboard")
+from bellhop import catalog
 
 
 def main() -> None:
     """Serve until the other side is gone; the services die with it."""
-    for name in SERVICES:
+    for name in catalog.NAMES:
         importlib.import_module(f"services.{name}.app")
     changes = importlib.import_module("tests.faults.changes")
     orders = socket.socket(fileno=int(sys.argv[1]))

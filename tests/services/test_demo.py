@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import httpx
 import pytest
 
+from bellhop import catalog
 from bellhop.demo import live, mail, newsletter, scores
 from bellhop.demo.run import STEPS
 from bellhop.demo.steps import Result, System
@@ -19,7 +20,6 @@ from tests.support import wait_until
 
 pytestmark = pytest.mark.xdist_group("demo")  # all tests of this module share one system
 
-SERVICES = ("GATEWAY", "NOTIFIER", "LEADERBOARD", "MAILER")
 Step = Callable[[System], Awaitable[Result]]
 
 
@@ -113,7 +113,7 @@ async def everything_is_ready(running: Run) -> bool:
     """Say whether every service is."""
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
         try:
-            answers = [await http.get(f"{running.url(name)}/readyz") for name in SERVICES]
+            answers = [await http.get(f"{running.url(name.upper())}/readyz") for name in catalog.NAMES]
         except httpx.TransportError:
             return False
     return all(answer.is_success for answer in answers)

@@ -12,12 +12,14 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
+from bellhop import catalog
+
 FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
 METRIC = re.compile(r"\b(?:bellhop|rabbitmq|haproxy)_[a-z_]+")
 # Every module that makes metrics: importing it is making them.
 MODULES = (
     "bellhop.observe.metrics",
-    *(f"services.{name}.metrics" for name in ("gateway", "mailer", "notifier", "leaderboard")),
+    *(f"services.{name}.metrics" for name in catalog.NAMES),
 )
 
 

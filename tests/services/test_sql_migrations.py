@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
+from bellhop.catalog import WITH_TABLES
 from bellhop.sql.migrations import migrate
 
-SERVICES = ("gateway", "leaderboard", "mailer")
 
-
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", WITH_TABLES)
 def test_a_migration_s_file_is_named_after_its_revision_and_the_last_is_the_head(service: str) -> None:
     """The look that spares Alembic at a start believes the names of the files."""
     with resources.as_file(resources.files(f"services.{service}") / "migrations") as folder:
@@ -25,7 +24,7 @@ def test_a_migration_s_file_is_named_after_its_revision_and_the_last_is_the_head
     assert script.get_heads() == [revisions[names[-1]]]
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", WITH_TABLES)
 def test_a_database_that_is_up_to_date_needs_no_alembic(service: str, tmp_path: Path) -> None:
     """The first start migrates; the next one finds nothing to do, without importing what does it."""
     url = f"sqlite+aiosqlite:///{tmp_path}/x.db"

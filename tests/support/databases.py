@@ -9,9 +9,9 @@ from pathlib import Path
 
 import asyncpg
 
+from bellhop.catalog import WITH_TABLES
 from bellhop.sql.migrations import migrate
 
-SERVICES = ("gateway", "mailer", "leaderboard")
 TEMPLATE = "bellhop_template"
 # Texts are ordered as in production, not by their bytes: a statement that means the bytes must say so.
 EMPTY = "TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
@@ -62,7 +62,7 @@ async def _sqlite_template(folder: Path) -> Path:
 
 
 async def _migrate(url: str) -> None:
-    for service in SERVICES:
+    for service in WITH_TABLES:
         await migrate(url, f"services.{service}")
 
 

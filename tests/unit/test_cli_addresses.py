@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from bellhop import catalog
 from bellhop.cli.addresses import Addresses
 from bellhop.cli.container_secrets import PublishedPorts, hand_out
 from bellhop.cli.settings import UpSettings
 from bellhop.local.up import banner
 
-READERS = ("gateway", "mailer", "notifier", "leaderboard", "rabbitmq", "topology", "postgres", "grafana")
+READERS = (*catalog.NAMES, "rabbitmq", "topology", "postgres", "grafana")
 
 
 @pytest.fixture(autouse=True)

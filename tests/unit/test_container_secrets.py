@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from bellhop import catalog
 from bellhop.cli.container_secrets import hand_out, keep
 from bellhop.cli.errors import CannotRun
 
-READERS = ("kept", "gateway", "mailer", "notifier", "leaderboard", "rabbitmq", "postgres", "grafana")
+READERS = ("kept", *catalog.NAMES, "rabbitmq", "postgres", "grafana")
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_rabbitmq_gets_hashes_and_no_password(root: Path) -> None:
     """Its file has a hash for each user, and no user `guest`."""
     text = (root / "rabbitmq" / "definitions.json").read_text()
     users = {user["name"] for user in json.loads(text)["users"]}
-    assert users == {"gateway", "mailer", "notifier", "leaderboard", "deploy"}
+    assert users == {*catalog.NAMES, "deploy"}
     for file in (root / "kept" / "secrets" / "amqp").iterdir():
         assert file.read_text().strip() not in text
 

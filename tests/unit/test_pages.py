@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bellhop.cli.settings import UpSettings
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
@@ -19,7 +21,7 @@ VARIABLE = re.compile(r"\bBELLHOP_[A-Z][A-Z_]*[A-Z]\b")
 
 def known_variables() -> set[str]:
     """Return every variable that a settings class has, or that a program or compose.yaml reads by its name."""
-    found = set()
+    found = {f"BELLHOP_{name.upper()}" for name in UpSettings.model_fields}
     files = [*(ROOT / "bellhop").rglob("*.py"), *(ROOT / "services").rglob("*.py"), *(ROOT / "deploy").rglob("*")]
     for file in [*files, ROOT / "compose.yaml", ROOT / ".ci/run"]:
         if not file.is_file() or "__pycache__" in file.parts:
