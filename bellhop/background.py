@@ -2,7 +2,7 @@
 
 A round that raises is logged and tried again after a back-off; one kind of error is logged once, not once a round. A
 round that does not end is cancelled at its limit, which is an error like any other. A loop that has made no progress
-for longer than its limit, or has stopped, stands in `trouble`, and `/readyz` says so. Nothing but `stop` ends a loop.
+for longer than its limit, or has stopped, stands in `failure`, and `/readyz` says so. Nothing but `stop` ends a loop.
 """
 
 import asyncio
@@ -49,9 +49,9 @@ class Background:
         self._loops: dict[str, _Loop] = {}
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         """Return which loops make no progress, and why; None when all do."""
-        return "; ".join(trouble for loop in self._loops.values() if (trouble := loop.trouble)) or None
+        return "; ".join(failure for loop in self._loops.values() if (failure := loop.failure)) or None
 
     def every(
         self,
@@ -74,7 +74,7 @@ class Background:
         self._start(_Periodic(name, seconds, action, wake, limit))
 
     def once(self, name: str, action: Work, *, limit: float = LIMIT_SECONDS) -> None:
-        """Do `action`, again until it succeeds, which stands in `trouble` until then. Arguments as those of `every`."""
+        """Do `action`, again until it succeeds, which stands in `failure` until then. Arguments as those of `every`."""
         self._start(_Once(name, action, limit))
 
     def keep(self, name: str, run: Work) -> None:
@@ -130,7 +130,7 @@ class _Loop:
         self._since: float | None = None  # when the first round began after the last one that succeeded
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         if self.task is not None and self.task.done() and not self.done:
             return f"{self.name}: has stopped; restart this service"
         if self._since is not None and monotonic() - self._since > self._limit:
@@ -224,7 +224,7 @@ class _Once(_Loop):
         self._action = action
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         return None if self.done else f"{self.name}: {self._told or 'not done yet'}"
 
     async def run(self) -> None:
@@ -240,9 +240,9 @@ class _Kept(_Loop):
         self._work = run
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         if self.task is not None and self.task.done():
-            return super().trouble
+            return super().failure
         return None if self._told is None else f"{self.name}: {self._told}"
 
     async def run(self) -> None:

@@ -201,7 +201,7 @@ class Service(Generic[S, P]):
         if self.queues is not None:
             idle = [each.queue for each in base.consumers if not each.works]
             checks = {
-                "broker": base.publisher.trouble or base.consuming.explanation,
+                "broker": base.publisher.failure or base.consuming.explanation,
                 "queues": f"not consuming from {', '.join(idle)}" if idle else "ok",
                 "database": await check(base.database.ping),
             }

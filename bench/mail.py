@@ -53,7 +53,7 @@ async def fill(url: str, lane: Lane, mails: int) -> None:
     publisher = Publisher(connection)
     await connection.start()
     await connection.wait_open(10)
-    while publisher.trouble:  # noqa: ASYNC110 - the channel opens a moment after the connection
+    while publisher.failure:  # noqa: ASYNC110 - the channel opens a moment after the connection
         await asyncio.sleep(0.01)
     text = TEXT.replace("\n", "\\n")
 

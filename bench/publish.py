@@ -133,7 +133,7 @@ class Seen:
 async def opened(connection: Connection, publisher: Publisher) -> None:
     """Wait until the publisher can publish."""
     await connection.start()
-    while publisher.trouble is not None:  # noqa: ASYNC110 - the channel opens a moment after the connection
+    while publisher.failure is not None:  # noqa: ASYNC110 - the channel opens a moment after the connection
         await asyncio.sleep(0.01)
 
 

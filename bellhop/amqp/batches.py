@@ -109,7 +109,7 @@ class BatchPuller:
     @property
     def works(self) -> bool:
         """Say whether batches are pulled; a queue that another replica consumes from is no failure."""
-        return self._background.trouble is None
+        return self._background.failure is None
 
     @property
     def pending(self) -> int | None:

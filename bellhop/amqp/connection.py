@@ -77,8 +77,8 @@ class Connection:
         """Return the state as a sentence for people who ask why nothing goes out."""
         if self.status == "blocked":
             return f"RabbitMQ blocks publishers: {self._blocked}"
-        if (trouble := self._background.trouble) is not None:
-            return trouble
+        if (failure := self._background.failure) is not None:
+            return failure
         if self.status == "open":
             return "ok"
         where = " or ".join(f"{node.host}:{node.port}" for node in self._nodes)

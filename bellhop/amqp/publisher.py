@@ -68,7 +68,7 @@ class Publisher:
         return self._channel is not None and self._connection.usable
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         """Return as a sentence why publishing is hopeless at the moment; None when it is not."""
         if self._channel is None or not self._connection.usable:
             explanation = self._connection.explanation
@@ -77,15 +77,15 @@ class Publisher:
             return f"RabbitMQ has confirmed nothing for {self._timeout:g} s"
         return None
 
-    def trouble_with(self, exchange: str, routing_key: str) -> str | None:
+    def failure_of(self, exchange: str, routing_key: str) -> str | None:
         """Return as a sentence why publishing there is hopeless at the moment; None when it is not.
 
         A queue that confirms nothing (its nodes have no majority, for example) must not stop messages for others. Its
-        confirms are still due, so the first of them, or a new channel, ends the trouble.
+        confirms are still due, so the first of them, or a new channel, ends the failure.
         """
         if (exchange, routing_key) in self._overdue:
             return f"RabbitMQ has confirmed nothing for {routing_key or exchange!r} for {self._timeout:g} s"
-        return self.trouble
+        return self.failure
 
     async def publish(self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True) -> None:
         """Publish and return once the broker confirmed.
@@ -107,8 +107,8 @@ class Publisher:
 
         For whoever has many messages: a future costs less than a task for each.
         """
-        if (trouble := self.trouble_with(exchange, routing_key)) is not None:
-            raise BrokerUnavailable(trouble)
+        if (failure := self.failure_of(exchange, routing_key)) is not None:
+            raise BrokerUnavailable(failure)
         if self._room.locked():
             await self._wait_for_room()
         else:
@@ -124,9 +124,9 @@ class Publisher:
                 await self._room.acquire()
         except TimeoutError:
             raise BrokerUnavailable(f"RabbitMQ is {self.unconfirmed} confirms behind") from None
-        if (trouble := self.trouble) is not None:
+        if (failure := self.failure) is not None:
             self._room.release()
-            raise BrokerUnavailable(trouble)
+            raise BrokerUnavailable(failure)
 
     def _send_copy(self, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
         return self._send(exchange, routing_key, message, mandatory=False)

@@ -1,6 +1,6 @@
-"""When to try again: a ladder of queues, each of which hands its messages back after its own time.
+"""When to try again: retry queues, each of which hands its messages back after its own delay.
 
-A delay never holds a message unacked, and never mixes with a longer one: each rung is a queue of its own, because
+A delay never holds a message unacked, and never mixes with a longer one: each delay is a queue of its own, because
 RabbitMQ expires messages only at the head of a queue (https://www.rabbitmq.com/docs/ttl).
 """
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """One delay queue; its exchange has the same name."""
+class RetryQueue:
+    """A queue whose messages return to their own queue after `seconds`; its exchange has the same name."""
 
     name: str
     seconds: int
 
 
-LADDER = (
-    Rung("retry.5s", 5),
-    Rung("retry.30s", 30),
-    Rung("retry.2m", 120),
-    Rung("retry.10m", 600),
-    Rung("retry.1h", 3600),
-    Rung("retry.6h", 21_600),
+RETRY_QUEUES = (
+    RetryQueue("retry.5s", 5),
+    RetryQueue("retry.30s", 30),
+    RetryQueue("retry.2m", 120),
+    RetryQueue("retry.10m", 600),
+    RetryQueue("retry.1h", 3600),
+    RetryQueue("retry.6h", 21_600),
 )
 
-# A message may leave its rung up to this share early, so that what failed together does not come back together.
-# The queue's own TTL is the ceiling, and no message can be held up by the one before it for longer than the spread.
+# A message may leave its retry queue up to this share early, so that messages that failed together do not come back
+# together. The queue's own TTL is the upper bound; no message waits for the one before it for longer than that share.
 JITTER = 0.2
 
 
@@ -35,36 +35,36 @@ class RetryPolicy:
     """How often, and how fast, a message is tried again."""
 
     attempts: int = 8
-    """Attempts in all, the first included. With the ladder of six rungs, 8 attempts span about 13 hours."""
+    """Attempts in all, the first included. With six retry queues, 8 attempts span about 13 hours."""
 
-    def rung(self, attempt: int, after: float | None = None) -> Rung | None:
-        """Return the rung to wait on after failed attempt number `attempt` (from 1); None when they are spent.
+    def retry_queue(self, attempt: int, after: float | None = None) -> RetryQueue | None:
+        """Return where to wait after failed attempt number `attempt` (from 1); None when the attempts are spent.
 
-        `after` is the least number of seconds to wait, where the other side asked for it; what is longer than the
-        last rung waits there and is asked again.
+        `after` is the least number of seconds to wait, where the other side asked for it. A longer time than that of
+        the last retry queue is not waited for.
         """
         if attempt >= self.attempts:
             return None
-        step = min(attempt, len(LADDER)) - 1
+        step = min(attempt, len(RETRY_QUEUES)) - 1
         if after is not None:
-            while step < len(LADDER) - 1 and LADDER[step].seconds * (1 - JITTER) < after:
+            while step < len(RETRY_QUEUES) - 1 and RETRY_QUEUES[step].seconds * (1 - JITTER) < after:
                 step += 1
-        return LADDER[step]
+        return RETRY_QUEUES[step]
 
 
 DEFAULT = RetryPolicy()
 
 
-def expiration_ms(rung: Rung) -> int:
-    """Return how long a message waits on `rung`, with jitter, in milliseconds."""
-    return round(rung.seconds * 1000 * random.uniform(1 - JITTER, 1))
+def expiration_ms(retry_queue: RetryQueue) -> int:
+    """Return how long a message waits on `retry_queue`, with jitter, in milliseconds."""
+    return round(retry_queue.seconds * 1000 * random.uniform(1 - JITTER, 1))
 
 
-def rung_for(seconds: float) -> tuple[Rung, int]:
-    """Return the rung on which a message can wait `seconds`, and its expiration there in milliseconds.
+def retry_queue_for(seconds: float) -> tuple[RetryQueue, int]:
+    """Return the retry queue in which a message can wait `seconds`, and its expiration there in milliseconds.
 
-    What is longer than the last rung waits there for as long as that lets it. A rung hands its messages back in
-    order, so one may come later than asked, by no more than its rung is long.
+    A longer time than that of the last retry queue is cut to it. A retry queue hands its messages back in order, so a
+    message may return later than asked, by at most the time of its retry queue.
     """
-    rung = next((each for each in LADDER if each.seconds >= seconds), LADDER[-1])
-    return rung, max(1, round(min(seconds, rung.seconds) * 1000))
+    retry_queue = next((each for each in RETRY_QUEUES if each.seconds >= seconds), RETRY_QUEUES[-1])
+    return retry_queue, max(1, round(min(seconds, retry_queue.seconds) * 1000))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bellhop import catalog
-from bellhop.amqp.retry import LADDER
+from bellhop.amqp.retry import RETRY_QUEUES
 from bellhop.contracts.mail import Lane
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 
@@ -93,7 +93,7 @@ EXCHANGES = (
     Exchange("outcomes", "topic"),
     Exchange("dead", "fanout"),
     Exchange("unrouted", "fanout"),
-    *(Exchange(rung.name, "fanout") for rung in LADDER),
+    *(Exchange(retry_queue.name, "fanout") for retry_queue in RETRY_QUEUES),
 )
 
 WORK_QUEUES = (
@@ -109,16 +109,16 @@ QUEUES = (
     *WORK_QUEUES,
     *(
         Queue(
-            rung.name,
+            retry_queue.name,
             policy={
-                "message-ttl": rung.seconds * 1000,
+                "message-ttl": retry_queue.seconds * 1000,
                 "max-length": 2_000_000,
                 "overflow": "reject-publish",
                 "dead-letter-exchange": "work",
                 "dead-letter-strategy": "at-least-once",
             },
         )
-        for rung in LADDER
+        for retry_queue in RETRY_QUEUES
     ),
     Queue(
         "dead-letters",
@@ -145,7 +145,7 @@ BINDINGS = (
     Binding("outcomes", "gateway.outcomes", "#"),
     # Every consuming queue by its own name: there the retry ladder and a replay hand messages back.
     *(Binding("work", queue.name, queue.name) for queue in WORK_QUEUES),
-    *(Binding(rung.name, rung.name) for rung in LADDER),
+    *(Binding(retry_queue.name, retry_queue.name) for retry_queue in RETRY_QUEUES),
     Binding("dead", "dead-letters"),
     Binding("unrouted", "unrouted"),
 )

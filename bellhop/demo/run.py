@@ -97,19 +97,19 @@ class _Run:
         gateway, mailbox = self._system.gateway, self._system.mailbox
         deadline = time.monotonic() + READY_SECONDS
         while True:
-            answers, trouble = await gateway.look("/readyz")
-            if answers and not trouble:
+            answers, failure = await gateway.look("/readyz")
+            if answers and not failure:
                 break
             if not answers or time.monotonic() > deadline:
                 raise CannotRun(
-                    f"Bellhop is not up at {gateway.base_url} ({trouble}): start it with 'make up',"
+                    f"Bellhop is not up at {gateway.base_url} ({failure}): start it with 'make up',"
                     " or set BELLHOP_URL to where it runs."
                 )
             await asyncio.sleep(0.5)
-        answers, trouble = await mailbox.look("/api/v1/messages?limit=1")
-        if trouble:
+        answers, failure = await mailbox.look("/api/v1/messages?limit=1")
+        if failure:
             raise CannotRun(
-                f"No mailbox answers at {mailbox.base_url} ({trouble}), and the demo sends mail to nothing else: set"
+                f"No mailbox answers at {mailbox.base_url} ({failure}), and the demo sends mail to nothing else: set"
                 " BELLHOP_MAILBOX_URL to the development mailbox or to Mailpit."
             )
 

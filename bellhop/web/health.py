@@ -48,7 +48,7 @@ async def readyz(request: Request) -> Response:
     if state.draining:
         checks = {"service": "is shutting down"}
     else:
-        checks = await _ask(state.ready) | {"background": state.background.trouble or "ok"}
+        checks = await _ask(state.ready) | {"background": state.background.failure or "ok"}
     ready = all(answer == "ok" for answer in checks.values())
     document = {"status": "ok" if ready else "not ready", "checks": checks}
     headers = {} if ready else {"Retry-After": "1"}

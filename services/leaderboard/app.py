@@ -49,7 +49,7 @@ async def prepare(leaderboard: Leaderboard) -> None:
 async def ready(leaderboard: Leaderboard) -> dict[str, str]:
     """Return the leaderboard's own checks."""
     standings = leaderboard.standings
-    database = {"database": standings.trouble} if standings.trouble else {}
+    database = {"database": standings.failure} if standings.failure else {}
     return database | {"rankings": "ok" if standings.loaded else "being read from the database"}
 
 

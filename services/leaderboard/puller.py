@@ -55,12 +55,12 @@ async def apply_scores(leaderboard: Leaderboard, deliveries: list[Delivery]) -> 
 async def _note_failure(delivery: Delivery, error: Exception, standings: Standings) -> None:
     message = delivery.envelope.identity
     try:
-        if isinstance(error, Reject) or DEFAULT.rung(delivery.attempt) is None:
+        if isinstance(error, Reject) or DEFAULT.retry_queue(delivery.attempt) is None:
             await standings.give_up(message)
         else:
             await standings.postpone(message, accepted_at(delivery))
-    except DatabaseUnavailable as trouble:
-        raise GiveBack(str(trouble)) from trouble
+    except DatabaseUnavailable as failure:
+        raise GiveBack(str(failure)) from failure
 
 
 async def _apply(leaderboard: Leaderboard, deliveries: list[Delivery]) -> None:

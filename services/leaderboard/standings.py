@@ -124,7 +124,7 @@ class Standings:
         self._turn = asyncio.Lock()  # one change at a time; readers never take it
         self._reading_past = asyncio.Lock()
         self.loaded = False
-        self.trouble: str | None = None
+        self.failure: str | None = None
         """Why the last look at the database failed; None if it did not."""
 
     # Reading.
@@ -209,14 +209,14 @@ class Standings:
         """
         async with self._turn:
             # The first time there is much to read, and after a failure there may be.
-            limit = PATIENT_SECONDS if self.trouble is not None or not self.loaded else None
+            limit = PATIENT_SECONDS if self.failure is not None or not self.loaded else None
             try:
                 async with self._store.reading(limit) as connection:
                     await self._catch_up(connection)
             except DatabaseUnavailable as error:
-                self.trouble = str(error)
+                self.failure = str(error)
                 raise
-            self.trouble = None
+            self.failure = None
             self.loaded = True
 
     async def apply(self, scores: Scores, until: int | None = None) -> list[Change]:

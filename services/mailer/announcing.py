@@ -18,7 +18,7 @@ async def announce(publisher: Publisher, reacts_to: Sequence[str]) -> float | No
     Raises:
         PublishError: the gateway's queue did not take it.
     """
-    if publisher.trouble is not None:
+    if publisher.failure is not None:
         return 0.5
     body = MailerStarted(reacts_to=list(reacts_to)).model_dump_json().encode()
     await publisher.publish("work", QUEUE, Message(body, Envelope(type=TYPE, source=MAILER)))

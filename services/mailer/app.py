@@ -42,7 +42,7 @@ async def prepare(mailer: Mailer) -> None:
 async def ready(mailer: Mailer) -> dict[str, str]:
     """Return the mailer's own checks."""
     late = {} if mailer.inbox.fresh else {"database": "the database takes no heartbeat"}
-    return late | {"relay": mailer.relays.trouble or "ok"}
+    return late | {"relay": mailer.relays.failure or "ok"}
 
 
 def build(settings: MailerSettings) -> FastAPI:

@@ -207,8 +207,8 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     elif deferral is not None:
         wait = deferral.after
     elif verdict.kind is Kind.TRANSIENT and (verdict.attempts is None or attempt < verdict.attempts):
-        rung = mailer.policy.rung(attempt, verdict.after)
-        wait = None if rung is None else rung.seconds
+        retry_queue = mailer.policy.retry_queue(attempt, verdict.after)
+        wait = None if retry_queue is None else retry_queue.seconds
     again = wait is not None
     state = State.SENT if verdict.kind is Kind.SENT else State.RETRYING if again else State.FAILED
     if wait is not None:

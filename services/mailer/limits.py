@@ -26,7 +26,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.amqp.retry import LADDER
+from bellhop.amqp.retry import RETRY_QUEUES
 from bellhop.contracts.mail import Lane
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import BITE_SECONDS, Database
@@ -391,7 +391,7 @@ class Limits:
 
 def _appointment(attempt: int, wait: float, words: str) -> str:
     """Return the header for a mail that waits `wait` seconds, as many of them on the ladder as the ladder can."""
-    return f"{attempt} {max(0.0, wait - LADDER[-1].seconds):.3f} {words}"
+    return f"{attempt} {max(0.0, wait - RETRY_QUEUES[-1].seconds):.3f} {words}"
 
 
 def _fresh_row(name: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Hub:
             asyncio.get_running_loop().call_soon(self._flush)
         self._waiting.append(event)
 
-    def start_anew(self, detail: str) -> None:
+    def restart(self, detail: str) -> None:
         """The stream does not go on where the log ends: tell everybody, and resume nobody across it."""
         while self._waiting:
             self._flush()

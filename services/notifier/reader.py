@@ -48,7 +48,7 @@ class Reader:
                 await self._follow()
             except StreamReplaced as error:
                 log.warning("reading another stream from now on", reason=str(error))
-                self._hub.start_anew("The event stream was made anew. Fetch the present state; live events follow.")
+                self._hub.restart("The event stream was made anew. Fetch the present state; live events follow.")
                 self._last = None
                 continue
             except Exception:
@@ -122,7 +122,7 @@ class Reader:
     def _move_to(self, offset: int) -> None:
         if self._resumed and self._last is not None and offset != self._last + 1:
             # RabbitMQ starts at its oldest message, without a word, if the offset asked for is no longer kept.
-            self._hub.start_anew(f"Events behind offset {self._last} are lost. Fetch the present state anew.")
+            self._hub.restart(f"Events behind offset {self._last} are lost. Fetch the present state anew.")
         self._resumed = False
         self._last = offset
 

@@ -22,7 +22,7 @@ def hurry() -> None:
     app.BEAT_SECONDS = 0.6
     handlers.DEFERRAL_SECONDS = (1.0,)
     limits.SETTLE_SECONDS, limits.CLIMB_SECONDS, limits.CLIMBED_SECONDS = 0.25, 2.0, 6.0
-    retry.expiration_ms = lambda rung: 1000  # type: ignore[assignment]
+    retry.expiration_ms = lambda retry_queue: 1000  # type: ignore[assignment]
     from bellhop.amqp.handling import retry as handling
 
     handling.expiration_ms = retry.expiration_ms
@@ -127,7 +127,7 @@ def forgetful_release() -> None:
         # So that a cancel finds the row as it was released.
         return [] if destination[1] == "mail.normal" else await claim(connection, destination, limit)
 
-    Relay._fate = lambda self, error: store.Fate.UNSENT  # type: ignore[method-assign]
+    Relay._release_reason = lambda self, error: store.ReleaseReason.UNSENT  # type: ignore[method-assign]
     store.claim = claim_others
 
 

@@ -238,7 +238,7 @@ async def test_events_at_the_edge_of_what_is_allowed_go_out(vhost: Vhost, tmp_pa
         assert taken.status_code == 202
 
         async def all_out() -> bool:
-            return (await client.get("/v1/system")).json()["outbox"] == {"waiting": 0, "trouble": None}
+            return (await client.get("/v1/system")).json()["outbox"] == {"waiting": 0, "failure": None}
 
         await asyncio.sleep(1)  # two sweeps of the outbox: what it shows is not older than these requests
         await wait_until(all_out, 10, "the outbox is empty", interval=0.3)

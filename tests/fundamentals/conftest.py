@@ -68,6 +68,6 @@ class Tutorial:
 async def tutorial(vhost: Vhost) -> AsyncIterator[Tutorial]:
     tutorial = Tutorial(vhost)
     tutorial.publisher = Publisher(await tutorial.connect("publish"))
-    await wait_until(lambda: tutorial.publisher.trouble is None, 10, "the publisher is ready")
+    await wait_until(lambda: tutorial.publisher.failure is None, 10, "the publisher is ready")
     yield tutorial
     await tutorial.close()

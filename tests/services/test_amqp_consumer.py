@@ -35,7 +35,7 @@ class Harness:
     async def start(self) -> None:
         await self.consuming.start()
         await self.publishing.start()
-        await wait_until(lambda: self.publisher.trouble is None, 10, "the publisher is ready")
+        await wait_until(lambda: self.publisher.failure is None, 10, "the publisher is ready")
 
     async def consume(self, handler: Handler, policy: RetryPolicy = RetryPolicy(), prefetch: int = 10) -> Consumer:
         self.consumer = consumer = Consumer(
@@ -173,13 +173,13 @@ async def test_garbage_is_a_dead_letter_and_the_consumer_goes_on(harness: Harnes
 
 
 async def test_a_failed_message_waits_on_the_ladder(harness: Harness) -> None:
-    """An unexpected error puts the message on the first rung with the attempt counted; the queue is free."""
+    """An unexpected error puts the message on the first retry queue with the attempt counted; the queue is free."""
     handler, seen = raising(RuntimeError("boom"))
     await harness.consume(handler)
     await harness.publish()
 
     await wait_until(lambda: len(seen) == 1, 10, "the handler ran")
-    waiting = await wait_until(lambda: harness.vhost.get("retry.5s"), 10, "the message is on the first rung")
+    waiting = await wait_until(lambda: harness.vhost.get("retry.5s"), 10, "the message is on the first retry queue")
     assert waiting.headers["attempt"] == 2
     assert 4.0 <= waiting.expiration <= 5.0
 
@@ -294,7 +294,7 @@ async def test_a_deferred_message_comes_back_as_the_same_attempt(harness: Harnes
     await harness.consume(handler)
     await harness.publish()
 
-    await wait_until(lambda: len(seen) == 2, 4, "the message came again, well before the end of its rung")
+    await wait_until(lambda: len(seen) == 2, 4, "the message came again, well before the end of its retry queue")
     assert [(each.attempt, each.headers.get("bellhop-turn")) for each in seen] == [(1, None), (1, "7")]
 
 

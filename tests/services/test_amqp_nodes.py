@@ -33,11 +33,11 @@ async def test_a_lost_node_is_followed_by_the_next_and_the_first_again(vhost: Vh
     connection = Connection(f"{vhost.amqp_url},{NOBODY}", "bellhop/tests/1/nodes")
     publisher = Publisher(connection)
     await connection.start()
-    await wait_until(lambda: publisher.trouble is None, 10, "the publisher is ready")
+    await wait_until(lambda: publisher.failure is None, 10, "the publisher is ready")
 
     await wait_until(vhost.close_connections, 10, "the management API knows the connection and closes it")
     await wait_until(lambda: not connection.usable, 10, "the connection is lost")
-    await wait_until(lambda: publisher.trouble is None, 15, "it went by the dead node, back to the first")
+    await wait_until(lambda: publisher.failure is None, 15, "it went by the dead node, back to the first")
 
     await publisher.publish("work", "mail.normal", Message(b"{}", Envelope(type="test.happened", source="tests")))
     await connection.close()
@@ -48,7 +48,7 @@ async def test_a_stream_is_read_from_the_node_that_answers(vhost: Vhost) -> None
     connection = Connection(vhost.amqp_url, "bellhop/tests/1/publish")
     publisher = Publisher(connection)
     await connection.start()
-    await wait_until(lambda: publisher.trouble is None, 10, "the publisher is ready")
+    await wait_until(lambda: publisher.failure is None, 10, "the publisher is ready")
     await publisher.publish("notifications", "", Message(b"{}", Envelope(type="test.happened", source="tests", id="1")))
     await connection.close()
 

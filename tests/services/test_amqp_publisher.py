@@ -30,7 +30,7 @@ async def connection(vhost: Vhost) -> AsyncIterator[Connection]:
 @pytest.fixture
 async def publisher(connection: Connection) -> Publisher:
     publisher = Publisher(connection)
-    await wait_until(lambda: publisher.trouble is None, 10, "the publisher is ready")
+    await wait_until(lambda: publisher.failure is None, 10, "the publisher is ready")
     return publisher
 
 
@@ -96,7 +96,7 @@ async def test_without_a_connection_publishing_fails_at_once() -> None:
 async def test_a_queue_that_confirms_nothing_stops_no_other(
     vhost: Vhost, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages for it are refused immediately, others go out; its late confirms end the trouble."""
+    """Messages for it are refused immediately, others go out; its late confirms end the failure."""
     late: list[Any] = []
     settle = publisher._settle
 
@@ -112,7 +112,7 @@ async def test_a_queue_that_confirms_nothing_stops_no_other(
     with pytest.raises(BrokerUnavailable, match=r"mail\.bulk"):
         await publisher.publish("work", "mail.bulk", message())
     await publisher.publish("work", "mail.urgent", message())
-    assert publisher.trouble is None
+    assert publisher.failure is None
 
     monkeypatch.undo()
     for tag, answer in late:
@@ -125,9 +125,9 @@ async def test_publishing_works_again_after_the_connection_was_cut(vhost: Vhost,
     """The connection comes back by itself, with its confirm channel."""
     await publisher.publish("work", "mail.normal", message())
     await wait_until(lambda: vhost.close_connections(), 15, "the management API sees the connection")
-    await wait_until(lambda: publisher.trouble is not None, 10, "the loss is noticed")
+    await wait_until(lambda: publisher.failure is not None, 10, "the loss is noticed")
 
-    await wait_until(lambda: publisher.trouble is None, 15, "the publisher is ready again")
+    await wait_until(lambda: publisher.failure is None, 15, "the publisher is ready again")
     await publisher.publish("work", "mail.normal", message())
 
     assert await vhost.depth("mail.normal") == 2

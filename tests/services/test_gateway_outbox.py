@@ -15,7 +15,7 @@ from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database, clock_ms
 from bellhop.sql.migrations import migrate
 from services.gateway.outbox import store as outbox
-from services.gateway.outbox.store import Entry, Fate, Released
+from services.gateway.outbox.store import Entry, Released, ReleaseReason
 from services.gateway.tables import outbox as table
 
 BULK = ("work", "mail.bulk")
@@ -46,7 +46,7 @@ async def claim(database: Database, destination: tuple[str, str] = BULK, limit: 
         return await outbox.claim(connection, destination, limit)
 
 
-async def release(database: Database, entries: list[Entry], fate: Fate) -> None:
+async def release(database: Database, entries: list[Entry], fate: ReleaseReason) -> None:
     async with database.write() as connection:
         await outbox.release(connection, [Released(entries, fate, monotonic() + outbox.LEASE_MS / 1000)])
 
@@ -91,9 +91,9 @@ async def test_messages_without_a_time_go_out_in_order_whatever_the_clock_says(
     assert names(await claim(database)) == ["ahead", "later"]
 
 
-@pytest.mark.parametrize("fate", [None, Fate.REFUSED])
+@pytest.mark.parametrize("fate", [None, ReleaseReason.REFUSED])
 async def test_a_claim_or_back_off_of_a_clock_that_was_ahead_is_void(
-    database: Database, monkeypatch: pytest.MonkeyPatch, fate: Fate | None
+    database: Database, monkeypatch: pytest.MonkeyPatch, fate: ReleaseReason | None
 ) -> None:
     """It would hold the message for an hour."""
     await add(database, entry("t"))
@@ -119,20 +119,25 @@ async def test_a_refused_message_waits_before_it_is_claimed_again(database: Data
     """And what was not tried yet goes first."""
     await add(database, entry("refused"), entry("other"))
     (first,) = await claim(database, limit=1)
-    await release(database, [first], Fate.REFUSED)
+    await release(database, [first], ReleaseReason.REFUSED)
     assert names(await claim(database)) == ["other"]
 
 
 async def test_only_what_certainly_was_not_published_can_be_withdrawn(database: Database) -> None:
     """Not claimed, or released as not taken; anything else may have been delivered."""
-    await add(database, entry("new"), *(entry(fate.value) for fate in Fate))
+    await add(database, entry("new"), *(entry(fate.value) for fate in ReleaseReason))
     await add(database, entry("claimed"), claimed=True)
     assert await withdraw(database, "new")
     assert not await withdraw(database, "claimed")
     for each in await claim(database):
-        await release(database, [each], Fate(each.task_id))
-    withdrawn = {fate: await withdraw(database, fate.value) for fate in Fate}
-    assert withdrawn == {Fate.UNSENT: True, Fate.REFUSED: True, Fate.UNKNOWN: False, Fate.HANGING: False}
+        await release(database, [each], ReleaseReason(each.task_id))
+    withdrawn = {fate: await withdraw(database, fate.value) for fate in ReleaseReason}
+    assert withdrawn == {
+        ReleaseReason.UNSENT: True,
+        ReleaseReason.REFUSED: True,
+        ReleaseReason.UNKNOWN: False,
+        ReleaseReason.HANGING: False,
+    }
 
 
 async def test_a_lease_that_ran_out_leaves_a_mark(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +145,7 @@ async def test_a_lease_that_ran_out_leaves_a_mark(database: Database, monkeypatc
     monkeypatch.setattr(outbox, "LEASE_MS", 0)
     await add(database, entry("t"), claimed=True)
     assert not await withdraw(database, "t")
-    await release(database, await claim(database), Fate.UNSENT)
+    await release(database, await claim(database), ReleaseReason.UNSENT)
     assert not await withdraw(database, "t")
 
 
@@ -156,7 +161,7 @@ async def test_a_late_release_does_not_take_the_claim_of_another_process(
     await asyncio.sleep(0.002)
     assert await claim(database)
     async with database.write() as connection:
-        await outbox.release(connection, [Released(late, Fate.UNSENT, lease_ends)])
+        await outbox.release(connection, [Released(late, ReleaseReason.UNSENT, lease_ends)])
     assert await claim(database) == []
 
 
@@ -169,7 +174,7 @@ async def test_a_lease_holds_whatever_the_clocks_of_the_gateways_say(
     await add(database, entry("refused"))
     with monkeypatch.context() as patch:
         patch.setattr(outbox, "now_ms", lambda: right() + hours * HOUR_MS)
-        await release(database, await claim(database), Fate.REFUSED)
+        await release(database, await claim(database), ReleaseReason.REFUSED)
         await add(database, entry("claimed by the commit"), claimed=True)
         await add(database, entry("claimed by the sweep"))
         assert names(await claim(database)) == ["claimed by the sweep"]

@@ -92,7 +92,7 @@ async def publisher(vhost: Vhost) -> AsyncIterator[Publisher]:
     connection = Connection(vhost.amqp_url, "the test's publisher")
     publisher = Publisher(connection)
     await connection.start()
-    await wait_until(lambda: publisher.trouble is None)
+    await wait_until(lambda: publisher.failure is None)
     yield publisher
     await connection.close()
 

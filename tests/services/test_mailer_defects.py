@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from bellhop.amqp.handling import retry as retrying
 from bellhop.amqp.message import Delivery
-from bellhop.amqp.retry import Rung
+from bellhop.amqp.retry import RetryQueue
 from bellhop.sql.database import Database, DatabaseUnavailable
 from services.mailer import handlers, outcomes, work
 from services.mailer.parts import Mailer
@@ -30,7 +30,7 @@ async def test_a_claim_ends_with_a_defect(
 ) -> None:
     """The row waits for its next attempt without an owner, and is uncertain unless the relay refused the mail."""
 
-    def long(rung: Rung) -> int:
+    def long(retry_queue: RetryQueue) -> int:
         return 60_000
 
     def defective(*_: Any, **__: Any) -> Any:

@@ -153,7 +153,7 @@ async def last_state(mailer: Running, state: str) -> bool:
 
 
 async def test_a_greylisted_mail_waits_five_minutes_at_least(mailer: Running, smtp_server: SmtpServer) -> None:
-    """It goes to the rung of ten minutes."""
+    """It goes to the retry queue of ten minutes."""
     smtp_server.data_replies = ["451 4.7.1 greylisted"]
     await mailer.mail()
     await mailer.outcome()
@@ -362,10 +362,10 @@ async def test_mails_wait_for_a_relay_that_is_away(start: Start, smtp_server: Sm
         await smtp_server.stop()
         await mailer.mail()
 
-        async def trouble() -> bool:
+        async def failure() -> bool:
             return "cannot use the relay" in (await mailer.app.state.ready())["relay"]
 
-        await wait_until(trouble)
+        await wait_until(failure)
         await smtp_server.start(smtp_server.port)
         outcome = await mailer.outcome()
         assert (outcome["state"], outcome["attempt"]) == ("sent", 1)
@@ -377,10 +377,10 @@ async def test_a_mail_that_waits_for_the_relay_is_not_claimed_by_a_crash(start: 
         await smtp_server.stop()
         await mailer.mail()
 
-        async def trouble() -> bool:
+        async def failure() -> bool:
             return "cannot use the relay" in (await mailer.app.state.ready())["relay"]
 
-        await wait_until(trouble)
+        await wait_until(failure)
     await smtp_server.start(smtp_server.port)
     async with start(smtp_server.port) as mailer:
         outcome = await mailer.outcome()

@@ -93,7 +93,7 @@ async def test_an_appointment_is_kept_and_taken_once(database: Database) -> None
 
 
 async def test_an_appointment_beyond_the_ladder_is_kept(database: Database) -> None:
-    """What is left after the longest rung is waited for in a further round; no other place is taken."""
+    """What is left after the longest retry queue is waited for in a further round; no other place is taken."""
     limits = Limits(database, {"*": "2/h"}, {})
     names = limits.apply_to("example.com", "shop", RELAY)
     waiting = [await limits.turn(names, Lane.NORMAL, 1, None) for _ in range(27)][-1]

@@ -142,11 +142,11 @@ async def test_when_all_are_away_the_mail_waits(pair: Pair, start: Any) -> None:
         await asyncio.gather(first.stop(), second.stop())
         await mailer.mail()
 
-        async def trouble() -> bool:
+        async def failure() -> bool:
             said = (await mailer.app.state.ready())["relay"]
             return str(first.port) in said and str(second.port) in said
 
-        await wait_until(trouble, 15, "both relays are known to be away")
+        await wait_until(failure, 15, "both relays are known to be away")
         await second.start()
         assert (await mailer.outcome(timeout=20))["attempt"] == 1
     assert len(second.mails) == 1
@@ -232,7 +232,7 @@ def test_a_breaker_opens_after_failures_in_a_row() -> None:
         breaker.failed("no")
     assert breaker.closed
     breaker.failed("no answer")
-    assert (breaker.closed, breaker.trouble) == (False, "no answer")
+    assert (breaker.closed, breaker.failure) == (False, "no answer")
     breaker.half_open()
     assert breaker.closed
     breaker.failed("no")

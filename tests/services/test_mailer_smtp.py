@@ -176,12 +176,12 @@ async def test_mails_wait_for_a_relay_that_is_away(scripted: ScriptedRelay) -> N
     await scripted.stop()
     async with relay_to(scripted) as relay:
         sending = [asyncio.create_task(send(relay)) for _ in range(5)]
-        await wait_until(lambda: relay.trouble)
-        assert f"cannot use the relay 127.0.0.1:{scripted.port}" in (relay.trouble or "")
+        await wait_until(lambda: relay.failure)
+        assert f"cannot use the relay 127.0.0.1:{scripted.port}" in (relay.failure or "")
         await scripted.start()
         verdicts = await asyncio.gather(*sending)
         assert {verdict.kind for verdict in verdicts} == {Kind.SENT}
-        assert relay.trouble is None
+        assert relay.failure is None
 
 
 async def test_who_is_told_to_end_waits_no_longer(scripted: ScriptedRelay) -> None:
@@ -189,7 +189,7 @@ async def test_who_is_told_to_end_waits_no_longer(scripted: ScriptedRelay) -> No
     await scripted.stop()
     async with relay_to(scripted) as relay:
         sending = asyncio.create_task(send(relay))
-        await wait_until(lambda: relay.trouble)
+        await wait_until(lambda: relay.failure)
         relay.give_up()
         with pytest.raises(RelayUnavailable, match="cannot use the relay"):
             await sending
@@ -219,7 +219,7 @@ async def test_connections_stay_within_the_limit(smtp_server: SmtpServer) -> Non
 async def refused(relay: Relays) -> str:
     """Return why no mail can go out."""
     sending = asyncio.create_task(send(relay))
-    await wait_until(lambda: relay.trouble)
+    await wait_until(lambda: relay.failure)
     relay.give_up()
     with pytest.raises(RelayUnavailable) as caught:
         await sending

@@ -371,7 +371,7 @@ async def test_a_stream_that_begins_anew_is_a_gap_for_all() -> None:
         await reader.next()
         await notifier.publish(notification(10))
         await reader.next()
-        notifier.hub.start_anew("The event stream was made anew.")
+        notifier.hub.restart("The event stream was made anew.")
         await notifier.publish(notification(0))
         assert (await reader.next() or {})["type"] == "gap"
         assert titles(await reader.read(1)) == ["number 0"]

@@ -156,7 +156,7 @@ async def test_an_outcome_is_not_confirmed_without_its_queue(vhost: Vhost, lane:
     connection = Connection(vhost.amqp_url, "bellhop/tests/1/publish")
     publisher = Publisher(connection)
     await connection.start()
-    await wait_until(lambda: publisher.trouble is None, 10, "the publisher is ready")
+    await wait_until(lambda: publisher.failure is None, 10, "the publisher is ready")
     with pytest.raises(Unroutable):
         await publisher.publish("outcomes", f"mail.{lane}.sent", Message(b"{}", Envelope("mail.sent", "tests")))
     await connection.close()

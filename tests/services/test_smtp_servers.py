@@ -208,5 +208,5 @@ async def test_a_relay_that_knows_nobody_is_left_alone() -> None:
             mail = Outgoing("hello@bellhop.example", to, MESSAGE, Mail(to, "x", "<1@x>"), lambda: None)
             assert relay.breaker.closed
             await relays.send(relay, mail, Lane.URGENT)
-        assert "knows no recipient" in (relays.trouble or "")
+        assert "knows no recipient" in (relays.failure or "")
         await relays.close()

@@ -30,7 +30,7 @@ FIRST_BINDINGS = [
     ("outcomes", "exchange", "notifications", "mail.urgent.*"),
     ("outcomes", "exchange", "notifications", "mail.normal.*"),
     *(("work", "queue", queue, queue) for queue in WORK),
-    *((rung, "queue", rung, "") for rung in RUNGS),
+    *((retry_queue, "queue", retry_queue, "") for retry_queue in RUNGS),
     ("dead", "queue", "dead-letters", ""),
     ("unrouted", "queue", "unrouted", ""),
 ]

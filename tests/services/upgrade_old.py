@@ -257,10 +257,10 @@ def _definitions() -> dict[str, Any]:
     found = first_definitions()
     work = {"max-length": 2_000_000, "overflow": "reject-publish", "dead-letter-exchange": "dead",
             "dead-letter-strategy": "at-least-once", "delivery-limit": 20}  # fmt: skip
-    rung = {"max-length": 2_000_000, "overflow": "reject-publish", "dead-letter-exchange": "work",
+    retry_queue = {"max-length": 2_000_000, "overflow": "reject-publish", "dead-letter-exchange": "work",
             "dead-letter-strategy": "at-least-once"}  # fmt: skip
     limits = dict.fromkeys(WORK, work) | {
-        name: rung | {"message-ttl": seconds * 1000}
+        name: retry_queue | {"message-ttl": seconds * 1000}
         for name, seconds in zip(RUNGS, (5, 30, 120, 600, 3600, 21_600), strict=True)
     }
     found["policies"] = [

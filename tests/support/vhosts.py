@@ -36,8 +36,8 @@ class Pool:
         try:
             return await wait_until(self._claim, WAIT_SECONDS, "a virtual host is ready")
         except AssertionError as error:
-            trouble = self.folder / "error"
-            raise AssertionError(trouble.read_text() if trouble.exists() else str(error)) from None
+            failure = self.folder / "error"
+            raise AssertionError(failure.read_text() if failure.exists() else str(error)) from None
 
     def give_back(self, name: str) -> None:
         """Have a virtual host deleted, whether it came from the pool or not."""

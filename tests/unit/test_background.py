@@ -39,7 +39,7 @@ async def test_an_exception_does_not_end_a_loop(background: Background) -> None:
     rounds = Rounds(ZeroDivisionError(), TimeoutError(), asyncio.CancelledError())
     background.every("counting", 0.001, rounds)
     await wait_until(lambda: rounds.done > 2)
-    assert background.trouble is None
+    assert background.failure is None
 
 
 async def test_one_kind_of_error_is_logged_once(background: Background) -> None:
@@ -72,11 +72,11 @@ async def test_no_progress_is_trouble_that_names_the_loop(background: Background
     """Failing for longer than the limit is told with the reason, until a round succeeds."""
     rounds = Rounds(*(ValueError("no such thing") for _ in range(10_000)))
     background.every("counting", 0.001, rounds, limit=0.05)
-    await wait_until(lambda: background.trouble)
-    assert "counting: no progress" in str(background.trouble)
-    assert "ValueError: no such thing" in str(background.trouble)
+    await wait_until(lambda: background.failure)
+    assert "counting: no progress" in str(background.failure)
+    assert "ValueError: no such thing" in str(background.failure)
     rounds.errors.clear()
-    await wait_until(lambda: background.trouble is None)
+    await wait_until(lambda: background.failure is None)
 
 
 async def test_waiting_for_the_next_round_is_no_trouble(
@@ -87,7 +87,7 @@ async def test_waiting_for_the_next_round_is_no_trouble(
     background.every("yearly", 1e7, rounds)
     await wait_until(lambda: rounds.done)
     monkeypatch.setattr(module, "monotonic", lambda: 1e6 + monotonic())
-    assert background.trouble is None
+    assert background.failure is None
 
 
 async def test_a_loop_can_be_woken_and_says_when_it_wants_to_go_on(background: Background) -> None:
@@ -106,16 +106,16 @@ async def test_a_loop_can_be_woken_and_says_when_it_wants_to_go_on(background: B
 
 
 async def test_a_preparation_is_tried_until_it_succeeds(background: Background) -> None:
-    """It is trouble until it is done, with the reason of its last failure; then it runs no more."""
+    """It is failure until it is done, with the reason of its last failure; then it runs no more."""
     rounds = Rounds(Unavailable("no certificate at /root.crt"), *(OSError() for _ in range(3)))
     background.once("preparation", rounds)
-    assert background.trouble == "preparation: not done yet"
-    await wait_until(lambda: background.trouble is None)
+    assert background.failure == "preparation: not done yet"
+    await wait_until(lambda: background.failure is None)
     assert rounds.done == 1
 
 
 async def test_work_that_raises_is_started_again_until_it_returns(background: Background) -> None:
-    """An exception does not end what is to be kept running, and is trouble until it has run well for a while."""
+    """An exception does not end what is to be kept running, and is failure until it has run well for a while."""
     starts: list[int] = []
     end = asyncio.Event()
 
@@ -127,18 +127,18 @@ async def test_work_that_raises_is_started_again_until_it_returns(background: Ba
 
     background.keep("reading", run)
     await wait_until(lambda: len(starts) == 3)
-    assert background.trouble == "reading: ValueError: at first"
+    assert background.failure == "reading: ValueError: at first"
     end.set()
     await background.stop(patience=5)
-    assert background.trouble is None
+    assert background.failure is None
 
 
 async def test_a_loop_that_ended_all_the_same_is_trouble(background: Background) -> None:
     """A task that somebody else cancelled is told."""
     background.every("counting", 1e7, Rounds())
     next(task for task in asyncio.all_tasks() if task.get_name() == "counting").cancel()
-    await wait_until(lambda: background.trouble)
-    assert background.trouble == "counting: has stopped; restart this service"
+    await wait_until(lambda: background.failure)
+    assert background.failure == "counting: has stopped; restart this service"
 
 
 async def test_stop_ends_what_a_preparation_starts_meanwhile(background: Background) -> None:

@@ -13,7 +13,7 @@ from services.gateway.outbox.store import Entry
 class Broker:
     """A publisher that could publish."""
 
-    trouble = None
+    failure = None
 
 
 def entry(size: int) -> Entry:

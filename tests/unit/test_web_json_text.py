@@ -30,7 +30,7 @@ def test_every_value_that_can_be_kept_is_read_back(value: Any, ascii_only: bool)
     assert parse(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
 
 
-# Pieces that make every kind of trouble once they are strung together.
+# Pieces that make every kind of failure once they are strung together.
 STRUCTURE = ["{", "}", "[", "]", ":", ",", '"', " ", '"a"', '"b"', '"a":', '"a":1']
 TEXTS = ["\\", "\\u0000", "\\ud800", '\\"', "\x01", "é", "\ufeff"]
 NUMBERS = ["1", "-0", "0.5", "1e30", "1e400", "NaN", "9223372036854775808", "18446744073709551616", "true", "null"]

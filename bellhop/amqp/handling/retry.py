@@ -6,7 +6,7 @@ from bellhop.amqp.errors import AttemptsSpent, Defer, Hold, Reject, Retry
 from bellhop.amqp.headers import forward
 from bellhop.amqp.message import Delivery, Handler
 from bellhop.amqp.publisher import Publisher
-from bellhop.amqp.retry import RetryPolicy, expiration_ms, rung_for
+from bellhop.amqp.retry import RetryPolicy, expiration_ms, retry_queue_for
 from bellhop.errors import Unavailable
 from bellhop.observe.logs import get_logger
 
@@ -40,20 +40,20 @@ def retry_failed(handler: Handler, publisher: Publisher, policy: RetryPolicy) ->
 async def _retry(
     publisher: Publisher, policy: RetryPolicy, delivery: Delivery, error: Exception, after: float | None = None
 ) -> None:
-    rung = policy.rung(delivery.attempt, after)
-    if rung is None:
+    retry_queue = policy.retry_queue(delivery.attempt, after)
+    if retry_queue is None:
         details = None if isinstance(error, Retry) else "".join(traceback.format_exception(error))
         raise AttemptsSpent(str(error), details=details) from error
     log.info(
         "retrying later", queue=delivery.queue, id=delivery.envelope.id, attempt=delivery.attempt,
-        retry_queue=rung.name, reason=str(error),
+        retry_queue=retry_queue.name, reason=str(error),
     )  # fmt: skip
-    message = forward(delivery, attempt=delivery.attempt + 1, expiration_ms=expiration_ms(rung))
+    message = forward(delivery, attempt=delivery.attempt + 1, expiration_ms=expiration_ms(retry_queue))
     # The retry queue dead-letters to `work` with the routing key kept: the name of this queue.
-    await publisher.publish(rung.name, delivery.queue, message)
+    await publisher.publish(retry_queue.name, delivery.queue, message)
 
 
 async def _defer(publisher: Publisher, delivery: Delivery, signal: Defer) -> None:
-    rung, milliseconds = rung_for(signal.after)
+    retry_queue, milliseconds = retry_queue_for(signal.after)
     message = forward(delivery, headers=dict(signal.headers), expiration_ms=milliseconds)
-    await publisher.publish(rung.name, delivery.queue, message)
+    await publisher.publish(retry_queue.name, delivery.queue, message)

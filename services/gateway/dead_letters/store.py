@@ -252,7 +252,7 @@ def _way_back(letter: Any, message: Message, task_id: str | None, due_at: int) -
 def _last_death(headers: dict[str, Any]) -> dict[str, Any]:
     """Return where and when the broker itself gave a message up, newest first (https://www.rabbitmq.com/docs/dlx#effects).
 
-    Not the first: a message that came from the retry ladder died on a rung before.
+    Not the first: a message that came from the retry ladder died on a retry queue before.
     """
     deaths = headers.get("x-death")
     last = deaths[0] if isinstance(deaths, list) and deaths else None

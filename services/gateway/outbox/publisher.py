@@ -21,7 +21,7 @@ from bellhop.sql.group_commit import GroupCommit
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.delivery import Outgoing, Published, Underway
 from services.gateway.outbox.destinations import CHUNK, Destinations
-from services.gateway.outbox.store import Destination, Entry, Fate, Partly, Released
+from services.gateway.outbox.store import Destination, Entry, Partly, Released, ReleaseReason
 
 SWEEP_SECONDS = 0.5
 IDLE_SECONDS = 60.0
@@ -60,12 +60,12 @@ class Relay:
     def takes_more(self) -> bool:
         """Say whether a message handed over now would go out soon; if not, it is left to the sweep."""
         room = len(self._handed_over) < MAX_IN_MEMORY and self._handed_over_bytes < MAX_IN_MEMORY_BYTES
-        return room and self._publisher.trouble is None
+        return room and self._publisher.failure is None
 
     @property
     def works(self) -> bool:
         """Say whether messages can be published now."""
-        return self._publisher.trouble is None
+        return self._publisher.failure is None
 
     def hand_over(self, entries: list[Entry]) -> None:
         """Publish messages whose rows this process committed as claimed."""
@@ -109,7 +109,7 @@ class Relay:
     async def sweep(self) -> float | None:
         """Publish a chunk of what the usual way lost, of each destination in turn; say whether there is more."""
         await self._count()
-        if not self.waiting or self._publisher.trouble is not None:
+        if not self.waiting or self._publisher.failure is not None:
             return None
         return 0.0 if await self._sweep_destinations() else None
 
@@ -137,7 +137,7 @@ class Relay:
             async with self._database.write() as connection:
                 claimed = await outbox.claim(connection, self._swept, size)
             sent = bool(claimed) and await self._publish(claimed, before, Lease.now())
-            if self._publisher.trouble is not None:
+            if self._publisher.failure is not None:
                 return False
             progress = progress or sent
             more = more or (sent and len(claimed) == size)
@@ -152,7 +152,7 @@ class Relay:
         underway = [await self._begin(entry, first) for entry in entries]
         published: list[Entry] = []
         partly: list[Partly] = []
-        kept: dict[Fate, list[Entry]] = {}
+        kept: dict[ReleaseReason, list[Entry]] = {}
         refusals: dict[Destination, str] = {}
         for one in underway:
             result = await self._outgoing.end(one) if isinstance(one, Underway) else one
@@ -163,9 +163,9 @@ class Relay:
             if result.left != (entry,):
                 partly.append((entry, result.left))
                 continue
-            fate = self._fate(error)
+            fate = self._release_reason(error)
             kept.setdefault(fate, []).append(entry)
-            if fate in (Fate.REFUSED, Fate.HANGING):
+            if fate in (ReleaseReason.REFUSED, ReleaseReason.HANGING):
                 refusals[entry.destination] = str(error)
         self._learn(published, refusals)
         faults.point("relay.confirmed")
@@ -179,15 +179,15 @@ class Relay:
         except DatabaseUnavailable as error:
             # The rows stay, their claims run out, and the messages go out once more.
             log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
-        return Fate.UNSENT not in kept
+        return ReleaseReason.UNSENT not in kept
 
-    def _fate(self, error: PublishError) -> Fate:
+    def _release_reason(self, error: PublishError) -> ReleaseReason:
         if isinstance(error, BrokerUnavailable):
-            return Fate.UNSENT
+            return ReleaseReason.UNSENT
         if isinstance(error, Refused | Unroutable):
-            return Fate.REFUSED
+            return ReleaseReason.REFUSED
         # While nothing is confirmed at all, the destination is not to blame.
-        return Fate.HANGING if self._publisher.trouble is None else Fate.UNKNOWN
+        return ReleaseReason.HANGING if self._publisher.failure is None else ReleaseReason.UNKNOWN
 
     def _learn(self, published: list[Entry], refusals: dict[Destination, str]) -> None:
         taken = {entry.destination for entry in published}

@@ -35,7 +35,7 @@ MAX_SKEW_MS = 60_000
 """The database's clock may be set back by so much. A lease or a back-off that ends later than that is void."""
 
 
-class Fate(Enum):
+class ReleaseReason(Enum):
     """Why a claimed message is still in the outbox."""
 
     UNSENT = "unsent"
@@ -78,7 +78,7 @@ class Released:
     """Claimed messages that were not confirmed."""
 
     entries: list[Entry]
-    fate: Fate
+    fate: ReleaseReason
     lease_ends: float
     """When our lease ends at the latest, by `monotonic`; a later lease is another process's."""
 
@@ -264,9 +264,9 @@ async def release(connection: AsyncConnection, items: list[Released]) -> list[No
             by_refusals.setdefault(entry.refusals, []).append(entry.id)
         for refusals, ids in by_refusals.items():
             values: dict[str, Any] = {"claimed_until": 0}
-            if item.fate in (Fate.UNKNOWN, Fate.HANGING):
+            if item.fate in (ReleaseReason.UNKNOWN, ReleaseReason.HANGING):
                 values["maybe_delivered"] = True
-            if item.fate in (Fate.REFUSED, Fate.HANGING):
+            if item.fate in (ReleaseReason.REFUSED, ReleaseReason.HANGING):
                 values |= {"refusals": refusals + 1, "retry_at": current + back_off_ms(refusals)}
             await connection.execute(
                 sa.update(outbox).where(outbox.c.id.in_(ids), outbox.c.claimed_until <= lease_until).values(values)

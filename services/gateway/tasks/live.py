@@ -17,7 +17,7 @@ class LiveOutcomes:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._trouble = False
+        self._failure = False
 
     async def show(self, delivery: Delivery, outcome: Outcome) -> None:
         """Publish `outcome` under the identity that it came with, so that a repetition is shown once.
@@ -43,12 +43,12 @@ class LiveOutcomes:
         except PublishError as error:
             raise Hold(str(error)) from error
         else:
-            if self._trouble:
+            if self._failure:
                 log.info("outcomes are shown live again")
-            self._trouble = False
+            self._failure = False
 
     def _missed(self, error: PublishError) -> None:
         metrics.NOT_SHOWN.inc()
-        if not self._trouble:
+        if not self._failure:
             log.warning("outcomes are applied, but not shown live", reason=str(error))
-        self._trouble = True
+        self._failure = True

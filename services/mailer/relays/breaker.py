@@ -14,13 +14,13 @@ class Breaker:
         self._opened = opened
         self._closed = closed
         self._failures = 0
-        self.trouble: str | None = None
+        self.failure: str | None = None
         """Why it is open, as a sentence; None while it is closed."""
 
     @property
     def closed(self) -> bool:
         """Say whether work may go through."""
-        return self.trouble is None
+        return self.failure is None
 
     def failed(self, sentence: str) -> None:
         """Count a failure."""
@@ -30,20 +30,20 @@ class Breaker:
 
     def open(self, sentence: str) -> None:
         """Let nothing through from now on."""
-        if self.trouble is None:
-            self.trouble = sentence
+        if self.failure is None:
+            self.failure = sentence
             self._opened()
 
     def succeeded(self) -> None:
         """Work got through: all is well."""
         self._failures = 0
-        if self.trouble is not None:
-            self.trouble = None
+        if self.failure is not None:
+            self.failure = None
             self._closed()
 
     def half_open(self) -> None:
         """A probe got through: let work through again, but the next failure opens at once."""
         self._failures = THRESHOLD - 1
-        if self.trouble is not None:
-            self.trouble = None
+        if self.failure is not None:
+            self.failure = None
             self._closed()

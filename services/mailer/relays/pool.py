@@ -64,7 +64,7 @@ class Relay:
         return self.transport.where
 
     def _opened(self) -> None:
-        log.warning("no mail goes to a relay until it works again", relay=self.where, reason=self.breaker.trouble)
+        log.warning("no mail goes to a relay until it works again", relay=self.where, reason=self.breaker.failure)
         metrics.RELAY_UP.labels(self.settings.name).set(0)
 
     def _closed(self) -> None:
@@ -77,8 +77,8 @@ class Relay:
         if not self.lanes.try_enter(lane):
             await self._wait_for_turn(lane)
         try:
-            if self.breaker.trouble is not None:
-                raise RelayUnavailable(self.breaker.trouble)
+            if self.breaker.failure is not None:
+                raise RelayUnavailable(self.breaker.failure)
             return await self.transport.send(mail)
         finally:
             self.lanes.leave(lane)
@@ -125,15 +125,15 @@ class Relays:
             metrics.FAILOVERS.labels(relay.settings.name)
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         """Return as a sentence why no mail can go out; None when it can."""
-        troubles = [relay.breaker.trouble for relay in self._relays if relay.breaker.trouble is not None]
+        troubles = [relay.breaker.failure for relay in self._relays if relay.breaker.failure is not None]
         return "; ".join(troubles) if len(troubles) == len(self._relays) else None
 
     @property
     def troubles(self) -> dict[str, str]:
         """Return for each relay "ok", or why it gets no mail."""
-        return {relay.settings.name: relay.breaker.trouble or "ok" for relay in self._relays}
+        return {relay.settings.name: relay.breaker.failure or "ok" for relay in self._relays}
 
     @property
     def busy(self) -> int:
@@ -152,11 +152,11 @@ class Relays:
             async with asyncio.timeout(PATIENCE):
                 while not (found := self._order()):
                     if self._closing.is_set():
-                        raise RelayUnavailable(self.trouble or "this mailer is ending")
+                        raise RelayUnavailable(self.failure or "this mailer is ending")
                     self._back.clear()
                     await self._back.wait()
         except TimeoutError:
-            raise RelayUnavailable(self.trouble or "no relay works") from None
+            raise RelayUnavailable(self.failure or "no relay works") from None
         return found
 
     def _order(self) -> list[Relay]:
