@@ -22,7 +22,7 @@ from bellhop.web.limits import Limiter
 from bellhop.web.problems import Problem
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
-_CALLER = "bellhop.caller"
+_CALLERS = "bellhop.callers"
 
 
 class Scope(StrEnum):
@@ -78,11 +78,19 @@ class Caller:
 class Guard(SecurityBase):
     """A dependency that says who calls. A `StrictRoute` asks it before it reads anything else of a request.
 
-    It counts the request, so that a request which is refused later for its contents is counted as well.
+    It counts the request, so that a request which is refused later for its contents is counted as well. It is asked
+    more than once (by the route, then by FastAPI), and identifies the caller once.
     """
 
     async def __call__(self, request: Request) -> Any:
         """Return who calls; raise Problem 401, 403 or 429."""
+        known = request.scope.setdefault(_CALLERS, {})
+        if self not in known:
+            known[self] = await self.identify(request)
+        return known[self]
+
+    async def identify(self, request: Request) -> Any:
+        """Count the request and return who calls; raise Problem 401, 403 or 429."""
         raise NotImplementedError
 
 
@@ -95,11 +103,9 @@ class Require(Guard):
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    async def __call__(self, request: Request) -> Caller:
-        """Return who calls; raise Problem 401, 403 or 429."""
-        caller: Caller | None = request.scope.get(_CALLER)
-        if caller is None:
-            caller = request.scope[_CALLER] = await _identify(request)
+    async def identify(self, request: Request) -> Caller:
+        """Count the request and return its caller; raise Problem 401, 403 or 429."""
+        caller = await _identify(request)
         caller.check(self.scope)
         return caller
 

@@ -1,17 +1,17 @@
-"""Routes that take plain JSON and the query parameters they declare, and read them only for callers who may ask."""
+"""Routes that take plain JSON and the query parameters they declare, and read them only for callers who may ask.
+
+What is used of FastAPI beyond its documentation stands in this file: the route's `dependant`, `body_field` and
+`get_flat_params`. tests/unit/test_private_parts.py names it.
+"""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterable
-from inspect import iscoroutinefunction
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, ClassVar
 
-import orjson
 from fastapi import params
-from fastapi.datastructures import DefaultPlaceholder
-from fastapi.dependencies.utils import get_flat_params, request_params_to_args
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute, serialize_response
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +21,6 @@ from bellhop.web.problems import Problem, invalid
 
 __all__ = ["AnyQueryRoute", "StrictRequest", "StrictRoute", "check_content_type", "parse", "unknown_parameters"]
 
-_NUL = "must not contain NUL (U+0000)"
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -39,149 +38,68 @@ class StrictRoute(APIRoute):
     A query parameter that the function does not declare is 422: a filter that is misspelled and ignored would return,
     or change, more than was asked for.
 
-    FastAPI reads a body before it asks any dependency; here the `Guard` is asked first, so that nobody without a key
-    learns anything from an answer, or makes this process parse a megabyte. A request without a guard is counted by its
-    address.
-
-    FastAPI's way from a request to a function and back takes half of all the time that a small request takes,
-    most of it for what such a function does not use. A function whose only dependencies are guards is therefore
-    called directly: with the same fields, the same validation and the same documents at /docs.
+    FastAPI reads a body before it asks any dependency; here the `Guard` is asked first, so that a caller without a key
+    learns nothing from an answer, and cannot make this process parse a megabyte. A request without a guard is counted
+    by its address.
     """
 
     any_query: ClassVar[bool] = False
     """Whether parameters that are not declared are ignored."""
-    _included = False
+
+    @property
+    def guards(self) -> dict[str | None, Guard]:
+        """The guards, by the name of the function's parameter that takes what they return."""
+        return {each.name: each.call for each in self.dependant.dependencies if isinstance(each.call, Guard)}
 
     def get_route_handler(self) -> Handler:
         """Return what turns a request into a response."""
-        general = self._general(super().get_route_handler())
-        # FastAPI asks a second time where a router is included in another, which may add dependencies. Those are
-        # known to its own handler alone.
-        first, self._included = not self._included, True
-        return self._direct() if first and self._is_simple() else general
-
-    def _is_simple(self) -> bool:
-        needs = self.dependant
-        return (
-            iscoroutinefunction(self.endpoint)
-            and isinstance(self.response_class, DefaultPlaceholder)
-            and all(isinstance(each.call, Guard) for each in needs.dependencies)
-            and len(needs.body_params) <= 1
-            and not self._embed_body_fields
-            and not needs.http_connection_param_name
-            and not needs.response_param_name
-            and not needs.background_tasks_param_name
-            and not needs.security_scopes_param_name
-        )
-
-    def _general(self, handler: Handler) -> Handler:
-        """Put the checks in front of FastAPI's handler."""
-        guard = next((each.call for each in self.dependant.dependencies if isinstance(each.call, Guard)), None)
+        handler = super().get_route_handler()
         takes_json = self.body_field is not None
-        check = self._check_parameters()
+        check = self.checks()
 
-        async def general(request: Request) -> Response:
+        async def strict(request: Request) -> Response:
             request = StrictRequest(request.scope, request.receive)
-            if "\0" in request.scope["path"]:
-                raise Problem(404, "Not Found", "There is nothing at a path with NUL (U+0000) in it.")
-            if guard is not None:
-                await guard(request)
-            else:
-                request.app.state.limiter.count_rest(request.scope)
-            if request.scope["query_string"] and (wrong := check(request)):
-                raise invalid(wrong)
-            check_encoding(request)
+            await check(request)
             if takes_json and await request.body():
                 check_content_type(request)
             return await handler(request)
 
-        return general
+        return strict
 
-    def _direct(self) -> Handler:
-        """Do what FastAPI does (`fastapi.routing.get_request_handler`), for functions that need no more than this."""
-        needs = self.dependant
-        guards = [(each.name, each.call) for each in needs.dependencies if isinstance(each.call, Guard)]
-        sources: list[tuple[list[Any], Callable[[Request], Any]]] = [
-            (needs.path_params, lambda request: request.path_params),
-            (needs.query_params, lambda request: request.query_params),
-            (needs.header_params, lambda request: request.headers),
-            (needs.cookie_params, lambda request: request.cookies),
-        ]
-        parameters = [(fields, source) for fields, source in sources if fields]
-        body_name = needs.body_params[0].name if needs.body_params else None
-        body_field = self.body_field
-        check = self._check_parameters()
+    def checks(self) -> Callable[[Request], Awaitable[Any]]:
+        """Return what is done before anything else of a request is read; it returns what the guard returns.
 
-        async def direct(request: Request) -> Response:
-            request = StrictRequest(request.scope, request.receive)
-            if "\0" in request.scope["path"]:
-                raise Problem(404, "Not Found", "There is nothing at a path with NUL (U+0000) in it.")
-            values: dict[str, Any] = {}
-            errors: list[Any] = []
-            for name, guard in guards:
-                caller = await guard(request)
-                if name is not None:
-                    values[name] = caller
-            if not guards:
-                request.app.state.limiter.count_rest(request.scope)
-            check_encoding(request)
-            if request.scope["query_string"]:
-                errors += check(request)
-            for fields, source in parameters:
-                found, wrong = request_params_to_args(fields, source(request))
-                values.update(found)
-                errors += wrong
-            if body_field is not None and body_name is not None:
-                value, wrong = await _read_body(request, body_field)
-                values[body_name] = value
-                errors += wrong
-            if errors:
-                raise RequestValidationError(errors)
-            if needs.request_param_name is not None:
-                values[needs.request_param_name] = request
-            result = await self.endpoint(**values)
-            return result if isinstance(result, Response) else await self._respond(result)
-
-        return direct
-
-    def _check_parameters(self) -> Callable[[Request], list[dict[str, Any]]]:
-        """Return what finds the query parameters that this route does not take, or not with such a value."""
-        parameters = get_flat_params(self.dependant)
-        known = [field.alias for field in parameters if isinstance(field.field_info, params.Query)]
+        It raises Problem: 404 for NUL in the path, what the guard raises, 415, 422 for query parameters.
+        """
+        guard = next(iter(self.guards.values()), None)
+        known = [field.alias for field in get_flat_params(self.dependant) if isinstance(field.field_info, params.Query)]
         any_query = self.any_query
 
-        def wrong(request: Request) -> list[dict[str, Any]]:
-            pairs = request.query_params.multi_items()
-            # No store of ours can hold it, so nothing can be found by it.
-            nul = [
-                {"loc": ("query", name), "msg": "must not contain NUL (U+0000)"}
-                for name, value in pairs
-                if "\0" in value
-            ]
-            return nul if any_query else nul + unknown_parameters([name for name, _ in pairs], known)
+        async def check(request: Request) -> Any:
+            scope = request.scope
+            if "\0" in scope["path"]:
+                raise Problem(404, "Not Found", "There is nothing at a path with NUL (U+0000) in it.")
+            caller = None
+            if guard is not None:
+                caller = await guard(request)
+            else:
+                request.app.state.limiter.count_rest(scope)
+            check_encoding(request)
+            if scope["query_string"]:
+                pairs = request.query_params.multi_items()
+                # No store of ours can hold it, so nothing can be found by it.
+                wrong = [
+                    {"loc": ("query", name), "msg": "must not contain NUL (U+0000)"}
+                    for name, value in pairs
+                    if "\0" in value
+                ]
+                if not any_query:
+                    wrong += unknown_parameters([name for name, _ in pairs], known)
+                if wrong:
+                    raise invalid(wrong)
+            return caller
 
-        return wrong
-
-    async def _respond(self, result: Any) -> Response:
-        content = await serialize_response(
-            field=self.response_field,
-            response_content=result,
-            include=self.response_model_include,
-            exclude=self.response_model_exclude,
-            by_alias=self.response_model_by_alias,
-            exclude_unset=self.response_model_exclude_unset,
-            exclude_defaults=self.response_model_exclude_defaults,
-            exclude_none=self.response_model_exclude_none,
-            dump_json=True,
-        )
-        status = self.status_code or 200
-        if status in (204, 304):
-            return Response(status_code=status)
-        return Response(
-            content if self.response_field else orjson.dumps(content, option=orjson.OPT_UTC_Z),
-            status,
-            media_type="application/json",
-        )
+        return check
 
 
 class AnyQueryRoute(StrictRoute):
@@ -207,17 +125,6 @@ def unknown_parameters(given: Iterable[str], known: Collection[str]) -> list[dic
         for name, count in counts.items()
         if count > 1 and name in known
     ]
-
-
-async def _read_body(request: Request, field: Any) -> tuple[Any, list[Any]]:
-    """Return the validated body, or what is wrong with it."""
-    if not await request.body():
-        if field.field_info.is_required():
-            return None, [{"loc": ("body",), "msg": "is required"}]
-        return field.get_default(), []
-    check_content_type(request)
-    validated: tuple[Any, list[Any]] = field.validate(await request.json(), loc=("body",))
-    return validated
 
 
 def check_encoding(request: Request) -> None:

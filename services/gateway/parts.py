@@ -127,7 +127,7 @@ class MailerOnly(Guard):
     def __init__(self, audience: str) -> None:
         self.audience = audience
 
-    async def __call__(self, request: Request) -> None:
+    async def identify(self, request: Request) -> None:
         """Raise Problem 401 or 429 unless the mailer asks; no limit counts its requests."""
         limiter: Limiter = request.app.state.limiter
         try:

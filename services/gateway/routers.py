@@ -20,6 +20,7 @@ ROUTERS = (
     attachments.router,
     templates.router,
     tasks.router,
+    events.published,
     events.router,
     streams.router,
     leaderboards.router,

@@ -26,8 +26,8 @@ from bellhop.contracts.base import Contract, Name
 from bellhop.contracts.scores import BoardSettings, Operator, Order, PathName, Season
 from bellhop.observe.logs import get_logger
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.plain_route import PlainRoute
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import StrictRoute
 from services.leaderboard.boards import SEASON_FORMS, current_season, from_micros
 from services.leaderboard.parts import Leaderboard
 from services.leaderboard.progress import Freshness
@@ -36,7 +36,7 @@ from services.leaderboard.standings import AnyRanking, BoardInUse, TooManyBoards
 
 log = get_logger(__name__)
 
-router = APIRouter(route_class=StrictRoute, tags=["leaderboards"])
+router = APIRouter(route_class=PlainRoute, tags=["leaderboards"])
 
 Reader = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_WRITE))]

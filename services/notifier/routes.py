@@ -56,7 +56,7 @@ class StreamToken(Guard):
     model = HTTPBearer(bearerFormat="JWT", description="A stream token: `Authorization: Bearer …`, or `?token=`")
     scheme_name = "stream-token"
 
-    async def __call__(self, request: Request) -> Claims:
+    async def identify(self, request: Request) -> Claims:
         """Return what the token says; raise Problem 401 or 429."""
         live: Live = request.app.state.live
         with counting_refusals(live.limiter, request.scope):

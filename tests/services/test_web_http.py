@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from bellhop.contracts.base import Contract
 from bellhop.web.auth import Caller, Scope, hash_key, key_matches, new_key, require, split_key
 from bellhop.web.limits import Limits, Rate
+from bellhop.web.plain_route import PlainRoute
 from bellhop.web.problems import Problem
 from bellhop.web.server import create_app
 from bellhop.web.strict_json import StrictRoute
@@ -57,7 +58,7 @@ async def take_points(points: list[Point]) -> dict[str, int]:
 
 
 def sub_dependency(limit: Annotated[int, Query(ge=1)] = 10) -> int:
-    """Makes a route too complicated for the direct way."""
+    """A dependency of a route's own."""
     return limit
 
 
@@ -67,8 +68,24 @@ async def general(
     limit: Annotated[int, Depends(sub_dependency)],
     caller: Annotated[Caller, Depends(require(Scope.SCORES_WRITE))],
 ) -> dict[str, Any]:
-    """Served by FastAPI's own handler."""
+    """A route with a dependency of its own."""
     return {"player": point.player, "limit": limit, "by": caller.id}
+
+
+plain = APIRouter(route_class=PlainRoute)
+
+
+@router.post("/stock/{number}", status_code=202)
+@plain.post("/plain/{number}", status_code=202)
+async def take_numbered(
+    request: Request,
+    number: int,
+    point: Point,
+    caller: Annotated[Caller, Depends(require(Scope.SCORES_WRITE))],
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> Response:
+    """One function, called by FastAPI and by a plain route."""
+    return Response(f"{number} {point.player} {caller.id} {limit} {request.method}", 202)
 
 
 @router.get("/things/{number}")
@@ -128,7 +145,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """A server with small limits."""
-    with serving(create_app("test", "1", lifespan, [router], limits=LIMITS)) as port:
+    with serving(create_app("test", "1", lifespan, [router, plain], limits=LIMITS)) as port:
         yield port
 
 
@@ -160,11 +177,14 @@ def test_a_good_request_is_taken(port: int) -> None:
     assert answer.document == {"player": "ada", "by": KEY[3:11]}
 
 
-def test_a_good_request_is_taken_the_general_way(port: int) -> None:
+def test_a_good_request_is_taken_with_a_dependency(port: int) -> None:
     """A route with dependencies of its own works the same."""
     answer = post(port, GOOD, "/general?limit=3")
     assert answer.document == {"player": "ada", "limit": 3, "by": KEY[3:11]}
 
+
+PATHS = ["/points", "/general", "/plain/1"]
+"""Of a FastAPI route, of one with a dependency of its own, and of a plain one."""
 
 BAD_BODIES = {
     "empty": (b"", 422),
@@ -189,12 +209,34 @@ BAD_BODIES = {
 }
 
 
-@pytest.mark.parametrize("path", ["/points", "/general"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", BAD_BODIES)
 def test_bad_bodies_are_refused(port: int, name: str, path: str) -> None:
-    """Each gets its status, on the direct way and on FastAPI's."""
+    """Each gets its status from every kind of route."""
     body, status = BAD_BODIES[name]
     assert_problem(post(port, body, path), status)
+
+
+@pytest.mark.parametrize(
+    ("rest", "body"),
+    [
+        ("1", GOOD),
+        ("1?limit=3", GOOD),
+        ("x?limit=0", GOOD),
+        ("x?limit=101", b'{"player":1}'),
+        ("1?limit=1&limit=2", GOOD),
+        ("1?lmit=1&limit=a", GOOD),
+        ("1?limit=%00", GOOD),
+        ("%00", GOOD),
+        ("x", b"{"),
+        *(("1", body) for body, _ in BAD_BODIES.values()),
+    ],
+)
+def test_a_plain_route_answers_as_fastapi_does(port: int, rest: str, body: bytes) -> None:
+    """One function behind both: the same status and the same bytes, whatever is sent."""
+    stock, plain = post(port, body, f"/stock/{rest}"), post(port, body, f"/plain/{rest}")
+    assert (plain.status, plain.body) == (stock.status, stock.body)
+    assert plain.headers.get("content-type") == stock.headers.get("content-type")
 
 
 def test_an_invalid_field_is_pointed_at_and_not_echoed(port: int) -> None:
@@ -233,7 +275,7 @@ def test_parameters_are_validated(port: int) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("path", ["/points", "/general"])
+@pytest.mark.parametrize("path", PATHS)
 def test_what_is_not_plain_json_is_refused(port: int, headers: dict[str, str], path: str) -> None:
     """415 for another content type, and for any content encoding, whatever the body is."""
     assert_problem(post(port, GOOD, path, **headers), 415)
@@ -268,7 +310,7 @@ def test_missing_and_wrong_keys_get_the_same_answer(port: int) -> None:
     assert len({answer.body for answer in answers}) == 1
 
 
-@pytest.mark.parametrize("path", ["/points", "/general"])
+@pytest.mark.parametrize("path", PATHS)
 def test_the_key_is_asked_for_before_the_body_is_read(port: int, path: str) -> None:
     """Without a key, a broken body of the wrong type is answered 401, and not before it was even sent."""
     assert_problem(post(port, b"{", path, key=None, content_type="text/plain"), 401)
@@ -277,7 +319,7 @@ def test_the_key_is_asked_for_before_the_body_is_read(port: int, path: str) -> N
         assert_problem(read_answer(connection), 401)
 
 
-@pytest.mark.parametrize("path", ["/points", "/general"])
+@pytest.mark.parametrize("path", PATHS)
 def test_a_key_without_the_scope_is_refused(port: int, path: str) -> None:
     """403 that names the scope (RFC 6750, 3.1)."""
     answer = post(port, GOOD, path, key=KEYS[Scope.MAIL_READ])

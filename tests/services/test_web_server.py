@@ -67,7 +67,7 @@ def test_dependencies_of_an_including_router_are_obeyed() -> None:
 
 
 async def submit_nothing() -> dict[str, str]:
-    """Simple enough for the direct way."""
+    """An endpoint without parameters."""
     return {}
 
 

@@ -18,9 +18,10 @@ from bellhop.contracts.identity import GATEWAY, OUR_CHANNELS, is_our_source
 from bellhop.contracts.notifications import MAX_SHOWN_BYTES, Notification
 from bellhop.contracts.scores import ACCEPTED_AT, MAX_AHEAD, Score, ScoreBatch
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.plain_route import PlainRoute
 from bellhop.web.problems import Problem, invalid
-from bellhop.web.strict_json import check_content_type
-from services.gateway.acceptance.idempotent_route import IdempotentRoute, replay
+from bellhop.web.strict_json import StrictRoute, check_content_type
+from services.gateway.acceptance.idempotent_route import replay
 from services.gateway.acceptance.keys import commits_its_key, key_of
 from services.gateway.acceptance.service import invalid_body, traceparent
 from services.gateway.events import cloudevents
@@ -28,7 +29,8 @@ from services.gateway.outbox.store import Entry
 from services.gateway.parts import gateway
 from services.gateway.tasks.routes import owner_of, task_document, time_of
 
-router = APIRouter(route_class=IdempotentRoute, tags=["events"])
+published = APIRouter(route_class=PlainRoute, tags=["events"])
+router = APIRouter(route_class=StrictRoute, tags=["events"])
 
 MAX_SCORES = 1000
 
@@ -45,7 +47,7 @@ def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
     return Entry("events", type_, Message(body, envelope))
 
 
-@router.post("/v1/notifications", status_code=202, summary="Show something to whoever is looking")
+@published.post("/v1/notifications", status_code=202, summary="Show something to whoever is looking")
 @commits_its_key
 async def notify(
     request: Request,
@@ -61,7 +63,7 @@ async def notify(
     return await gateway(request).intake.publish(request, caller, [entry], answer)
 
 
-@router.post(
+@published.post(
     "/v1/scores",
     status_code=202,
     summary="Submit scores",
@@ -165,7 +167,7 @@ KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
 }
 
 
-@router.post(
+@published.post(
     "/v1/events",
     status_code=202,
     summary="Publish CloudEvents",

@@ -10,7 +10,8 @@ from starlette.responses import Response
 from bellhop.contracts.base import new_id
 from bellhop.contracts.mail import MailRequest, mail_document
 from bellhop.web.auth import Caller, Scope, require
-from services.gateway.acceptance.idempotent_route import IdempotentRoute, replay
+from bellhop.web.plain_route import PlainRoute
+from services.gateway.acceptance.idempotent_route import replay
 from services.gateway.acceptance.keys import commits_its_key, key_of
 from services.gateway.acceptance.service import answer_202, traceparent
 from services.gateway.attachments import routes as attachments
@@ -19,7 +20,7 @@ from services.gateway.parts import gateway
 from services.gateway.tasks.store import Acceptance, mail_entry, mail_task
 from services.gateway.templates import routes as templates
 
-router = APIRouter(route_class=IdempotentRoute, tags=["mail"])
+router = APIRouter(route_class=PlainRoute, tags=["mail"])
 
 
 @router.post("/v1/mail", status_code=202, summary="Send a mail")
