@@ -1,1 +1,1 @@
-"""The path of a message: the only room that imports pika or aio_pika."""
+"""Messaging over RabbitMQ: the only package that imports pika or aio_pika."""

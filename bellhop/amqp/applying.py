@@ -1,8 +1,7 @@
-"""Bring a running broker to the table of `topology`, also from the table of an earlier version.
+"""Apply the table of `topology` to a running broker, also over the table of an earlier version.
 
-What is ours and no longer wanted is removed: bindings from our exchanges to our queues and exchanges, and policies with
-our names. What belongs to others is never touched: their queues, their bindings, their policies, their users. All of
-it is idempotent, and messages that lie in queues stay there.
+Bindings between our exchanges and queues, and policies with our names, are removed if the table no longer has them.
+Queues, bindings, policies and users of others are never changed. Applying is idempotent; messages stay in their queues.
 """
 
 from dataclasses import dataclass
@@ -14,27 +13,28 @@ import httpx
 from bellhop.amqp import topology
 from bellhop.amqp.topology import BINDINGS, EXCHANGES, PROPERTY, QUEUES, RIGHTS, Rights, TopologyError
 
-_OLD_LADDER = r"retry\..+|dead"
+_FORMER_RETRY_AND_DEAD = r"retry\..+|dead"
 FORMER_RIGHTS: dict[str, tuple[Rights, ...]] = {
     "gateway": (
-        Rights(write=rf"^(events|work|{_OLD_LADDER})$", read=r"^(gateway\.outcomes|dead-letters)$"),
+        Rights(write=rf"^(events|work|{_FORMER_RETRY_AND_DEAD})$", read=r"^(gateway\.outcomes|dead-letters)$"),
         Rights(
-            write=rf"^(events|notifications|work|unrouted|{_OLD_LADDER})$",
+            write=rf"^(events|notifications|work|unrouted|{_FORMER_RETRY_AND_DEAD})$",
             read=r"^(gateway\.(outcomes|announcements)|dead-letters|unrouted)$",
         ),
     ),
     "mailer": (
         Rights(
-            write=rf"^(work|outcomes|mailer\.reactions|{_OLD_LADDER})$",
+            write=rf"^(work|outcomes|mailer\.reactions|{_FORMER_RETRY_AND_DEAD})$",
             read=r"^(mail\.(urgent|normal|bulk|cancel)|mailer\.reactions|events)$",
         ),
         Rights(
-            write=rf"^(work|outcomes|{_OLD_LADDER})$",
+            write=rf"^(work|outcomes|{_FORMER_RETRY_AND_DEAD})$",
             read=r"^(mail\.(urgent|normal|bulk|cancel)|mailer\.reactions)$",
         ),
     ),
 }
-"""What earlier versions gave. A user who has exactly that gets the present rights; any other is somebody else's."""
+"""Rights that earlier versions granted. A user with exactly these is ours and gets the current rights; any other user
+is left as it is."""
 
 _OURS = {one.name for one in EXCHANGES} | {one.name for one in QUEUES}
 _EXCLUSIVE = {one.name for one in EXCHANGES} - {"events"}
@@ -42,27 +42,27 @@ _EXCLUSIVE = {one.name for one in EXCHANGES} - {"events"}
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What was done, as sentences for an operator."""
+    """What was removed, and what the operator must do, as sentences."""
 
     removed: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
     def lines(self) -> list[str]:
-        """Return both, one sentence a line."""
+        """Return removals and warnings, one sentence a line."""
         return [*(f"removed {one}" for one in self.removed), *self.warnings]
 
 
 async def apply(management_url: str, vhost: str = "/", *, keep_policies: bool = False) -> Applied:
-    """Bring a running broker to the table. Idempotent.
+    """Apply the table to a running broker. Idempotent.
 
     Args:
         management_url: like http://user:password@host:15672, of an administrator.
-        vhost: the virtual host, which must be there.
-        keep_policies: leave a policy of ours that is there already as it is, as an operator may have changed it.
+        vhost: the virtual host; it must exist.
+        keep_policies: do not overwrite an existing policy of ours: an operator may have changed it.
 
     Raises:
-        TopologyError: the broker did not take it; applying it again completes it.
+        TopologyError: the broker refused a part of it, or did not answer; applying it again completes it.
     """
     try:
         async with httpx.AsyncClient(base_url=management_url, timeout=30, trust_env=False) as client:
@@ -87,7 +87,7 @@ class _Work:
         document = topology.definitions()
         if keep_policies:
             document["policies"] = [one for one in document["policies"] if one["name"] not in policies]
-        # First what is new: at no moment is a queue without its binding.
+        # Add before removing, so that no queue is without its binding at any moment.
         await self._ask("POST", f"/api/definitions/{self._path}", json=document)
         await self._bring_rights()
         bindings = await self._get(f"/api/bindings/{self._path}")
@@ -99,7 +99,7 @@ class _Work:
         if not unwanted and not stale:
             return Applied((), tuple(warnings))
         if older := await self._older_gateways():
-            # What these publish still goes by way of the old bindings, and would be lost without them.
+            # Gateways of earlier versions publish by way of the old bindings.
             warnings.append(
                 f"A gateway of an earlier version is connected ({older[0]}), so its bindings are kept."
                 " Apply the topology again when it has ended."
@@ -152,12 +152,12 @@ class _Work:
 
     async def _delete(self, path: str) -> None:
         answer = await self._client.delete(path)
-        if answer.status_code != 404:  # another one was faster
+        if answer.status_code != 404:  # another deploy step removed it
             answer.raise_for_status()
 
 
 def _is_ours(binding: dict[str, Any]) -> bool:
-    """Say whether both ends are in the table: nobody else binds these."""
+    """Return whether both ends are in the table; only Bellhop creates such bindings."""
     return binding["source"] in _OURS and binding["destination"] in _OURS
 
 

@@ -1,9 +1,11 @@
-"""Pull: every few seconds, or as soon as enough lie ready, one handler takes them all, and one ack settles them.
+"""Handle messages in batches: one handler call and one ack for all messages that are ready.
 
-A queue with a single active consumer is a lease: nobody else gets anything from it. A process whose handler cannot work
-gives it up (`GiveBack`), and consumes again when it is `usable`.
+A batch is handled when `size` messages are ready, or `interval` seconds after the previous one.
 
-It is a consumer with a large prefetch behind it: `basic.get` would cost a round trip for each message and ignore
+A queue with a single active consumer is a lease: no other consumer receives its messages. A process whose handler
+cannot work ends the lease (`GiveBack`), and consumes again when it is `usable`.
+
+The implementation is a consumer with a large prefetch: `basic.get` would cost a round trip for each message and ignore
 prefetch (https://www.rabbitmq.com/docs/consumers#polling).
 """
 
@@ -37,16 +39,16 @@ log = get_logger(__name__)
 
 
 async def _always() -> None:
-    """Say that the handler can work."""
+    """Default of `usable`: the handler can always work."""
 
 
-class _Waiting(NamedTuple):
+class _ReadyDelivery(NamedTuple):
     tag: int
     delivery: Delivery
 
 
 class BatchPuller:
-    """One queue, one handler for many deliveries at once."""
+    """One queue, and one handler that is called with a batch of deliveries."""
 
     def __init__(
         self,
@@ -61,18 +63,18 @@ class BatchPuller:
         counts: Callable[[Delivery], bool] = lambda _: True,
         usable: Callable[[], Awaitable[None]] = _always,
     ) -> None:
-        """Prepare.
+        """Nothing is consumed before `start`.
 
         Args:
-            connection: where to consume.
-            publisher: where to move messages that cannot be handled.
+            connection: the connection to consume on.
+            publisher: publishes to the retry queues and to the dead letters.
             queue: the name of the queue.
-            handler: takes a batch; whatever it raises, it may be called again with the same messages.
-            size: messages a batch at most.
-            interval: seconds between two batches at most, while any lie ready.
-            policy: how often and when a message is tried again.
-            counts: says whether a message counts as `pending`.
-            usable: raises `Unavailable` while the handler could not work; asked each time before consuming.
+            handler: takes a batch; must be idempotent: after any error it may be called again with the same messages.
+            size: messages in a batch, at most.
+            interval: seconds between two batches, at most, while messages are ready.
+            policy: how often and when a message is retried.
+            counts: returns whether a message counts as `pending`.
+            usable: raises `Unavailable` while the handler could not work; called each time before consuming.
         """
         self._connection = connection
         self._queue = queue
@@ -82,15 +84,15 @@ class BatchPuller:
         self._settle_one = settled(lambda delivery: self._handler([delivery]), publisher, policy)
         self._counts = counts
         self._usable = usable
-        self._offered: Channel | None = None  # open, but not consumed from yet
-        self._failures = 0  # times that the consumer was given back since a batch succeeded
+        self._offered: Channel | None = None  # open, not consuming yet
+        self._failures = 0  # consecutive give-backs since the last batch that succeeded
         self._not_before = 0.0
         self._waiting_to_subscribe = False
         self._active = False  # whether anything came on this channel
         self._channel: Channel | None = None
         self._tag = ""
         self._depth = 0
-        self._ready: deque[_Waiting] = deque()
+        self._ready: deque[_ReadyDelivery] = deque()
         self._full = asyncio.Event()
         self._stopping = asyncio.Event()
         self._holding = Holding(queue, self._stopping)
@@ -98,57 +100,57 @@ class BatchPuller:
 
     @property
     def consuming(self) -> bool:
-        """Say whether the broker has this consumer on its list."""
+        """Return whether the consumer is registered with the broker."""
         return self._channel is not None
 
     @property
     def queue(self) -> str:
-        """Return the name of the queue."""
+        """Name of the queue."""
         return self._queue
 
     @property
     def works(self) -> bool:
-        """Say whether batches are pulled; a queue that another replica consumes from is no failure."""
+        """Return whether this consumer is in order, for /readyz: True also while another replica consumes."""
         return self._background.failure is None
 
     @property
     def pending(self) -> int | None:
-        """Return how many messages wait for a batch: here, and in the queue when it was last asked.
+        """Return how many messages wait for a batch: prefetched, plus the queue's depth when it was last read.
 
-        None while nothing was delivered here: of a single active consumer, only the active one knows.
+        None until a message was delivered here: of the consumers of a queue, only the active one can count.
         """
         if self._channel is None or not self._active:
             return None
         return sum(self._counts(waiting.delivery) for waiting in self._ready) + self._depth
 
     def start(self) -> None:
-        """Pull from now on, whenever there is a connection."""
+        """Start to consume, now and after every reconnect. Returns immediately."""
         self._connection.add(self)
         self._background.keep(f"pulling from {self._queue}", self._pull)
 
     async def stop(self, timeout: float) -> None:
-        """Finish the batch in hand within `timeout` seconds; the rest goes back when the channel closes."""
+        """Finish the current batch within `timeout` seconds, and requeue what is not handled."""
         self._connection.remove(self)
         self._stopping.set()
-        await self._background.stop(patience=timeout)
+        await self._background.stop(timeout)
         if self._channel is None or not self._channel.is_open:
             return
         if self._ready:
-            # Nack rather than leave it to the closing channel, which would count as a failed delivery of each.
+            # Nack: messages requeued by a closing channel would count as failed deliveries.
             self._channel.basic_nack(self._ready[-1].tag, multiple=True, requeue=True)
         self._channel.basic_cancel(self._tag)
 
     def opened(self, channel: Channel) -> None:
-        """Take a fresh channel; the next round subscribes on it."""
+        """Take a new channel; `_pull` subscribes on it."""
         self._ready.clear()
         self._offered = channel
         self._full.set()
 
     async def _subscribe(self) -> None:
-        """Consume from the channel that is offered. Twice the batch is prefetched: one gathers while one is applied.
+        """Consume on the offered channel. Prefetch is two batches: one is collected while the other is handled.
 
         Raises:
-            Unavailable: not now.
+            Unavailable: the handler could not work now.
         """
         await self._usable()
         channel = self._offered
@@ -160,10 +162,10 @@ class BatchPuller:
         self._channel, self._offered = channel, None
 
     def give_back(self, reason: str) -> None:
-        """Stop consuming, so that another replica can, and begin again when `usable`; nothing to do is fine.
+        """Stop consuming, so that another replica can, and begin again when `usable`. Idempotent.
 
-        The channel is closed rather than the consumer cancelled: only so everything that is not acked stands in its
-        place again before the next consumer gets anything.
+        The channel is closed, not only the consumer cancelled: closing requeues all unacked messages in their order
+        before the next consumer receives any.
         """
         channel = self._channel
         if channel is None or not channel.is_open:
@@ -178,7 +180,7 @@ class BatchPuller:
         channel.close()
 
     def closed(self, reason: str) -> None:
-        """Drop what lies ready: the broker hands it out again."""
+        """Drop the prefetched messages: the broker delivers them again."""
         self._channel = self._offered = None
         self._active = False
         self._ready.clear()
@@ -190,8 +192,8 @@ class BatchPuller:
             self._channel.close()
 
     def _on_delivery(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        waiting = _Waiting(method.delivery_tag, receive(self._queue, method, properties, body))
-        # What another consumer gave back has waited already.
+        waiting = _ReadyDelivery(method.delivery_tag, receive(self._queue, method, properties, body))
+        # A redelivered message has waited already: handle it without delay.
         taken_over = not self._active and waiting.delivery.redelivered
         self._active = True
         self._ready.append(waiting)
@@ -251,10 +253,10 @@ class BatchPuller:
             for waiter in waiters:
                 waiter.cancel()
 
-    async def _apply(self, channel: Channel, batch: list[_Waiting]) -> None:
-        """Handle `batch` until every delivery in it is settled, then ack them all together.
+    async def _apply(self, channel: Channel, batch: list[_ReadyDelivery]) -> None:
+        """Handle `batch` until every delivery in it is settled, then ack all with one ack.
 
-        Until then the batch stays in hand and in order: nothing is acked, so a crash loses nothing.
+        Nothing is acked before, so a crash loses nothing.
         """
         deliveries = [waiting.delivery for waiting in batch]
         try:
@@ -273,7 +275,7 @@ class BatchPuller:
             channel.basic_ack(batch[-1].tag, multiple=True)
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
-        """Hand `deliveries` over together; when the handler fails, halve them until the one that fails is found."""
+        """Call the handler with all `deliveries`; if it fails, bisect the batch to isolate the failing delivery."""
         for delivery in deliveries:
             if delivery.error is not None:
                 await self._settle_one(delivery)

@@ -1,7 +1,7 @@
 """One supervised connection to the broker.
 
-pika leaves reconnecting to us, and that is a gain: back-off with jitter, one log line for each change of state, a
-blocked state that callers can see, and channels that are opened anew by the same code that opened them first.
+pika does not reconnect. This module does: back-off with jitter, one log line for each change of state, a blocked state
+that callers can read, and one code path that opens channels, for the first connection and for every later one.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ log = get_logger(__name__)
 
 
 class Link(Protocol):
-    """Something that lives on a channel of its own: a publisher, a consumer."""
+    """User of one channel: a publisher or a consumer."""
 
     def opened(self, channel: Channel) -> None:
-        """Take a fresh channel. Called again after each reconnect; the old channel is dead by then."""
+        """Take a new channel. Called again after each reconnect; the previous channel is closed by then."""
 
     def closed(self, reason: str) -> None:
-        """The channel is gone, and with it every delivery tag."""
+        """Drop the channel: it is closed, and its delivery tags are invalid."""
 
 
 class Connection:
-    """A connection that is always open or about to be."""
+    """A connection that reconnects until `close`."""
 
     def __init__(self, url: str, name: str) -> None:
         """`url` is an amqp:// or amqps:// URL, or several with commas between them: the nodes of one cluster.
@@ -60,7 +60,7 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Say whether publishing makes sense: open, and not blocked by a resource alarm."""
+        """Return whether messages can be published: open, and not blocked by a resource alarm."""
         return self._open.is_set() and self._blocked is None
 
     @property
@@ -74,7 +74,7 @@ class Connection:
 
     @property
     def explanation(self) -> str:
-        """Return the state as a sentence for people who ask why nothing goes out."""
+        """Return 'ok', or a sentence that says why nothing can be published or consumed."""
         if self.status == "blocked":
             return f"RabbitMQ blocks publishers: {self._blocked}"
         if (failure := self._background.failure) is not None:
@@ -91,25 +91,25 @@ class Connection:
         return f"{node.host}:{node.port}, virtual host {node.virtual_host}"
 
     async def start(self) -> None:
-        """Begin to connect; returns at once and never gives up."""
+        """Begin to connect. Returns immediately; connecting is retried without limit. Idempotent."""
         if not self._started:
             self._started = True
             self._background.keep(f"connection {self._name}", self._supervise)
 
     async def close(self) -> None:
-        """Close the connection; broker-side, unacked deliveries go back to their queues."""
+        """Close the connection; the broker requeues unacked deliveries. Takes up to 3 s."""
         self._stopping = True
         for timer in self._back_offs:
             timer.cancel()
-        patience = 0.0
+        timeout = 0.0
         if self._pika is not None and self._pika.is_open:
             self._pika.close()
-            patience = 3.0
-        await self._background.stop(patience)
+            timeout = 3.0
+        await self._background.stop(timeout)
         self._started = False
 
     async def wait_open(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the connection; say whether it is there."""
+        """Wait up to `timeout` seconds; return whether the connection is open. Cancel-safe."""
         try:
             async with asyncio.timeout(timeout):
                 await self._open.wait()
@@ -118,13 +118,13 @@ class Connection:
         return True
 
     def add(self, link: Link) -> None:
-        """Give `link` a channel now, if there is a connection, and after every reconnect."""
+        """Open a channel for `link` now, if the connection is open, and after every reconnect."""
         self._links.append(link)
         if self._pika is not None and self._open.is_set():
             self._open_channel(self._pika, link)
 
     def remove(self, link: Link) -> None:
-        """Open no further channel for `link`; one that is not there is fine."""
+        """Open no further channel for `link`. Idempotent."""
         if link in self._links:
             self._links.remove(link)
 
@@ -148,11 +148,11 @@ class Connection:
                 log.warning("lost the connection to RabbitMQ; connecting again", broker=self._where, reason=reason)
             elif failures == 0:
                 log.warning("cannot reach RabbitMQ; trying until it answers", broker=self._where, reason=reason)
-            # The node that was just lost, or does not answer, comes last.
+            # Try the other nodes before this one.
             self._turn = (self._turn + 1) % len(self._nodes)
-            # A connection that holds is forgiven; one that dies at once is not, or a storm of resets would spin us.
+            # Reset the back-off only after 30 s of uptime: otherwise a connect/reset loop would retry without delay.
             failures = 0 if was_open and loop.time() - began > 30 else failures + 1
-            # Full jitter (replicas must not return in step), and never more than one attempt a second.
+            # Full jitter, so that replicas do not reconnect together, and at most one attempt a second.
             await asyncio.sleep(random.uniform(1.0, max(1.0, min(MAX_BACK_OFF_SECONDS, 2.0 ** (failures - 1)))))
 
     def _connect(self, lost: "asyncio.Future[str]") -> AsyncioConnection:
@@ -184,7 +184,7 @@ class Connection:
             reason = _sentence(error)
             link.closed(reason)
             if connection.is_open and link in self._links and not self._stopping:
-                # The broker closed this channel alone (a queue is missing, a right was revoked): ask again later.
+                # The broker closed only this channel (a queue is missing, a right was revoked): open another later.
                 log.warning("RabbitMQ closed a channel; opening another", connection=self._name, reason=reason)
                 self._later(min(MAX_BACK_OFF_SECONDS, 2.0**failures), again)
 
@@ -209,7 +209,7 @@ class Connection:
 
     def _on_unblocked(self, _connection: object, _frame: object) -> None:
         self._blocked = None
-        log.info("RabbitMQ takes messages again")
+        log.info("RabbitMQ accepts messages again")
 
 
 def _parameters(url: str, name: str) -> pika.URLParameters:
@@ -223,7 +223,7 @@ def _parameters(url: str, name: str) -> pika.URLParameters:
 
 
 def _abandon(connection: AsyncioConnection) -> None:
-    """Let go of a connection whose peer may never answer a polite close."""
+    """Close a connection without waiting for the broker's answer."""
     try:
         connection.close()
     except (ConnectionWrongStateError, ChannelWrongStateError):

@@ -1,4 +1,4 @@
-"""Bytes from the broker become a `Delivery`. Anyone with the right to publish may have written them."""
+"""Decode bytes from the broker into a `Delivery`. Any client with the right to publish may have written them."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from bellhop.contracts.envelope import Envelope
 
 
 def receive(queue: str, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Delivery:
-    """Return the delivery; what cannot be decoded has the reason in `error`."""
+    """Return the delivery; if it cannot be decoded, `error` has the reason. Never raises."""
     try:
         return decode(queue, method, properties, body)
-    except Exception as error:  # every error of a decoder: handed back, the message would return without end
+    except Exception as error:  # any error of a decoder: a requeued message would be redelivered without end
         return undecodable(queue, method, properties, body, f"undecodable: {error}")
 
 
@@ -20,7 +20,7 @@ def decode(queue: str, method: Basic.Deliver, properties: BasicProperties, body:
     """Return the delivery.
 
     Raises:
-        ValueError: the headers are not those of our envelope; the text names the header.
+        ValueError: a header of the envelope is missing or invalid; the text names it.
     """
     headers: dict[str, Any] = properties.headers or {}
     attempt = headers.get(ATTEMPT, 1)

@@ -1,18 +1,18 @@
-"""What can go wrong between a service and the broker.
+"""Errors between a service and the broker.
 
-PublishError            the message may not be out; say 503, or leave it in the outbox
-  BrokerUnavailable     no connection, or a resource alarm blocks it: certainly not taken
-  Refused               a nack: some queue is full (overflow=reject-publish)
-  Unroutable            no binding matched: certainly not taken
-  Unconfirmed           no answer in time, or the connection died: it may have been taken
-StreamReplaced          the stream is another one than we were reading; offsets mean nothing any more
+PublishError            the message is not confirmed: answer 503, or leave it in the outbox
+  BrokerUnavailable     no connection, or a resource alarm blocks it: not published
+  Refused               a nack: a queue is full (overflow=reject-publish)
+  Unroutable            no binding matched: not published
+  Unconfirmed           no confirm in time, or the connection was lost: it may have been published
+StreamReplaced          the stream was deleted and declared again: known offsets are invalid
 HandlerSignal           raised by a handler to decide how its delivery is settled
   Reject                it can never succeed: dead letter
-    AttemptsSpent       it failed at its last attempt: dead letter
+    AttemptsSpent       its last attempt failed: dead letter
   Retry                 this attempt failed: a retry queue, while attempts are left
-  Defer                 it has to wait: a retry queue, and the attempt does not count
-  Hold                  a dependency is unavailable: the delivery is kept, and the attempt does not count
-    GiveBack            the same, and another replica may be able to: the batch and its consumer are given back
+  Defer                 it has to wait: a retry queue; no attempt is counted
+  Hold                  a dependency is unavailable: the delivery is kept; no attempt is counted
+    GiveBack            Hold, where another replica may be able to work: the batch and the consumer are given back
 """
 
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ class Unroutable(PublishError):
 
 
 class Unconfirmed(PublishError):
-    """The fate of the message is unknown; publish again with the same event id."""
+    """Whether the broker has the message is unknown; publish it again with the same event id."""
 
 
 class StreamReplaced(Exception):
-    """The stream was deleted and made anew since we read it last."""
+    """The stream was deleted and declared again since it was last read."""
 
 
 class HandlerSignal(Exception):
@@ -70,13 +70,13 @@ class Retry(HandlerSignal):
     """The message may succeed later."""
 
     def __init__(self, reason: str, *, after: float | None = None) -> None:
-        """`after`: at the earliest in so many seconds, where somebody said so."""
+        """`after`: seconds until the next attempt at the earliest; None: the retry policy decides."""
         super().__init__(reason)
         self.after = after
 
 
 class Defer(HandlerSignal):
-    """The turn of the message has not come: it waits on the ladder and comes back as the same attempt."""
+    """The message has to wait: it goes to a retry queue and returns as the same attempt."""
 
     def __init__(self, reason: str, *, after: float, headers: Mapping[str, Any] | None = None) -> None:
         """`after`: how many seconds to wait. `headers`: AMQP headers that the message comes back with."""
@@ -86,8 +86,8 @@ class Defer(HandlerSignal):
 
 
 class Hold(HandlerSignal):
-    """The handler cannot work at all at the moment; the attempt does not count."""
+    """The handler cannot work at the moment; no attempt is counted."""
 
 
 class GiveBack(Hold):
-    """The handler cannot work at all at the moment; another process may be able to."""
+    """The handler cannot work at the moment; another replica may be able to."""

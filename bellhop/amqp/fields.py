@@ -1,4 +1,4 @@
-"""Read every message that RabbitMQ delivers, whatever its publisher wrote into the properties.
+"""Decode every message that RabbitMQ delivers, also with properties that the client libraries cannot decode.
 
 Both client libraries close the connection when they cannot decode a property: a time beyond the year 9999 (which is
 what milliseconds or microseconds in a field for seconds are), an unknown field type, text that is not UTF-8.
@@ -9,8 +9,8 @@ functions in place
 - a routing key or property that is not UTF-8 has U+FFFD in place of the wrong bytes (aio_pika; pika returns bytes),
 - any other undecodable property makes the message one without properties, which `from_headers` then refuses.
 
-They replace private functions of pika 1.4 and pamqp 4.0 (which aio_pika stands on): pyproject.toml holds both to these
-versions, and tests/unit/test_amqp_fields.py names what is relied on.
+They replace private functions of pika 1.4 and pamqp 4.0 (used by aio_pika): pyproject.toml pins both to these versions,
+and tests/unit/test_amqp_fields.py checks the functions that are replaced.
 """
 
 import datetime
@@ -40,7 +40,7 @@ log = get_logger(__name__)
 
 
 def patch_pika_field_decoding() -> None:
-    """Make pika and pamqp decode so, for the whole process; call it when a service starts. Idempotent."""
+    """Replace the decoders of pika and pamqp in this process; call it when a service starts. Idempotent."""
     pika.data.decode_value = decode_value
     pika.spec.BasicProperties.decode = decode_properties  # type: ignore[method-assign]
     for table, name in ((pamqp.decode.METHODS, "timestamp"), (pamqp.decode.TABLE_MAPPING, b"T")):
@@ -64,7 +64,7 @@ def decode_properties(self: pika.BasicProperties, encoded: bytes, offset: int = 
     """Decode a message's properties; where that is impossible, return none at all."""
     try:
         return _pika_properties(self, encoded, offset)
-    except Exception as error:  # whatever it is: raised here, it would close the connection, again and again
+    except Exception as error:  # any error that is raised here closes the connection, again at each redelivery
         _report(error)
         self.__init__()  # type: ignore[misc]
         return self
@@ -88,7 +88,7 @@ def decode_header(self: pamqp.header.ContentHeader, data: bytes) -> None:
     """Decode a message's size and properties; where the latter is impossible, leave them empty."""
     try:
         _pamqp_header(self, data)
-    except Exception as error:  # whatever it is: raised here, it would close the connection, again and again
+    except Exception as error:  # any error that is raised here closes the connection, again at each redelivery
         _report(error)
         self.class_id, self.weight, self.body_size = _HEADER.unpack_from(data)
         self.properties = pamqp.commands.Basic.Properties()

@@ -1,4 +1,4 @@
-"""The AMQP headers of Bellhop's own, and what becomes of the others when a message is published again."""
+"""Bellhop's own AMQP headers, and which other headers are kept when a message is published again."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,10 +9,10 @@ REASON = "bellhop-reason"
 """Of a dead letter: `rejected` or `attempts-spent`."""
 ERROR = "bellhop-error"
 QUEUE = "bellhop-queue"
-DIED_AT = "bellhop-died-at"
-OURS = frozenset({ATTEMPT, OWNER, REASON, ERROR, QUEUE, DIED_AT})
+DEAD_LETTERED_AT = "bellhop-died-at"
+OURS = frozenset({ATTEMPT, OWNER, REASON, ERROR, QUEUE, DEAD_LETTERED_AT})
 MAX_FOREIGN = 16 * 1024
-"""Bytes of foreign headers that are kept: with a frame's limit of 128 KiB, a message must not grow out of it."""
+"""Bytes of foreign headers that are kept, at most: all headers must fit into one frame of 128 KiB."""
 
 
 def forward(delivery: Delivery, *, headers: dict[str, Any] | None = None, **changes: Any) -> Message:

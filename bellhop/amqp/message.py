@@ -1,4 +1,4 @@
-"""One message: what a publisher gives and what a handler gets, and how both lie on the wire.
+"""One message: what a publisher sends, what a handler receives, and the AMQP headers of both.
 
 The binding is CloudEvents' AMQP one in binary mode, with its attributes in the headers of AMQP 0-9-1 under the
 `cloudEvents:` prefix. The AMQP `message_id` is new for each publish attempt: brokers' returns are matched by it,
@@ -43,11 +43,11 @@ class Delivery:
     exchange: str
     routing_key: str
     redelivered: bool
-    """Only what the broker said: a resend by a publisher does not show here."""
+    """The broker's flag; a message that a publisher sent twice is not marked."""
     offset: int | None = None
     """Position in a stream; None from a queue."""
     error: str | None = None
-    """Why it could not be decoded; then `envelope` is a placeholder, and no handler gets it."""
+    """Why it could not be decoded; then `envelope` is a placeholder, and the message is dead-lettered."""
 
 
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -78,22 +78,23 @@ def to_headers(message: Message) -> dict[str, Any]:
 
 
 MAX_HEADERS = 64 * 1024
-"""Bytes of headers at most. They travel in one frame, 128 KiB by default, and a dead letter adds what went wrong."""
+"""Bytes of headers, at most: with the error of a dead letter they must fit into one frame, 128 KiB by default."""
 
 _KNOWN = {PREFIX + name for name in ("specversion", "id", "source", "type", "time", "subject")}
 _LONGEST = {"type": 255}
 
 
 def from_headers(headers: dict[str, Any]) -> Envelope:
-    """Read the envelope back; a `ValueError` names the header that is missing or wrong.
+    """Return the envelope in these headers. Any client with the right to publish may have written them.
 
-    Anybody with the right to publish may have written these headers, so nothing about them is taken for granted.
+    Raises:
+        ValueError: a header is missing or invalid; the text names it.
     """
     values = {}
     for name in ("id", "source", "type", "time"):
         value = headers.get(PREFIX + name)
         if not isinstance(value, str) or not value or len(value) > _LONGEST.get(name, 1024):
-            raise ValueError(f"header {PREFIX}{name} must be a non-empty string, and no longer than others are")
+            raise ValueError(f"header {PREFIX}{name} must be a string of 1 to {_LONGEST.get(name, 1024)} characters")
         values[name] = one_line(value)
     if sum(len(str(name)) + len(str(value)) for name, value in headers.items()) > MAX_HEADERS:
         raise ValueError(f"the headers are larger than {MAX_HEADERS} bytes")
@@ -127,7 +128,7 @@ def from_headers(headers: dict[str, Any]) -> Envelope:
 
 
 def plain(value: Any) -> str | int | bool:
-    """Return a header's value as every client library can send it on: other types become text."""
+    """Return a header's value as a type that every client library can send: other types become text."""
     if isinstance(value, bool | str):
         return value
     return int(value) if isinstance(value, int) and -INT64_MAX <= value <= INT64_MAX else str(value)

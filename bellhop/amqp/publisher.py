@@ -1,8 +1,8 @@
-"""Publish with a promise: `publish` returns when the broker has taken responsibility for the message.
+"""Publish with confirms: `publish` returns when the broker has taken responsibility for the message.
 
-Every message is mandatory (so that an unroutable one comes back), persistent, and confirmed
-(https://www.rabbitmq.com/docs/confirms). Many may be on their way at once: waiting for each confirm before the next
-publish reaches about 1,000 a second, a window of a thousand reaches the broker's own limit.
+Every message is mandatory (so that an unroutable one is returned), persistent, and confirmed
+(https://www.rabbitmq.com/docs/confirms). Up to a window of messages may be unconfirmed concurrently: waiting for each
+confirm before the next publish reaches about 1,000 a second, a window of a thousand reaches the broker's own limit.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class _Outstanding(NamedTuple):
 
 
 class Publisher:
-    """One confirm channel. Give it a connection on which nothing is consumed: alarms stop publishing connections."""
+    """One confirm channel. Use a connection on which nothing is consumed: alarms block connections that publish."""
 
     def __init__(self, connection: Connection, *, window: int = 1000, timeout: float = 5.0) -> None:
         """`window`: unconfirmed messages at most. `timeout`: seconds that one publish may take in all."""
@@ -42,34 +42,34 @@ class Publisher:
         self._room = asyncio.Semaphore(window)
         self._timeout = timeout
         self._channel: Channel | None = None
-        # What the broker owes us, by delivery tag, oldest first. One that timed out stays until the broker answers or
-        # the channel closes, but takes no place in the window any more.
-        # An OrderedDict, because to find its first entry a dict walks over all that it lost at its front.
+        # Messages without a confirm, by delivery tag, oldest first. One that timed out stays until the broker answers
+        # or the channel closes, but no longer counts towards the window.
+        # An OrderedDict: finding the first key of a dict takes time for each key that was deleted before it.
         self._outstanding: OrderedDict[int, _Outstanding] = OrderedDict()
         self._returned: set[str] = set()
-        # Where confirms are overdue, and how many. Up to which tag that was counted.
+        # How many confirms are overdue, by route; and up to which tag that was counted.
         self._overdue: Counter[tuple[str, str]] = Counter()
         self._overdue_until = 0
         self._last_answer = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
-        # Brokers' returns are matched by message id, so two publishes must never share one, not even of one event.
+        # Returns are matched by message id, so two publishes must never share one, not even of one event.
         self._message_ids = (f"{prefix}-{n}" for prefix in [os.urandom(8).hex()] for n in count(1))
         self._tag = 0
         connection.add(self)
 
     @property
     def unconfirmed(self) -> int:
-        """Return how many messages the broker has not answered yet."""
+        """Return how many messages have neither an ack nor a nack."""
         return len(self._outstanding)
 
     @property
     def connected(self) -> bool:
-        """Say whether there is a channel on which RabbitMQ takes messages at the moment."""
+        """Return whether there is an open channel that is not blocked."""
         return self._channel is not None and self._connection.usable
 
     @property
     def failure(self) -> str | None:
-        """Return as a sentence why publishing is hopeless at the moment; None when it is not."""
+        """Return a sentence that says why publishing cannot succeed at the moment; None if it can."""
         if self._channel is None or not self._connection.usable:
             explanation = self._connection.explanation
             return explanation if explanation != "ok" else "the channel to RabbitMQ is being opened"
@@ -78,34 +78,34 @@ class Publisher:
         return None
 
     def failure_of(self, exchange: str, routing_key: str) -> str | None:
-        """Return as a sentence why publishing there is hopeless at the moment; None when it is not.
+        """Return a sentence that says why publishing to this route cannot succeed at the moment; None if it can.
 
-        A queue that confirms nothing (its nodes have no majority, for example) must not stop messages for others. Its
-        confirms are still due, so the first of them, or a new channel, ends the failure.
+        A queue that confirms nothing (its nodes have no majority, for example) must not stop messages for others. The
+        failure ends with the first overdue confirm, or with a new channel.
         """
         if (exchange, routing_key) in self._overdue:
             return f"RabbitMQ has confirmed nothing for {routing_key or exchange!r} for {self._timeout:g} s"
         return self.failure
 
     async def publish(self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True) -> None:
-        """Publish and return once the broker confirmed.
+        """Publish, and return when the broker has confirmed. After a cancellation the message may have been published.
 
-        Without `mandatory` it is also confirmed where no queue is bound: for copies that nobody needs to receive.
+        Without `mandatory` the broker also confirms a message for which no queue is bound: for optional copies.
 
         Raises:
             BrokerUnavailable: not sent.
             Refused: a queue is full.
             Unroutable: no binding matches.
-            Unconfirmed: sent, but its fate is unknown.
+            Unconfirmed: sent, and not confirmed in time: the broker may have it.
         """
         await (await self.begin(exchange, routing_key, message, mandatory=mandatory))
 
     async def begin(
         self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True
     ) -> "asyncio.Future[None]":
-        """Send, once there is room in the window, and return what will tell the confirm or raise as `publish` does.
+        """Send when the window has room, and return a future that ends with the confirm, or raises as `publish` does.
 
-        For whoever has many messages: a future costs less than a task for each.
+        For callers with many messages: a future costs less than a task for each.
         """
         if (failure := self.failure_of(exchange, routing_key)) is not None:
             raise BrokerUnavailable(failure)
@@ -141,7 +141,9 @@ class Publisher:
             message_id=message_id,
             type=_short(envelope.type),
             app_id=_short(envelope.source),
-            timestamp=max(0, int(envelope.time.timestamp())),  # AMQP knows no time before 1970; the header has it whole
+            timestamp=max(
+                0, int(envelope.time.timestamp())
+            ),  # AMQP has no time before 1970; the header has the exact time
             content_type="application/json",
             delivery_mode=2,
             headers=to_headers(message),
@@ -175,7 +177,7 @@ class Publisher:
         return overdue and now - self._last_answer > self._timeout
 
     def _sweep(self) -> None:
-        """Fail what is overdue. One timer for all costs less than a timer for each."""
+        """Fail overdue messages. One timer for all costs less than a timer for each."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for tag, outstanding in self._outstanding.items():
@@ -184,14 +186,14 @@ class Publisher:
             if tag > self._overdue_until:
                 self._overdue_until = tag
                 self._overdue[outstanding.route] += 1
-                self._room.release()  # no more goes where nothing is confirmed, so it need not keep others out
+                self._room.release()  # `_stalled` stops this route, so other routes may use the room
                 _fail(outstanding, Unconfirmed(f"RabbitMQ did not confirm within {self._timeout:g} s"))
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep) if self._outstanding else None
 
-    # The channel's life, called by the connection.
+    # Called by the connection.
 
     def opened(self, channel: Channel) -> None:
-        """Turn confirms on; the channel is used from the broker's answer on."""
+        """Select confirm mode; the channel is used after the broker's answer."""
 
         def selected(_frame: object) -> None:
             self._tag = 0
@@ -201,7 +203,7 @@ class Publisher:
         channel.confirm_delivery(self._on_confirm, callback=selected)
 
     def closed(self, reason: str) -> None:
-        """Everything that was on its way has an unknown fate."""
+        """Fail all unconfirmed messages: the broker may have them or not."""
         self._channel = None
         self._returned.clear()
         outstanding, self._outstanding = self._outstanding, OrderedDict()
@@ -230,7 +232,7 @@ class Publisher:
         if tag > self._overdue_until:
             self._room.release()
         else:
-            self._overdue -= Counter([one.route])  # keeps counts above 0 alone
+            self._overdue -= Counter([one.route])  # drops routes whose count is 0
         if one.message_id in self._returned:  # a return always comes before its own confirm
             self._returned.discard(one.message_id)
             _fail(one, Unroutable(f"nothing is bound to exchange {exchange!r} for routing key {routing_key!r}"))
@@ -242,11 +244,11 @@ class Publisher:
 
 
 def _short(text: str) -> str:
-    """Cut a text to the 255 bytes of a short string (AMQP 0-9-1, 4.2.5.3); the headers have it whole."""
+    """Cut a text to the 255 bytes of a short string (AMQP 0-9-1, 4.2.5.3); the headers have the full text."""
     return text if len(text) < 64 else text.encode()[:255].decode(errors="ignore")
 
 
 def _fail(outstanding: _Outstanding, error: PublishError) -> None:
     if not outstanding.future.done():
         outstanding.future.set_exception(error)
-        outstanding.future.exception()  # seen: whoever waited may be gone
+        outstanding.future.exception()  # mark the exception as retrieved: the waiter may have been cancelled

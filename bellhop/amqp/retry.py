@@ -1,7 +1,7 @@
-"""When to try again: retry queues, each of which hands its messages back after its own delay.
+"""Retry queues: each returns its messages to their own queue after its delay.
 
-A delay never holds a message unacked, and never mixes with a longer one: each delay is a queue of its own, because
-RabbitMQ expires messages only at the head of a queue (https://www.rabbitmq.com/docs/ttl).
+There is one queue for each delay, because RabbitMQ expires messages only at the head of a queue
+(https://www.rabbitmq.com/docs/ttl). A message that waits is not held unacked.
 """
 
 import random
@@ -32,16 +32,15 @@ JITTER = 0.2
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and how fast, a message is tried again."""
+    """How often, and after which delays, a message is retried."""
 
     attempts: int = 8
     """Attempts in all, the first included. With six retry queues, 8 attempts span about 13 hours."""
 
     def retry_queue(self, attempt: int, after: float | None = None) -> RetryQueue | None:
-        """Return where to wait after failed attempt number `attempt` (from 1); None when the attempts are spent.
+        """Return the retry queue after failed attempt number `attempt` (from 1); None when the attempts are spent.
 
-        `after` is the least number of seconds to wait, where the other side asked for it. A longer time than that of
-        the last retry queue is not waited for.
+        `after`: seconds to wait, at least, where the server asked for it; cut to the delay of the last retry queue.
         """
         if attempt >= self.attempts:
             return None
@@ -56,15 +55,15 @@ DEFAULT = RetryPolicy()
 
 
 def expiration_ms(retry_queue: RetryQueue) -> int:
-    """Return how long a message waits on `retry_queue`, with jitter, in milliseconds."""
+    """Return the expiration of a message in `retry_queue`, with jitter, in milliseconds."""
     return round(retry_queue.seconds * 1000 * random.uniform(1 - JITTER, 1))
 
 
 def retry_queue_for(seconds: float) -> tuple[RetryQueue, int]:
     """Return the retry queue in which a message can wait `seconds`, and its expiration there in milliseconds.
 
-    A longer time than that of the last retry queue is cut to it. A retry queue hands its messages back in order, so a
-    message may return later than asked, by at most the time of its retry queue.
+    A longer time is cut to the delay of the last retry queue. A retry queue returns its messages in order, so a message
+    may return later than asked, by at most the delay of its retry queue.
     """
     retry_queue = next((each for each in RETRY_QUEUES if each.seconds >= seconds), RETRY_QUEUES[-1])
     return retry_queue, max(1, round(min(seconds, retry_queue.seconds) * 1000))

@@ -1,4 +1,4 @@
-"""Spans of messages, where traces are made: one for each publish, and one for each delivery, its child.
+"""Spans of messages, if traces are enabled: one for each publish, and one for each delivery, its child.
 
 OpenTelemetry's conventions for messaging with RabbitMQ:
 https://opentelemetry.io/docs/specs/semconv/messaging/rabbitmq/
@@ -20,9 +20,9 @@ Send = Callable[[str, str, Message], "asyncio.Future[None]"]
 
 
 def publishing(tracer: Tracer, send: Send, exchange: str, routing_key: str, message: Message) -> "asyncio.Future[None]":
-    """Do what `send` does within a span that ends with the confirm; the message carries it on.
+    """Call `send` within a span that ends with the confirm; the message carries its context.
 
-    What belongs to no trace begins none: a loop that publishes each second would make more traces than all clients.
+    A publish outside of a trace gets no span: a loop that publishes each second would make more traces than clients do.
     """
     if message.envelope.traceparent is None and traces.current() is None:
         return send(exchange, routing_key, message)
@@ -56,7 +56,7 @@ def publishing(tracer: Tracer, send: Send, exchange: str, routing_key: str, mess
 
 
 def traced(handler: Callable[[Delivery], Awaitable[None]]) -> Callable[[Delivery], Awaitable[None]]:
-    """Return `handler` with a span around each delivery; while no traces are made, `handler` itself."""
+    """Return `handler` with a span around each delivery; `handler` itself if traces are disabled."""
     tracer = traces.tracer
     if tracer is None:
         return handler
@@ -101,15 +101,15 @@ def traced_batch(
 
 
 def received(tracer: Tracer, delivery: Delivery) -> None:
-    """Note that a message of a stream has come; what becomes of it is many readers' business."""
+    """Make a span for the receipt of a message of a stream; its handling by readers is not traced."""
     context = traces.context_of(delivery.envelope.traceparent)
     tracer.start_span(f"receive {delivery.queue}", context, SpanKind.CONSUMER, _of(delivery, "receive")).end()
 
 
 def _parent(traceparent: str | None) -> Context | None:
-    """Return whose child a publish is: the span around us, unless the message belongs to another trace.
+    """Return the parent of a publish span: None for the current span, or the context that the message carries.
 
-    None is the span around us. What is published later, by the outbox relay, has none around it.
+    A message that the outbox publishes later has no current span.
     """
     ours = traces.current()
     if traceparent is None or (ours is not None and ours[3:35] == traceparent[3:35]):

@@ -1,4 +1,4 @@
-"""Read a stream: every reader gets its own copy of everything, from any offset that is still kept."""
+"""Read a stream: every reader receives all messages, from any offset that retention has kept."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ from bellhop.observe import traces
 from bellhop.observe.logs import get_logger
 
 QUIET_SECONDS = 5.0
-"""A stream that has not shown its end for so long, while somebody asks for it, has no more."""
+"""If a stream delivers nothing for this long, its end is reached."""
 
 log = get_logger(__name__)
 
@@ -36,7 +36,7 @@ class _Position:
 
     @property
     def identity(self) -> tuple[str | None, bytes]:
-        """What tells this message from another one at the same offset."""
+        """Identifies this message; another message at the same offset has another identity."""
         return self.message.header.properties.message_id, self.message.body
 
 
@@ -50,21 +50,21 @@ async def read_stream(
     connected: Callable[[bool], None] = lambda up: None,
     skipped: Callable[[int], None] = lambda offset: None,
 ) -> AsyncGenerator[Delivery, None]:
-    """Yield the deliveries of stream `queue`, for ever; after a lost connection it goes on behind the last one.
+    """Yield the deliveries of stream `queue` without end; after a lost connection, continue after the last one.
 
     Args:
         url: amqp:// URL; several with commas between them, the nodes of one cluster, are tried in turn.
         queue: a queue of type stream.
-        offset: where to begin: an offset, "first", "next", "last", or an age such as "1h"
+        offset: the first message: an offset, "first", "next", "last", or an age such as "1h"
             (https://www.rabbitmq.com/docs/streams#consuming).
         name: shown in the management UI.
-        prefetch: messages on their way to us at most; RabbitMQ demands a limit on streams.
-        connected: called with True as soon as the stream is being read, with False when that ends.
-        skipped: called with the offset of each message that is not yielded, because it has no envelope of ours.
-            A stream has no dead letters; the message stays where it is.
+        prefetch: unacked messages, at most; RabbitMQ requires a limit on streams.
+        connected: called with True when reading begins, and with False when the connection is lost.
+        skipped: called with the offset of each message that has no valid envelope and is therefore not yielded.
+            A stream has no dead letters; the message stays in the stream.
 
     Raises:
-        StreamReplaced: after a lost connection, what we read last is not in the stream.
+        StreamReplaced: after a reconnect, the message that was read last is not in the stream.
     """
     failures = 0
     last: _Position | None = None
@@ -76,7 +76,7 @@ async def read_stream(
             )
             async with connection:
                 if last is not None:
-                    # Once more from the last one on: only that shows whether it is the stream that we know.
+                    # Read the last message again, to check that it is the same stream.
                     offset = last.offset
                     if not await _reaches(connection, queue, offset):
                         raise StreamReplaced(f"the stream {queue} ends before offset {offset}, which we have read")
@@ -107,9 +107,9 @@ async def read_stream(
 
 
 async def _consume(channel: AbstractChannel, queue: str, offset: int | str, prefetch: int) -> AsyncIterator[_Position]:
-    """Return the messages from `offset` on, each acked, which on a stream is only credit for more.
+    """Return the messages from `offset` on, each acked; on a stream an ack only grants credit for more messages.
 
-    They end with the channel, and when RabbitMQ cancels the consumer: of that the library's own iterator says nothing.
+    The iterator ends when the channel closes and when RabbitMQ cancels the consumer, which aio_pika's own one ignores.
     """
     received: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
     await channel.set_qos(prefetch_count=prefetch)
@@ -137,16 +137,16 @@ async def _consume(channel: AbstractChannel, queue: str, offset: int | str, pref
 
 
 async def _reaches(connection: AbstractConnection, queue: str, offset: int) -> bool:
-    """Say whether `offset` is in the stream, or was: asked for one behind its end, RabbitMQ only waits for it."""
+    """Return whether the stream has reached `offset`. RabbitMQ does not refuse an offset behind the end: it waits."""
     channel = await connection.channel()
     try:
         positions = await _consume(channel, queue, "last", prefetch=500)
         with suppress(TimeoutError):
-            async with asyncio.timeout(QUIET_SECONDS) as patience:
+            async with asyncio.timeout(QUIET_SECONDS) as quiet:
                 async for position in positions:
                     if position.offset >= offset:
                         return True
-                    patience.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS)
+                    quiet.reschedule(asyncio.get_running_loop().time() + QUIET_SECONDS)
         return False
     finally:
         await channel.close()

@@ -1,7 +1,7 @@
-"""Every exchange, queue and binding, in one table, and how it reaches a broker.
+"""Every exchange, queue and binding in one table, rendered as RabbitMQ definitions.
 
-A queue's arguments hold only what can never change (its type, single active consumer); limits, dead lettering and
-times are policies, so that an operator can change them live and no redeclaration ever fails with 406
+A queue's arguments hold only what can never change (type, single active consumer). Limits, dead lettering and TTLs are
+policies, so that an operator can change them on a running broker and no declaration fails with 406
 (https://www.rabbitmq.com/docs/parameters#policies). Services declare nothing: a deploy step applies this table.
 """
 
@@ -20,18 +20,18 @@ from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 Definitions = dict[str, Any]
 
 DELIVERY_LIMIT = 20
-"""A message that took its consumer down so often is dead-lettered by the broker itself."""
+"""The broker dead-letters a message after this many deliveries that were not acked: its consumer crashed each time."""
 
-# RabbitMQ 4 drops after 20 deliveries where no limit is set, and 3.x refuses -1: "for ever" on both is a huge number.
+# RabbitMQ 4 drops a message after 20 deliveries if no limit is set, and 3.x refuses -1: a huge number works on both.
 NO_DELIVERY_LIMIT = 1_000_000_000
 
 WEEK_MS = 7 * 24 * 3600 * 1000
 
 VERSION = 2
-"""Of the table: 2 is the first one in which a confirm means the queue that must receive the message."""
+"""Version of the table: from 2 on, a confirm means that the required queue has the message."""
 
 PROPERTY = "bellhop_topology"
-"""The client property in which a connection of ours says by which version of the table it publishes."""
+"""Client property of our connections: the version of the table that the process publishes by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What one service may do: patterns for configure, write and read (https://www.rabbitmq.com/docs/access-control)."""
+    """Permissions of one user: patterns for configure, write and read (https://www.rabbitmq.com/docs/access-control)."""
 
     write: str
     read: str
@@ -74,7 +74,7 @@ class Rights:
 
 
 def _work(limit: int = 2_000_000) -> dict[str, Any]:
-    """Full means a nack to the publisher, and a dead letter leaves the queue only when its target confirmed it."""
+    """A full queue nacks publishes; a dead-lettered message leaves the queue only when its target has confirmed it."""
     return {
         "max-length": limit,
         "overflow": "reject-publish",
@@ -85,9 +85,9 @@ def _work(limit: int = 2_000_000) -> dict[str, Any]:
 
 
 EXCHANGES = (
-    # Copies, for queues of anybody's own. Never an alternate exchange: see the decision on required queues.
+    # Copies, for queues that clients bind. Never an alternate exchange: see the decision on required queues.
     Exchange("events", "topic"),
-    # What must arrive. On each of these a message reaches our queue or nobody, so that a confirm means that queue.
+    # Required messages. Only our queue is bound to each of these, so a confirm means that this queue has the message.
     Exchange("notifications", "fanout"),
     Exchange("work", "direct"),
     Exchange("outcomes", "topic"),
@@ -143,20 +143,20 @@ QUEUES = (
 BINDINGS = (
     Binding("notifications", "notifier.log"),
     Binding("outcomes", "gateway.outcomes", "#"),
-    # Every consuming queue by its own name: there the retry ladder and a replay hand messages back.
+    # Every consumed queue by its own name: retry queues and replays publish to `work`.
     *(Binding("work", queue.name, queue.name) for queue in WORK_QUEUES),
     *(Binding(retry_queue.name, retry_queue.name) for retry_queue in RETRY_QUEUES),
     Binding("dead", "dead-letters"),
     Binding("unrouted", "unrouted"),
 )
 
-_LADDER_AND_DEAD = r"retry\..+|dead"
+_RETRY_AND_DEAD = r"retry\..+|dead"
 
 
 def _rights(service: catalog.Entry) -> Rights:
     write = [re.escape(name) for name in service.publishes]
     if {queue.name for queue in WORK_QUEUES} & set(service.consumes):
-        write.append(_LADDER_AND_DEAD)
+        write.append(_RETRY_AND_DEAD)
     return Rights(write=_any_of(write), read=_any_of([re.escape(name) for name in service.consumes]), tags=service.tags)
 
 
@@ -168,7 +168,7 @@ RIGHTS = {service.name: _rights(service) for service in catalog.SERVICES}
 
 
 def definitions() -> Definitions:
-    """Render the table as RabbitMQ definitions, without virtual host, users or rights."""
+    """Return the table as RabbitMQ definitions, without virtual host, users or permissions."""
     return {
         "exchanges": [
             {"name": one.name, "type": one.type, "durable": True, "auto_delete": False, "internal": False,
@@ -208,7 +208,7 @@ def _arguments(queue: Queue) -> dict[str, Any]:
 
 
 def boot_definitions(passwords: dict[str, str], *, vhost: str = "/") -> Definitions:
-    """Render the file that a blank broker loads at boot: the table, one user a service, and no `guest`.
+    """Return the definitions that a new broker loads at boot: the table, one user for each service, and no `guest`.
 
     `passwords` maps the users of `RIGHTS`, and `deploy` (an administrator), to their passwords.
     """
@@ -236,11 +236,11 @@ def boot_definitions(passwords: dict[str, str], *, vhost: str = "/") -> Definiti
 def password_hash(password: str, salt: bytes | None = None) -> str:
     """Return RabbitMQ's salted SHA-256 (https://www.rabbitmq.com/docs/passwords#computing-password-hash).
 
-    `salt`: 4 bytes; None makes new ones.
+    `salt`: 4 bytes; None: random ones.
     """
     salt = salt or os.urandom(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 class TopologyError(Exception):
-    """The broker did not take the topology."""
+    """The broker refused the topology, or did not answer."""

@@ -1,4 +1,4 @@
-"""What happens around a handler. Each step is one small file that turns a handler into a handler.
+"""Middleware around a handler. Each step is one file with one function that wraps a handler.
 
 From the outside in:
 
@@ -8,9 +8,8 @@ From the outside in:
     retry         Retry, Defer, any other error: publish to a retry queue; raise Reject when the attempts are spent
     the handler, which `spans` gives a span for each delivery or batch
 
-A handler that returns, and every step that published the message somewhere else, ends with an ack. Moving a message is
-a confirmed publish followed by an ack: a crash between the two makes a duplicate, which the inbox recognises, never a
-loss.
+When the outermost handler returns, the delivery is acked. Moving a message is a confirmed publish followed by an ack: a
+crash between the two duplicates the message, which the inbox recognises, and never loses it.
 """
 
 from bellhop.amqp.handling.dead_letter import dead_letter_rejected

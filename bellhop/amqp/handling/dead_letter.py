@@ -1,7 +1,7 @@
-"""Dead letters: messages that cannot be handled, kept with the reason for a person to decide."""
+"""Dead letters: messages that cannot be handled, kept with the reason until an operator replays or deletes them."""
 
 from bellhop.amqp.errors import Reject
-from bellhop.amqp.headers import DIED_AT, ERROR, QUEUE, REASON, forward
+from bellhop.amqp.headers import DEAD_LETTERED_AT, ERROR, QUEUE, REASON, forward
 from bellhop.amqp.message import Delivery, Handler
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.base import now
@@ -9,7 +9,7 @@ from bellhop.observe.logs import get_logger
 
 EXCHANGE = "dead"
 MAX_ERROR = 4000
-"""Characters of the error that are kept: the last ones, which say most."""
+"""Characters of the error that are kept: the last ones, because a traceback ends with the error."""
 
 log = get_logger(__name__)
 
@@ -32,7 +32,7 @@ async def dead_letter(publisher: Publisher, delivery: Delivery, error: Reject) -
     """Publish `delivery` to the dead letters, with the reason.
 
     Raises:
-        PublishError: it may not be there; publishing again is safe, the dead letter has the same identity.
+        PublishError: not confirmed; publishing again is safe, because the dead letter has the same identity.
     """
     log.warning(
         "dead letter", queue=delivery.queue, id=delivery.envelope.id, type=delivery.envelope.type,
@@ -42,6 +42,6 @@ async def dead_letter(publisher: Publisher, delivery: Delivery, error: Reject) -
         REASON: error.reason,
         ERROR: (error.details or str(error))[-MAX_ERROR:],
         QUEUE: delivery.queue,
-        DIED_AT: now().isoformat(),
+        DEAD_LETTERED_AT: now().isoformat(),
     }
     await publisher.publish(EXCHANGE, delivery.queue, forward(delivery, headers=headers))

@@ -1,7 +1,7 @@
-"""Hold: a delivery whose handler cannot work is kept unacked and tried again, and not handed back.
+"""Hold: a delivery whose handler cannot work is kept unacked and handled again, instead of requeued.
 
-Handing it back immediately would do harm: before RabbitMQ 4.3 every return counts towards the delivery limit of a
-quorum queue, so a database that is unavailable for a minute would fill the dead letters.
+Before RabbitMQ 4.3 every requeue counts towards the delivery limit of a quorum queue: if deliveries were requeued, one
+minute without the database would dead-letter them.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from bellhop.amqp.errors import GiveBack, Hold
 from bellhop.observe.logs import get_logger
 
 PAUSE_SECONDS = 2.0
-"""Between two attempts to handle what is held."""
+"""Pause between two calls of the handler for a held delivery."""
 LIMIT_SECONDS = 900.0
 """How long a delivery is held: less than RabbitMQ's consumer timeout of 30 minutes
 (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)."""
@@ -28,10 +28,9 @@ class Holding:
         self._logged = False
 
     async def run(self, handle: Callable[[], Awaitable[None]], usable: Callable[[], bool]) -> bool:
-        """Return True when `handle` returned; False when its deliveries have to be handed back.
+        """Return True when `handle` returned; False when its deliveries have to be requeued.
 
-        They are handed back when `usable` says so (the channel is closed), when the process stops, and after
-        `LIMIT_SECONDS`.
+        That is when `usable` returns False (the channel is closed), when the process stops, and after `LIMIT_SECONDS`.
 
         Raises:
             GiveBack: the handler asked for it.

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.amqp.headers import DIED_AT, ERROR, QUEUE, REASON, foreign_headers
+from bellhop.amqp.headers import DEAD_LETTERED_AT, ERROR, QUEUE, REASON, foreign_headers
 from bellhop.amqp.message import Delivery, Message
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.outcomes import State
@@ -210,7 +210,7 @@ def _row(delivery: Delivery) -> dict[str, Any]:
     death = _last_death(headers)
     queue = _text(headers.get(QUEUE) or death.get("queue") or delivery.routing_key, 255)
     reason = _text(headers.get(REASON) or death.get("reason") or "unknown", 64)
-    died_at = _text(headers.get(DIED_AT) or death.get("time"), 64)
+    died_at = _text(headers.get(DEAD_LETTERED_AT) or death.get("time"), 64)
     error = headers.get(ERROR, "RabbitMQ gave the message up: it was handed out too often without an ack")
     return {
         "id": new_id(),
@@ -233,7 +233,7 @@ def _row(delivery: Delivery) -> dict[str, Any]:
 def _unrouted(delivery: Delivery) -> dict[str, Any]:
     """Return what is different about an event that no queue is bound to."""
     envelope = delivery.envelope
-    kept_at = str(delivery.headers.get(DIED_AT))
+    kept_at = str(delivery.headers.get(DEAD_LETTERED_AT))
     return {
         "identity": derived_id(UNROUTED, envelope.source, envelope.id, kept_at),
         "queue": UNROUTED,

@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from bellhop.amqp.errors import PublishError, Refused, Unroutable
-from bellhop.amqp.headers import DIED_AT
+from bellhop.amqp.headers import DEAD_LETTERED_AT
 from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.base import new_id, now
@@ -115,7 +115,7 @@ class Outgoing:
     async def _keep_unrouted(self, entry: Entry) -> PublishError | None:
         message = entry.message
         # The time tells this one from an earlier one of the same event, which was replayed and came back.
-        kept = replace(message, headers=message.headers | {DIED_AT: now().isoformat()})
+        kept = replace(message, headers=message.headers | {DEAD_LETTERED_AT: now().isoformat()})
         destination = Destination(UNROUTED, message.envelope.type, required=True)
         return await _outcome(await self._send(destination, kept))
 
