@@ -30,7 +30,7 @@ from bellhop.settings import ServiceSettings
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from bellhop.web.health import check
-from bellhop.web.limits import Limits
+from bellhop.web.request_limits import Limits
 from bellhop.web.server import create_app, serve
 
 PREPARE_SECONDS = 3600.0

@@ -64,10 +64,13 @@ def derived_id(*parts: str) -> str:
 _DERIVED = uuid.UUID("6a1f4f53-6a04-4b0e-9a0e-bc1e3b0f2d11")
 
 
+NUL = "must not contain NUL (U+0000)"
+
+
 def no_nul(text: str) -> str:
     """Refuse NUL (PostgreSQL and mail cannot hold it) and lone surrogates (UTF-8 cannot)."""
     if "\x00" in text:
-        raise ValueError("must not contain NUL (U+0000)")
+        raise ValueError(NUL)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -18,8 +18,8 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 from starlette.requests import Request
 
-from bellhop.web.limits import Limiter
 from bellhop.web.problems import Problem
+from bellhop.web.rate_limit import Limiter
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _CALLERS = "bellhop.callers"

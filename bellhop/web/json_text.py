@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from bellhop.contracts.base import INT64_MAX, MAX_DEPTH
+from bellhop.contracts.base import INT64_MAX, MAX_DEPTH, no_nul
 from bellhop.web.problems import Problem, pointer
 
 _EXACT_FLOAT = 2.0**63
@@ -187,9 +187,7 @@ def _check(container: Any, depth: int, *, texts: bool, float_limit: float) -> No
 
 
 def _check_text(text: str) -> None:
-    if "\x00" in text:
-        raise _Refused("must not contain NUL (U+0000)")
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _Refused("must not contain a lone surrogate (U+D800 to U+DFFF)") from None
+        no_nul(text)
+    except ValueError as error:
+        raise _Refused(str(error)) from None

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from bellhop.web.limits import Limits
 from bellhop.web.problems import Problem, problem_response
+from bellhop.web.request_limits import Limits
 
 _LINGER_SECONDS = 1.0
 _CHUNKING = 8
@@ -120,6 +120,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """Hand the request to the application."""
         if not self.url.startswith(b"/"):
             raise self._refuse(400, "Bad Request", "The request target must be a path that begins with a slash.")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            # RFC 9112, 3.2: two readers could understand it in two ways.
+            raise self._refuse(400, "Bad Request", "A request must have exactly one Host header. Send one.")
         self._phase = _Phase.BODY
         super().on_headers_complete()
         if self.draining:

@@ -23,8 +23,9 @@ from bellhop.web import health, problems
 from bellhop.web.auth import Caller
 from bellhop.web.deadline import Deadline
 from bellhop.web.head import HeadAsGet
-from bellhop.web.limits import BodyLimit, Hosts, Limiter, Limits, RateLimit
 from bellhop.web.protocol import LimitedProtocol
+from bellhop.web.rate_limit import Limiter, RateLimit
+from bellhop.web.request_limits import BodyLimit, Limits
 from bellhop.web.strict_json import StrictRoute
 
 log = get_logger(__name__)
@@ -41,13 +42,12 @@ def create_app(
     routers: Sequence[APIRouter],
     *,
     limits: Limits = Limits(),
-    hosts: Collection[str] = (),
     counted_by_route: Collection[str] = (),
 ) -> FastAPI:
     """Return the application: the routes of `routers`, health checks, and all that HTTP faces share.
 
-    The routers must have been made with `route_class=StrictRoute`. `hosts`: the names that this server answers to;
-    none means any. `counted_by_route`: paths whose routes call `app.state.limiter` themselves.
+    The routers must have been made with `route_class=StrictRoute`. `counted_by_route`: paths whose routes
+    call `app.state.limiter` themselves.
 
     In its lifespan the service sets, before it serves:
 
@@ -58,7 +58,7 @@ def create_app(
     and may wait for `app.state.stopping`, an `asyncio.Event` that is set when the server has drained (`serve`):
     uvicorn then waits for streams that are open, so they must end by themselves.
     """
-    limiter = Limiter(limits)
+    limiter = Limiter(limits.key_rate, limits.subject_rate, limits.address_rate)
     app = FastAPI(
         title=title,
         version=version,
@@ -74,7 +74,6 @@ def create_app(
         #   CatchAll        turns what they raise into problem documents, so it must stand around them
         #   Deadline        within it, because it answers with a problem document and cancels the rest
         #   RateLimit       before anything of a body is read: whoever sends too much shall cost little
-        #   Hosts           within it, so that its refusals are counted, too
         #   BodyLimit       stands between the route and the body
         #   HeadAsGet       innermost: to everything around it the request is a HEAD
         # Around them: the protocol's limits on head and time, and uvicorn's proxy headers, which set the address
@@ -86,7 +85,6 @@ def create_app(
             Middleware(problems.CatchAll),
             Middleware(Deadline),
             Middleware(RateLimit, limiter=limiter, exempt=health.PATHS, counted_by_route=frozenset(counted_by_route)),
-            Middleware(Hosts, allowed=frozenset(hosts)),
             Middleware(BodyLimit, size=limits.body, sizes=limits.bodies, in_hand=limits.bodies_in_hand),
             Middleware(HeadAsGet),
         ],

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.base import NUL
 from bellhop.web.auth import Guard
 from bellhop.web.json_text import parse
 from bellhop.web.problems import Problem, invalid
@@ -88,11 +89,7 @@ class StrictRoute(APIRoute):
             if scope["query_string"]:
                 pairs = request.query_params.multi_items()
                 # No store of ours can hold it, so nothing can be found by it.
-                wrong = [
-                    {"loc": ("query", name), "msg": "must not contain NUL (U+0000)"}
-                    for name, value in pairs
-                    if "\0" in value
-                ]
+                wrong = [{"loc": ("query", name), "msg": NUL} for name, value in pairs if "\0" in value]
                 if not any_query:
                     wrong += unknown_parameters([name for name, _ in pairs], known)
                 if wrong:

@@ -10,7 +10,8 @@ from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 from bellhop.observe.logs import get_logger
 from bellhop.service import Queue, Service
 from bellhop.web.auth import system_id
-from bellhop.web.limits import Limits, Rate
+from bellhop.web.rate_limit import Rate
+from bellhop.web.request_limits import Limits
 from services.gateway import handlers
 from services.gateway.attachments import routes as attachments
 from services.gateway.jobs import JOBS

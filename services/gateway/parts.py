@@ -14,8 +14,8 @@ from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
 from bellhop.web.auth import Guard, bearer
-from bellhop.web.limits import Limiter
 from bellhop.web.problems import Problem
+from bellhop.web.rate_limit import Limiter
 from services.gateway import metrics
 from services.gateway.acceptance.service import Intake
 from services.gateway.attachments.store import Attachments

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from bellhop.contracts.scores import MARK
 from bellhop.observe.logs import get_logger
 from bellhop.service import Batches, Service
-from bellhop.web.limits import Limits
+from bellhop.web.request_limits import Limits
 from services.leaderboard import routes
 from services.leaderboard.jobs import jobs
 from services.leaderboard.parts import Leaderboard, open_leaderboard

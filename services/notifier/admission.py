@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 from starlette.types import Scope
 
 from bellhop.web import tokens
-from bellhop.web.limits import Limiter
 from bellhop.web.problems import Problem, invalid
+from bellhop.web.rate_limit import Limiter
 from bellhop.web.strict_json import unknown_parameters
 from bellhop.web.tokens import Claims
 

@@ -10,7 +10,7 @@ from functools import partial
 from fastapi import FastAPI
 
 from bellhop.service import Job, Loop, Service
-from bellhop.web.limits import Limits
+from bellhop.web.request_limits import Limits
 from services.notifier import routes
 from services.notifier.doors import with_streams
 from services.notifier.parts import Notifier, make_hub, open_notifier

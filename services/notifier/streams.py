@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from bellhop.contracts.base import Contract
-from bellhop.web.limits import RATE, Limiter
 from bellhop.web.problems import Problem, problem_response
+from bellhop.web.rate_limit import RATE, Limiter
 from bellhop.web.tokens import Claims
 from services.notifier import metrics
 from services.notifier.admission import (

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bellhop.web.limits import Limits
+from bellhop.web.request_limits import Limits
 from tests.faults.faces import Face, three_faces
 from tests.support import Vhost, wait_until
 from tests.support.serving import Answer, connect, exchange, read_answer, request

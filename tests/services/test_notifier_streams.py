@@ -11,7 +11,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from bellhop.web.limits import Limits, Rate
+from bellhop.web.rate_limit import Rate
+from bellhop.web.request_limits import Limits
 from bellhop.web.tokens import LEEWAY_SECONDS
 from services.notifier import metrics
 from services.notifier.come_back import FIRST_MS

@@ -61,11 +61,9 @@ def test_uvicorn() -> None:
         assert callable(getattr(uvicorn.HttpToolsProtocol, name, None)), moved(
             "uvicorn", f"HttpToolsProtocol.{name}", file
         )
-    state = {
-        uvicorn.HttpToolsProtocol: {"timeout_keep_alive_task", "cycle", "url", "headers", "transport", "loop"},
-        uvicorn.RequestResponseCycle: {"response_started", "response_complete", "disconnected", "message_event"},
-    }
-    for kind, names in state.items():
+    connection = {"timeout_keep_alive_task", "cycle", "url", "headers", "parser", "transport", "loop"}
+    cycle = {"response_started", "response_complete", "disconnected", "message_event", "keep_alive"}
+    for kind, names in ((uvicorn.HttpToolsProtocol, connection), (uvicorn.RequestResponseCycle, cycle)):
         methods = [each for each in vars(kind).values() if hasattr(each, "__code__")]
         used = {name for method in methods for name in method.__code__.co_names}
         for name in names:

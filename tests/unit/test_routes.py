@@ -15,7 +15,8 @@ from starlette.responses import StreamingResponse
 from bellhop.web import health, tokens
 from bellhop.web.auth import Caller, Scope
 from bellhop.web.head import HeadAsGet
-from bellhop.web.limits import Buckets, Limits, Rate
+from bellhop.web.rate_limit import Buckets, Rate
+from bellhop.web.request_limits import Limits
 from bellhop.web.server import create_app
 from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
 from services.gateway import app as gateway

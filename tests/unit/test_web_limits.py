@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from bellhop.web.limits import BodyLimit, Buckets, Rate, _network
 from bellhop.web.problems import Problem
+from bellhop.web.rate_limit import Buckets, Rate, _network
+from bellhop.web.request_limits import BodyLimit
 
 KIB = 1024
 

@@ -10,7 +10,7 @@ from bellhop.contracts.base import new_id
 from bellhop.contracts.identity import NEWSLETTER
 from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
-from bellhop.web.limits import Limiter, Limits, Rate
+from bellhop.web.rate_limit import Limiter, Rate
 from services.gateway.acceptance.service import Intake
 from services.gateway.broadcasts.feeder import Feeder
 from services.gateway.broadcasts.feeding import TaskMaker
@@ -53,7 +53,7 @@ class Newsletter:
     """Titles by name."""
     form_limits: FormLimits
     """Bounds the mails that the public form sets off."""
-    limiter: Limiter = field(default_factory=lambda: Limiter(Limits(key_rate=None, address_rate=SIGN_UPS)))
+    limiter: Limiter = field(default_factory=lambda: Limiter(keys=None, subjects=None, addresses=SIGN_UPS))
     """Counts sign-ups at the public form."""
     progress: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
     """What was last said about broadcasts, and until when it may be said again."""

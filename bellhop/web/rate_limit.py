@@ -1,0 +1,181 @@
+"""How many requests one client may send: 429, by API key or by subject of a token; by address for all others.
+
+The counts are those of this process: N replicas let N times the rate through.
+"""
+
+import ipaddress
+import math
+import time
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bellhop.web.problems import Problem, problem_response
+
+RATE = "bellhop.rate"
+"""Where a scope says how its request was counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`per_second` requests in the long run, `burst` without a pause."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    at: float
+
+
+class Buckets:
+    """One token bucket for each name, in the memory of this process.
+
+    At most `capacity` names are kept: a bucket that would be full again can be forgotten without changing anything,
+    and if that does not make room, the one that was made first goes.
+    """
+
+    def __init__(self, policy: str, rate: Rate, capacity: int = 100_000) -> None:
+        self.policy = policy
+        self.rate = rate
+        self.refill_seconds = rate.burst / rate.per_second
+        quota = f'"{policy}";q={rate.burst};w={math.ceil(self.refill_seconds)}'
+        self.header = (b"ratelimit-policy", quota.encode())
+        self.capacity = capacity
+        self._buckets: dict[str, _Bucket] = {}
+
+    def take(self, name: str, now: float) -> float:
+        """Take one token at the time `now` (seconds) and return how many are left; below 0, none was there to take."""
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            if len(self._buckets) >= self.capacity:
+                self._forget(now)
+            bucket = self._buckets[name] = _Bucket(self.rate.burst, now)
+        tokens = min(self.rate.burst, bucket.tokens + (now - bucket.at) * self.rate.per_second) - 1
+        bucket.at = now
+        bucket.tokens = tokens if tokens >= 0 else tokens + 1
+        return tokens
+
+    def _forget(self, now: float) -> None:
+        self._buckets = {
+            name: bucket for name, bucket in self._buckets.items() if now - bucket.at < self.refill_seconds
+        }
+        while len(self._buckets) >= self.capacity:
+            del self._buckets[next(iter(self._buckets))]
+
+
+class Limiter:
+    """Counts requests: with a valid key against the key, with a valid token against its subject, all others by address.
+
+    An address may be that of a proxy or an office, with many people behind it: one of them must not lock out the rest.
+    """
+
+    def __init__(self, keys: Rate | None, subjects: Rate | None, addresses: Rate | None) -> None:
+        """None: such requests are not limited."""
+        self._keys = Buckets("key", keys) if keys else None
+        self._subjects = Buckets("subject", subjects) if subjects else None
+        self._addresses = Buckets("address", addresses) if addresses else None
+
+    def count_key(self, scope: Scope, key_id: str) -> None:
+        """Count a request of the key `key_id`; raise Problem 429 if it is one too many."""
+        if self._keys is not None:
+            _count(scope, self._keys, key_id)
+
+    def count_subject(self, scope: Scope, subject: str) -> None:
+        """Count a request with a valid token of `subject`; raise Problem 429 if it is one too many."""
+        if self._subjects is not None:
+            _count(scope, self._subjects, subject)
+
+    def count_address(self, scope: Scope) -> None:
+        """Count a request without a valid key or token against its address; raise Problem 429 if it is one too many."""
+        if self._addresses is not None:
+            _count(scope, self._addresses, _network(scope["client"]))
+
+    def exempt(self, scope: Scope) -> None:
+        """Note that no limit counts this request."""
+        scope[RATE] = ()
+
+    def count_rest(self, scope: Scope) -> None:
+        """Count a request by its address if nothing has counted it yet; raise Problem 429 if it is one too many."""
+        if RATE not in scope:
+            self.count_address(scope)
+
+
+def _network(client: tuple[str, int] | None) -> str:
+    """Return what one client can be expected to have to itself: an IPv4 address, or an IPv6 /64."""
+    host = client[0] if client else ""
+    if ":" not in host:
+        return host
+    return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+
+
+def _count(scope: Scope, buckets: Buckets, name: str) -> None:
+    rate, policy = buckets.rate, buckets.policy
+    left = buckets.take(name, time.monotonic())
+    full_in = math.ceil((rate.burst - max(left, 0)) / rate.per_second)
+    scope[RATE] = (buckets.header, (b"ratelimit", b'"%b";r=%d;t=%d' % (policy.encode(), max(left, 0), full_in)))
+    if left < 0:
+        wait = math.ceil(-left / rate.per_second)
+        raise Problem(
+            429,
+            "Too Many Requests",
+            f"This {policy} sent more requests than it may. Send the next one in {wait} seconds.",
+            type="https://iana.org/assignments/http-problem-types#quota-exceeded",
+            headers={"Retry-After": str(wait)},
+            extensions={"violated-policies": [policy]},
+        )
+
+
+class RateLimit:
+    """Counts requests that bring no key, and tells every client where it stands (RateLimit header fields, draft).
+
+    A request with a key is counted where the key is checked, in `auth.py`: before that, a flood of made-up keys
+    would look like many clients. One whose key nothing has checked (an unknown path, a body that is too large) is
+    counted against its address when its answer begins. Health checks are not counted.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limiter: Limiter, exempt: frozenset[str], counted_by_route: frozenset[str] = frozenset()
+    ) -> None:
+        """`counted_by_route`: paths whose routes look at a token first and count by its subject."""
+        self.app = app
+        self.limiter = limiter
+        self.exempt = exempt
+        self.counted_by_route = counted_by_route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; raise Problem 429."""
+        if scope["type"] == "lifespan" or scope["path"] in self.exempt:
+            self.limiter.exempt(scope)
+            await self.app(scope, receive, send)
+            return
+        refused = False
+
+        async def send_with_rate(message: Message) -> None:
+            nonlocal refused
+            if refused:
+                return
+            if message["type"] == "http.response.start":
+                try:
+                    self.limiter.count_rest(scope)
+                except Problem as problem:
+                    refused = True
+                    await problem_response(problem)(scope, receive, with_rate)
+                    return
+            await with_rate(message)
+
+        async def with_rate(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *scope.get(RATE, ())]
+            await send(message)
+
+        has_key = scope["type"] == "http" and any(name == b"authorization" for name, _ in scope["headers"])
+        if not has_key and scope["path"] not in self.counted_by_route:
+            self.limiter.count_address(scope)
+        try:
+            await self.app(scope, receive, send_with_rate)
+        except Problem:
+            self.limiter.count_rest(scope)
+            raise
