@@ -14,6 +14,7 @@ from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web import tokens
 from bellhop.web.auth import Guard, bearer
+from bellhop.web.peer import Peer
 from bellhop.web.problems import Problem
 from bellhop.web.rate_limit import Limiter
 from services.gateway import metrics
@@ -56,6 +57,8 @@ class Gateway:
     boards: Boards
     waiters: Waiters
     http: httpx.AsyncClient
+    leaderboard: Peer
+    mailer: Peer
     newsletter: Newsletter
     reactions: ReactionTypes
     relay: Relay
@@ -80,6 +83,8 @@ async def open_gateway(base: Base[Settings]) -> AsyncIterator[Gateway]:
     news = newsletter.build(settings, database, suppressions, intake)
     keys = Keys(database)
     async with internal_client() as http:
+        token_key = settings.token_key.get_secret_value()
+        leaderboard = Peer("leaderboard", settings.leaderboard_url, token_key, http, subject="gateway")
         parts = Gateway(
             settings=settings,
             database=database,
@@ -91,15 +96,17 @@ async def open_gateway(base: Base[Settings]) -> AsyncIterator[Gateway]:
             attachments=Attachments(
                 database, settings.attachment_days, settings.attachment_quota, settings.attachment_total
             ),
-            boards=Boards(BoardNames(database), settings, http),
+            boards=Boards(BoardNames(database), settings, leaderboard),
             waiters=Waiters(),
             http=http,
+            leaderboard=leaderboard,
+            mailer=Peer("mailer", settings.mailer_url, settings.mailer_key, http, subject="gateway"),
             newsletter=news,
             reactions=ReactionTypes(database, routing),
             relay=relay,
             live=LiveOutcomes(publisher),
             withdrawals=Withdrawals(database),
-            marks=Marks(database, publisher, http, settings.leaderboard_url),
+            marks=Marks(database, publisher, leaderboard),
             overdue=StaleTasks(database, news.maker, relay, settings.republish_minutes * 60),
             retention=Retention(database, settings),
         )

@@ -8,8 +8,8 @@ from bellhop.amqp.batches import BatchPuller
 from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.publisher import Publisher
 from bellhop.service import Base
+from bellhop.web.peer import token_authenticator
 from services.leaderboard.announcer import Announcer
-from services.leaderboard.authentication import authenticator
 from services.leaderboard.pace import Pace
 from services.leaderboard.progress import Progress
 from services.leaderboard.settings import LeaderboardSettings
@@ -60,5 +60,5 @@ async def open_leaderboard(base: Base[LeaderboardSettings]) -> AsyncIterator[Lea
         consumers=base.consumers,
     )
     base.app.state.leaderboard = leaderboard
-    base.app.state.authenticate = authenticator(settings.token_key.get_secret_value())
+    base.app.state.authenticate = token_authenticator(settings.token_key.get_secret_value(), "leaderboard")
     yield leaderboard

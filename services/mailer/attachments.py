@@ -7,38 +7,25 @@ import asyncio
 import base64
 import hashlib
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import httpx
-
 from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest
-from bellhop.errors import Unavailable
-from bellhop.web import tokens
+from bellhop.web.peer import Peer, PeerUnavailable
 from services.mailer.message import Attachment
 
 AUDIENCE = "attachments"
-TOKEN_SECONDS = 300
 CACHE_BYTES = 200 * 1024 * 1024
-
-
-class AttachmentsUnavailable(Unavailable):
-    """The gateway, which has them, does not answer as it should."""
 
 
 class Attachments:
     """Where attachments come from."""
 
-    def __init__(self, gateway_url: str, service_key: str | None, http: httpx.AsyncClient, folder: Path | None) -> None:
-        """`service_key`: signs what opens the gateway; without it, uploads cannot be fetched."""
-        self._url = gateway_url
-        self._service_key = service_key
-        self._http = http
+    def __init__(self, gateway: Peer | None, folder: Path | None) -> None:
+        """`gateway`: None without a service key; then uploads cannot be fetched."""
+        self._gateway = gateway
         self._folder = folder or Path(tempfile.gettempdir()) / "bellhop-attachments"
-        self._token = ""
-        self._made = float("-inf")
         self._known: dict[str, tuple[str, str, str]] = {}  # id -> filename, content type, hash
 
     async def get(self, wanted: Sequence[AttachmentRequest]) -> tuple[Attachment, ...]:
@@ -46,7 +33,7 @@ class Attachments:
 
         Raises:
             ValueError: one does not exist, or all together are too large; the text says which.
-            AttachmentsUnavailable: one cannot be had at the moment.
+            PeerUnavailable: the gateway, which has the uploaded ones, does not answer as it should.
         """
         found = []
         for one in wanted:
@@ -72,22 +59,17 @@ class Attachments:
         return await self._fetch(attachment_id)
 
     async def _fetch(self, attachment_id: str) -> Attachment:
-        if self._service_key is None:
+        if self._gateway is None:
             raise ValueError("uploaded attachments need BELLHOP_SERVICE_KEY in the mailer's settings")
-        headers = {"Authorization": f"Bearer {self._fresh_token(self._service_key)}"}
-        try:
-            answer = await self._http.get(
-                f"{self._url}/v1/attachments/{quote(attachment_id, safe='')}/content", headers=headers
-            )
-        except httpx.HTTPError as error:
-            raise AttachmentsUnavailable(f"the gateway does not answer: {error or type(error).__name__}") from error
+        path = f"/v1/attachments/{quote(attachment_id, safe='')}/content"
+        answer = await self._gateway.request("GET", path, audience=AUDIENCE)
         if answer.status_code in (404, 410):
             raise ValueError(f"there is no attachment {attachment_id} any more: upload it again")
         if answer.status_code != 200:
-            raise AttachmentsUnavailable(f"the gateway answers {answer.status_code} to a request for an attachment")
+            raise PeerUnavailable(f"the gateway answers {answer.status_code} to a request for an attachment")
         digest = await asyncio.to_thread(lambda: hashlib.sha256(answer.content).hexdigest())
         if digest != answer.headers.get("x-content-sha256"):
-            raise AttachmentsUnavailable("an attachment came damaged from the gateway")
+            raise PeerUnavailable("an attachment came damaged from the gateway")
         filename = unquote(answer.headers["x-filename"])
         content_type = answer.headers["content-type"]
         await asyncio.to_thread(self._keep, digest, answer.content)
@@ -95,11 +77,6 @@ class Attachments:
             self._known.clear()
         self._known[attachment_id] = (filename, content_type, digest)
         return Attachment(filename, content_type, answer.content)
-
-    def _fresh_token(self, key: str) -> str:
-        if time.monotonic() - self._made > TOKEN_SECONDS / 2:
-            self._token, self._made = tokens.mint(key, "mailer", TOKEN_SECONDS, AUDIENCE), time.monotonic()
-        return self._token
 
     # The cache. Its files are named by their hash, so that a damaged one is known and never sent.
 

@@ -27,7 +27,7 @@ class Composer:
         Raises:
             RenderingError: the template does not exist, or not fit the data.
             ValueError: the mail can never be built; the text says why.
-            AttachmentsUnavailable: an attachment cannot be had at the moment.
+            PeerUnavailable: an attachment cannot be had at the moment.
         """
         subject, text, html = task.subject, task.text, task.html
         if task.template is not None:

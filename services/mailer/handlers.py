@@ -18,8 +18,8 @@ from bellhop.contracts.base import now
 from bellhop.contracts.mail import CancelTask, MailTask
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.database import DatabaseUnavailable
+from bellhop.web.peer import PeerUnavailable
 from services.mailer import metrics, outcomes
-from services.mailer.attachments import AttachmentsUnavailable
 from services.mailer.compose import message_id, to_bytes
 from services.mailer.limits import TURN
 from services.mailer.parts import Mailer
@@ -78,7 +78,7 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
         claim = await _claim(mailer, key, delivery.attempt)
         verdict = Verdict(Kind.PERMANENT, str(error), cause=Cause.CONTENT)
         return _Attempt(claim, verdict if claim.verb is Verb.SEND else None)
-    except AttachmentsUnavailable as error:
+    except PeerUnavailable as error:
         raise Defer(str(error), after=ATTACHMENT_SECONDS) from error
     # Claim nothing while nothing can go out: what is claimed when we crash counts as sent, perhaps.
     relays = await mailer.relays.usable()

@@ -12,6 +12,7 @@ from bellhop.http import internal_client
 from bellhop.observe.logs import get_logger
 from bellhop.service import Base
 from bellhop.sql.database import DatabaseUnavailable
+from bellhop.web.peer import Peer, token_authenticator
 from services.mailer import metrics
 from services.mailer.attachments import Attachments
 from services.mailer.compose import Composer
@@ -19,12 +20,12 @@ from services.mailer.limits import Limits
 from services.mailer.message import from_header
 from services.mailer.relays.pool import Relays
 from services.mailer.rendering import Templates
-from services.mailer.routes import authenticator
 from services.mailer.settings import MailerSettings
 from services.mailer.store import Inbox, Key
 from services.mailer.suppressions import Suppressions
 
-ATTACHMENT_SECONDS = 30.0
+GATEWAY_SECONDS = 30.0
+"""It may have to send an attachment."""
 
 log = get_logger(__name__)
 
@@ -74,8 +75,14 @@ async def open_mailer(base: Base[MailerSettings], templates: Templates) -> Async
         limits.add_relay(relay.limit, relay.rate)
     # The instance alone is not unique: a container that was killed comes back with its old host name and process id.
     inbox = Inbox(base.database, f"{settings.instance}/{secrets.token_hex(8)}")
-    async with internal_client(ATTACHMENT_SECONDS) as http:
-        attachments = Attachments(settings.gateway_url, key, http, settings.attachments_folder)
+    async with internal_client() as http:
+        gateway = None
+        if key is not None:
+            gateway = Peer(
+                "gateway", settings.gateway_url, key, http, subject="mailer", timeout_seconds=GATEWAY_SECONDS
+            )
+            base.app.state.authenticate = token_authenticator(key, "mailer")
+        attachments = Attachments(gateway, settings.attachments_folder)
         mailer = Mailer(
             settings=settings,
             templates=templates,
@@ -84,12 +91,10 @@ async def open_mailer(base: Base[MailerSettings], templates: Templates) -> Async
             limits=limits,
             relays=relays,
             publisher=base.publisher,
-            suppressions=Suppressions(settings.gateway_url, key, http),
+            suppressions=Suppressions(gateway),
             stopping=base.stopping,
         )
         base.app.state.mailer = mailer
-        if key is not None:
-            base.app.state.authenticate = authenticator(key)
         try:
             yield mailer
         finally:

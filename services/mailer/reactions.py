@@ -10,10 +10,10 @@ from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import EVENT_OWNER, MAILER
 from bellhop.contracts.mail import MailTask
+from bellhop.web.peer import PeerUnavailable
 from services.mailer import outcomes
 from services.mailer.parts import Mailer
 from services.mailer.rendering import RenderingError
-from services.mailer.suppressions import SuppressionsUnavailable
 from services.mailer.work import Patience, first_problem, patiently, report
 
 REACTIONS_AT_ONCE = 200
@@ -68,7 +68,7 @@ async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
     while True:
         try:
             return await mailer.suppressions.among([task.to for task in tasks])
-        except SuppressionsUnavailable as error:
+        except PeerUnavailable as error:
             await waiting.pause(error)
 
 

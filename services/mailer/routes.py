@@ -1,20 +1,15 @@
 """The HTTP face of the mailer, for the gateway alone: it forwards under a token what its own keys may ask for."""
 
-import time
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from bellhop.contracts.base import Contract, Data
-from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
 from services.mailer.rendering import RenderingError, Templates
-
-AUDIENCE = "mailer"
 
 router = APIRouter(route_class=StrictRoute, tags=["templates"])
 Sender = Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
@@ -46,23 +41,3 @@ async def preview(request: Request, name: str, body: Preview, caller: Sender) ->
     except RenderingError as error:
         raise Problem(422, "Unprocessable Content", f"{error}.") from None
     return {"subject": rendered.subject, "text": rendered.text, "html": rendered.html}
-
-
-def authenticator(key: str) -> Callable[[str], Awaitable[Caller | None]]:
-    """Return what finds the caller of a token that the gateway signed with `key`."""
-    known: dict[str, tuple[float, Caller]] = {}
-
-    async def authenticate(token: str) -> Caller | None:
-        expires, caller = known.get(token, (0.0, None))
-        if caller is not None and expires > time.time():
-            return caller
-        try:
-            claims = tokens.read(token, key, AUDIENCE)
-        except Problem:
-            return None
-        known.clear()  # the gateway uses one at a time
-        caller = Caller(claims.subject, claims.subject, frozenset(claims.scopes))
-        known[token] = (claims.valid_until, caller)
-        return caller
-
-    return authenticate

@@ -10,6 +10,7 @@ import pytest
 from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.migrations import migrate
 from bellhop.web.auth import Caller, Scope
+from bellhop.web.peer import Peer
 from bellhop.web.problems import Problem
 from services.gateway.leaderboards.board_names import BoardNames
 from services.gateway.leaderboards.boards import Boards
@@ -31,7 +32,8 @@ def gateway(database: Database, leaderboard: Any = None, **quotas: int) -> Board
     """Return the part of a gateway that admits; `leaderboard` answers its requests."""
     values = {"amqp_url": "amqp://x", "database_url": "x", "token_key": "k" * 40, "admin_key": "x"}
     http = httpx.AsyncClient(transport=httpx.MockTransport(leaderboard or (lambda _: httpx.Response(503))))
-    boards = Boards(BoardNames(database), Settings.model_validate(values | quotas), http)
+    peer = Peer("leaderboard", "http://leaderboard", "k" * 40, http, subject="gateway")
+    boards = Boards(BoardNames(database), Settings.model_validate(values | quotas), peer)
     boards.complete = leaderboard is None
     return boards
 

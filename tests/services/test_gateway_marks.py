@@ -14,6 +14,7 @@ from bellhop.contracts.base import new_id, now
 from bellhop.contracts.envelope import Envelope
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
+from bellhop.web.peer import Peer
 from services.gateway.leaderboards.marks import Marks
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import Entry
@@ -44,7 +45,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 def marks(database: Database, published: Published, status: int = 200) -> Marks:
     """Return what publishes marks; the leaderboard answers `status`."""
     http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(status)))
-    return Marks(database, published, http, "http://leaderboard")  # type: ignore[arg-type]
+    leaderboard = Peer("leaderboard", "http://leaderboard", "k" * 40, http, subject="gateway")
+    return Marks(database, published, leaderboard)  # type: ignore[arg-type]
 
 
 def waiting(exchange: str = "work", routing_key: str = "leaderboard.scores", due_at: int = 0) -> Entry:

@@ -7,12 +7,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from time import monotonic
 
-import httpx
-
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import DatabaseUnavailable
-from bellhop.web import tokens
 from bellhop.web.auth import Caller, Scope
+from bellhop.web.peer import Peer, PeerUnavailable
 from bellhop.web.problems import Problem, unavailable
 from services.gateway.leaderboards.board_names import BoardNames, Quotas, Room
 from services.gateway.settings import Settings
@@ -22,7 +20,6 @@ KNOWN_SECONDS = 60.0
 KNOWN_NAMES = 200_000
 PAGE = 1000
 LATER_SECONDS = 5.0
-TOKEN_SECONDS = 60
 IDLE_SECONDS = 86_400.0
 
 log = get_logger(__name__)
@@ -31,10 +28,10 @@ log = get_logger(__name__)
 class Boards:
     """Admits scores to boards. What is known already costs no query."""
 
-    def __init__(self, names: BoardNames, settings: Settings, http: httpx.AsyncClient) -> None:
+    def __init__(self, names: BoardNames, settings: Settings, leaderboard: Peer) -> None:
         self._names = names
         self._settings = settings
-        self._http = http
+        self._leaderboard = leaderboard
         self._known: dict[str, float] = {}
         self.complete = False
         """Whether the boards that the leaderboard had before are known, too."""
@@ -133,7 +130,7 @@ class Boards:
         while not self.complete:
             try:
                 names, after = await self._page(after)
-            except (httpx.HTTPError, ValueError, KeyError):
+            except (PeerUnavailable, KeyError):
                 return LATER_SECONDS  # it is not there yet
             if names:
                 await self._names.add_found(names)
@@ -142,12 +139,10 @@ class Boards:
         return IDLE_SECONDS
 
     async def _page(self, after: str) -> tuple[list[str], str]:
-        key = self._settings.token_key.get_secret_value()
-        token = tokens.mint(key, "gateway", TOKEN_SECONDS, "leaderboard", scopes=[Scope.LEADERBOARDS_READ])
-        answer = await self._http.get(
-            f"{self._settings.leaderboard_url}/v1/leaderboards",
+        document = await self._leaderboard.ask(
+            "GET",
+            "/v1/leaderboards",
+            scope=Scope.LEADERBOARDS_READ,
             params={"limit": PAGE, "after": after, "hidden": "true"},
-            headers={"Authorization": f"Bearer {token}"},
         )
-        document = answer.raise_for_status().json()
         return [board["board"] for board in document["boards"]], document["next"] or ""

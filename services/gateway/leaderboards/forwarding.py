@@ -7,51 +7,40 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.web import tokens
 from bellhop.web.auth import Scope
+from bellhop.web.peer import Peer, PeerUnavailable
 from bellhop.web.problems import Problem, unavailable
 from bellhop.web.tokens import LEEWAY_SECONDS
 from services.gateway.acceptance.service import traceparent
-from services.gateway.parts import gateway
 
-TOKEN_SECONDS = 300
 _ANSWER_HEADERS = ("content-type", "etag", "retry-after", "cache-control")
 
 
-async def forward(request: Request, service: str, base_url: str, scope: Scope, key: str) -> Response:
-    """Return the answer of `service`, which the request is handed to under a token signed with `key`."""
-    parts = gateway(request)
-    url = httpx.URL(base_url, raw_path=request.scope["raw_path"] + _query(request.scope["query_string"]))
-    headers = {"Authorization": f"Bearer {token_for(key, service, scope)}"}
+async def forward(request: Request, peer: Peer, scope: Scope) -> Response:
+    """Return the answer of another service, which the request is handed to under a token with `scope`."""
+    path = request.scope["raw_path"] + _query(request.scope["query_string"])
+    headers = {}
     for name in ("content-type", "if-none-match"):
         if (value := request.headers.get(name)) is not None:
             headers[name] = value
     if (context := traceparent(request)) is not None:
         headers["traceparent"] = context
     try:
-        answer = await parts.http.request(request.method, url, headers=headers, content=await request.body())
-    except httpx.HTTPError:
-        raise unavailable(f"The {service} does not answer.") from None
+        answer = await peer.request(
+            request.method, path.decode("ascii"), scope=scope, headers=headers, content=await request.body()
+        )
+    except PeerUnavailable:
+        raise unavailable(f"The {peer.name} does not answer.") from None
     if answer.status_code in (401, 403):
-        raise Problem(502, "Bad Gateway", f"The {service} does not know this gateway: {_difference(answer, service)}.")
+        raise Problem(
+            502, "Bad Gateway", f"The {peer.name} does not know this gateway: {_difference(answer, peer.name)}."
+        )
     kept = {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers}
     return Response(answer.content, answer.status_code, kept)
 
 
 def _query(query: bytes) -> bytes:
     return b"?" + query if query else b""
-
-
-_tokens: dict[tuple[str, str, Scope], tuple[float, str]] = {}
-
-
-def token_for(key: str, service: str, scope: Scope) -> str:
-    """Return a token that opens `service`; one is used for many requests."""
-    made, token = _tokens.get((key, service, scope), (0.0, ""))
-    if time.monotonic() - made > TOKEN_SECONDS / 2 or not token:
-        token = tokens.mint(key, "gateway", TOKEN_SECONDS, service, scopes=[scope])
-        _tokens[key, service, scope] = (time.monotonic(), token)
-    return token
 
 
 def _difference(answer: httpx.Response, service: str) -> str:

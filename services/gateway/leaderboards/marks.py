@@ -8,7 +8,6 @@ been applied. Each mark holds by itself, so any number of gateways may publish t
 from datetime import UTC, datetime
 from time import monotonic
 
-import httpx
 import sqlalchemy as sa
 
 from bellhop.amqp.errors import PublishError
@@ -19,6 +18,7 @@ from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import GATEWAY
 from bellhop.contracts.scores import MARK, ScoreMark
 from bellhop.sql.database import Database
+from bellhop.web.peer import Peer, PeerUnavailable
 from services.gateway.outbox.routing import EVENTS, SCORES_QUEUE
 from services.gateway.tables import outbox
 
@@ -38,11 +38,10 @@ _SCORES = sa.or_(
 class Marks:
     """Publishes marks while there is a leaderboard."""
 
-    def __init__(self, database: Database, publisher: Publisher, http: httpx.AsyncClient, leaderboard_url: str) -> None:
+    def __init__(self, database: Database, publisher: Publisher, leaderboard: Peer) -> None:
         self._database = database
         self._publisher = publisher
-        self._http = http
-        self._url = f"{leaderboard_url}/healthz"
+        self._leaderboard = leaderboard
         self._there = False
         self._look_at = 0.0
 
@@ -64,9 +63,9 @@ class Marks:
     async def _leaderboard_is_there(self) -> bool:
         if monotonic() >= self._look_at:
             try:
-                answer = await self._http.get(self._url, timeout=LOOK_TIMEOUT_SECONDS)
+                answer = await self._leaderboard.request("GET", "/healthz", timeout_seconds=LOOK_TIMEOUT_SECONDS)
                 self._there = answer.is_success
-            except httpx.HTTPError:
+            except PeerUnavailable:
                 self._there = False
             self._look_at = monotonic() + LOOK_SECONDS
         return self._there

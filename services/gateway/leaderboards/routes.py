@@ -105,5 +105,4 @@ async def _begun(request: Request, board: str, missing: dict[str, Any]) -> Respo
 
 
 async def _forward(request: Request, scope: Scope) -> Response:
-    settings = gateway(request).settings
-    return await forward(request, "leaderboard", settings.leaderboard_url, scope, settings.token_key.get_secret_value())
+    return await forward(request, gateway(request).leaderboard, scope)

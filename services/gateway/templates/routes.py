@@ -5,16 +5,16 @@ from time import monotonic
 from typing import Annotated
 from weakref import WeakKeyDictionary
 
-import httpx
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.peer import PeerUnavailable
 from bellhop.web.problems import invalid
 from bellhop.web.strict_json import check_content_type
 from services.gateway.acceptance.idempotent_route import AnyQueryIdempotentRoute
-from services.gateway.leaderboards.forwarding import forward, token_for
+from services.gateway.leaderboards.forwarding import forward
 from services.gateway.parts import gateway
 
 router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["mail"])
@@ -64,22 +64,14 @@ _known: WeakKeyDictionary[FastAPI, tuple[float, dict[str, set[str]] | None]] = W
 
 async def _required(request: Request) -> dict[str, set[str]] | None:
     """Return the names of the mailer's templates, with what each requires; None if it does not answer."""
-    parts = gateway(request)
-    token = token_for(parts.settings.mailer_key, "mailer", Scope.MAIL_SEND)
+    mailer = gateway(request).mailer
     try:
-        answer = await parts.http.get(
-            f"{parts.settings.mailer_url}/v1/templates",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=CHECK_SECONDS,
-        )
-    except httpx.HTTPError:
-        return None
-    if answer.status_code != 200:
+        answer = await mailer.ask("GET", "/v1/templates", scope=Scope.MAIL_SEND, timeout_seconds=CHECK_SECONDS)
+    except PeerUnavailable:
         return None
     # A mailer of an earlier version does not say what they require.
-    return {template["name"]: set(template.get("required", ())) for template in answer.json()["templates"]}
+    return {template["name"]: set(template.get("required", ())) for template in answer["templates"]}
 
 
 async def _forward(request: Request) -> Response:
-    settings = gateway(request).settings
-    return await forward(request, "mailer", settings.mailer_url, Scope.MAIL_SEND, settings.mailer_key)
+    return await forward(request, gateway(request).mailer, Scope.MAIL_SEND)
