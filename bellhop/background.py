@@ -1,8 +1,8 @@
-"""What a service does beside its requests and deliveries: named loops, supervised in one place.
+"""Named background loops of a service, supervised in one place.
 
-A round that raises is logged and tried again after a back-off; one kind of error is logged once, not once a round. A
-round that does not end is cancelled at its limit, which is an error like any other. A loop that has made no progress
-for longer than its limit, or has stopped, stands in `failure`, and `/readyz` says so. Nothing but `stop` ends a loop.
+A run that raises is logged and repeated after a back-off; repeated errors of one kind are logged once. A run that
+exceeds its limit is cancelled, which counts as an error. A loop that has made no progress for longer than its limit, or
+has stopped, is reported in `failure` and by `/readyz`. Only `stop` and `end` end a loop.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ LIMIT_SECONDS = 30.0
 MAX_BACK_OFF_SECONDS = 5.0
 STOP_SECONDS = 10.0
 STEADY_SECONDS = 5.0
-"""A loop of `keep` that has run for so long since it failed has recovered."""
+"""A loop of `keep` counts as recovered after it has run for this long without an error."""
 
 FAILURES = Counter("bellhop_background_failures", "Rounds of background loops that failed", ["loop"])
 
@@ -30,7 +30,7 @@ Work = Callable[[], Awaitable[object]]
 
 
 def spawn(work: Coroutine[object, object, None], tasks: set[asyncio.Task[None]], name: str) -> None:
-    """Run `work` as a task of its own, which is in `tasks` until it ends; what it raises is logged."""
+    """Run `work` as a task, which is in `tasks` until it ends; an exception is logged."""
 
     def ended(task: asyncio.Task[None]) -> None:
         tasks.discard(task)
@@ -50,7 +50,7 @@ class Background:
 
     @property
     def failure(self) -> str | None:
-        """Return which loops make no progress, and why; None when all do."""
+        """Return a text that names the loops without progress, with the reasons; None if there are none."""
         return "; ".join(failure for loop in self._loops.values() if (failure := loop.failure)) or None
 
     def every(
@@ -62,27 +62,27 @@ class Background:
         wake: asyncio.Event | None = None,
         limit: float = LIMIT_SECONDS,
     ) -> None:
-        """Do `action` now and then every `seconds`.
+        """Run `action` now, and then every `seconds`.
 
         Args:
             name: what the loop does, for the log and `/readyz`: "retention".
-            seconds: the pause between two rounds, unless `action` returns how many seconds until the next one.
-            action: one round; it must be safe to repeat after it failed or was cancelled anywhere.
-            wake: starts the next round immediately when it is set; it is cleared before that round.
-            limit: seconds that one round may take; then it is cancelled and counts as failed.
+            seconds: the pause between two runs, unless `action` returns the number of seconds until the next one.
+            action: one run; it must be safe to repeat after an error or a cancellation at any point.
+            wake: an event that ends the pause; it is cleared before each run.
+            limit: seconds that one run may take; then it is cancelled and counts as failed.
         """
         self._start(_Periodic(name, seconds, action, wake, limit))
 
     def once(self, name: str, action: Work, *, limit: float = LIMIT_SECONDS) -> None:
-        """Do `action`, again until it succeeds, which stands in `failure` until then. Arguments as those of `every`."""
+        """Run `action` until it succeeds; until then `failure` reports it. Arguments as those of `every`."""
         self._start(_Once(name, action, limit))
 
     def keep(self, name: str, run: Work) -> None:
-        """Start `run`, which waits and ends hangs by itself, again whenever it raises; it ends when it returns."""
+        """Run `run`, which has no time limit, again after each exception, until it returns."""
         self._start(_Kept(name, run))
 
     def running(self, name: str) -> bool:
-        """Say whether there is a loop `name` that has not ended."""
+        """Return whether there is a loop `name` that has not ended."""
         loop = self._loops.get(name)
         return loop is not None and loop.task is not None and not loop.task.done()
 
@@ -93,21 +93,20 @@ class Background:
         loop.task = asyncio.create_task(loop.run(), name=loop.name)
 
     async def end(self, name: str) -> None:
-        """Cancel the loop `name`, and return when it has ended, or after `STOP_SECONDS`; nothing to do is fine."""
+        """Cancel the loop `name`, and return when it has ended, or after `STOP_SECONDS`. Idempotent."""
         if self.running(name) and (task := self._loops[name].task) is not None:
             task.cancel()
             await asyncio.wait([task], timeout=STOP_SECONDS)
 
-    async def stop(self, patience: float = 0.0) -> None:
-        """Cancel all loops, and return when they have ended, or after `STOP_SECONDS`. Safe to repeat.
+    async def stop(self, timeout: float = 0.0) -> None:
+        """Cancel all loops, and return when they have ended, or after `STOP_SECONDS`. Idempotent.
 
-        Args:
-            patience: seconds that loops have to end by themselves, for those of `keep` that were told to.
+        `timeout`: seconds to wait before the cancellation, for loops of `keep` that have been asked to end.
         """
-        if patience and (ending := [loop.task for loop in self._loops.values() if loop.task]):
-            await asyncio.wait(ending, timeout=patience)
+        if timeout and (ending := [loop.task for loop in self._loops.values() if loop.task]):
+            await asyncio.wait(ending, timeout=timeout)
         give_up = monotonic() + STOP_SECONDS
-        # A preparation may start other loops in its last moment; and a cancellation can get lost within a library.
+        # Repeated: a preparation may start other loops before it ends, and a library may swallow a cancellation.
         while running := [loop.task for loop in self._loops.values() if loop.task and not loop.task.done()]:
             if monotonic() > give_up:
                 log.error("loops do not end", loops=[task.get_name() for task in running])
@@ -118,7 +117,7 @@ class Background:
 
 
 class _Loop:
-    """What all loops have in common: telling of failures, and of progress."""
+    """Base of all loops: records failures and progress, and logs their changes."""
 
     def __init__(self, name: str, limit: float) -> None:
         self.name = name
@@ -126,15 +125,15 @@ class _Loop:
         self.done = False
         self._limit = limit
         self._failures = 0
-        self._told: str | None = None
-        self._since: float | None = None  # when the first round began after the last one that succeeded
+        self._reason: str | None = None
+        self._since: float | None = None  # start of the first run after the last success
 
     @property
     def failure(self) -> str | None:
         if self.task is not None and self.task.done() and not self.done:
             return f"{self.name}: has stopped; restart this service"
         if self._since is not None and monotonic() - self._since > self._limit:
-            reason = f" ({self._told})" if self._told else ""
+            reason = f" ({self._reason})" if self._reason else ""
             return f"{self.name}: no progress for {monotonic() - self._since:.0f} s{reason}"
         return None
 
@@ -142,7 +141,7 @@ class _Loop:
         raise NotImplementedError
 
     async def attempt(self, action: Callable[[], Awaitable[object]], timeout: float | None) -> "object | _Failed":
-        """Do `action` once; every way in which it can fail is told and becomes `_FAILED`."""
+        """Run `action` once; return its result, or `_FAILED` after an error or a timeout, which is logged."""
         if self._since is None:
             self._since = monotonic()
         try:
@@ -151,7 +150,7 @@ class _Loop:
         except asyncio.CancelledError:
             if asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 raise
-            self._fail(RuntimeError("something that it waited for was cancelled"))
+            self._fail(RuntimeError("a task that it waited for was cancelled"))
         except Exception as error:
             self._fail(error)
         else:
@@ -160,22 +159,22 @@ class _Loop:
         return _FAILED
 
     def recover(self) -> None:
-        """Note that all is well, and tell it if it was not."""
-        if self._told is not None:
-            log.info("goes on", loop=self.name, failures=self._failures)
-        self._failures, self._told, self._since = 0, None, None
+        """Reset the failures, and log the recovery if there were any."""
+        if self._reason is not None:
+            log.info("recovered", loop=self.name, failures=self._failures)
+        self._failures, self._reason, self._since = 0, None, None
 
     def _fail(self, error: Exception) -> None:
         self._failures += 1
         FAILURES.labels(self.name).inc()
-        told, self._told = self._told, _sentence(error)
-        # Numbers may differ from round to round; the kind is what is told once.
-        if told is not None and told.partition(":")[0] == self._told.partition(":")[0]:
+        previous, self._reason = self._reason, _sentence(error)
+        # The text before the colon is the kind; numbers after it may differ from run to run.
+        if previous is not None and previous.partition(":")[0] == self._reason.partition(":")[0]:
             return
         if isinstance(error, Unavailable | TimeoutError):
-            log.warning("cannot go on; trying again until it can", loop=self.name, reason=self._told)
+            log.warning("a dependency is unavailable; trying again", loop=self.name, reason=self._reason)
         else:
-            log.error("failed; trying again", loop=self.name, reason=self._told, exc_info=error)
+            log.error("failed; trying again", loop=self.name, reason=self._reason, exc_info=error)
 
     @property
     def back_off(self) -> float:
@@ -184,7 +183,7 @@ class _Loop:
 
 
 class _Failed:
-    """Told from any result."""
+    """Type of `_FAILED`, which no action can return."""
 
 
 _FAILED = _Failed()
@@ -203,7 +202,7 @@ class _Periodic(_Loop):
                 self._wake.clear()
             result = await self.attempt(self._action, self._limit)
             if result is _FAILED:
-                await asyncio.sleep(self.back_off)  # not to be shortened: requests would wake it again and again
+                await asyncio.sleep(self.back_off)  # `wake` does not shorten the back-off: requests may set it often
             else:
                 await self._pause(result if isinstance(result, int | float) else self._seconds)
 
@@ -225,7 +224,7 @@ class _Once(_Loop):
 
     @property
     def failure(self) -> str | None:
-        return None if self.done else f"{self.name}: {self._told or 'not done yet'}"
+        return None if self.done else f"{self.name}: {self._reason or 'not done yet'}"
 
     async def run(self) -> None:
         while not self.done:
@@ -243,7 +242,7 @@ class _Kept(_Loop):
     def failure(self) -> str | None:
         if self.task is not None and self.task.done():
             return super().failure
-        return None if self._told is None else f"{self.name}: {self._told}"
+        return None if self._reason is None else f"{self.name}: {self._reason}"
 
     async def run(self) -> None:
         while not self.done:
@@ -258,5 +257,5 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, Unavailable):
         return str(error)
     if isinstance(error, TimeoutError) and not str(error):
-        return "a round did not end in time"
+        return "a run did not end in time"
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no text'])[0]}"

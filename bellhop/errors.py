@@ -1,8 +1,8 @@
-"""The error that says: not now."""
+"""The base class of all errors that end by themselves."""
 
 
 class Unavailable(Exception):
-    """A server that this process needs cannot be used at the moment. The text says which and why.
+    """A dependency is unavailable. The text says which one, and why.
 
-    Whoever works in the background waits and tries again; a request is answered 503 with `Retry-After`.
+    Background work waits and tries again; a request is answered with 503 and `Retry-After`.
     """

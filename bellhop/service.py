@@ -1,4 +1,4 @@
-"""A service: what it opens, what it consumes, what it does periodically, what it answers. This file runs it.
+"""Runs a service, which is described by a table: resources, queues, jobs and routes.
 
 Start:  HTTP face, connections, `open`; then in the background, repeated until it succeeds: migrations, `prepare`,
         consumers, jobs.
@@ -34,7 +34,7 @@ from bellhop.web.request_limits import Limits
 from bellhop.web.server import create_app, serve
 
 PREPARE_SECONDS = 3600.0
-"""A migration of a large database may take so long."""
+"""Limit of migrations and `prepare`: a migration of a large database takes long."""
 
 S = TypeVar("S", bound=ServiceSettings)
 P = TypeVar("P")
@@ -47,30 +47,30 @@ class Queue(Generic[P]):
     name: str
     handler: Callable[[P, Delivery], Awaitable[None]]
     prefetch: int = 50
-    """Deliveries that may be in hand together."""
+    """Unacked deliveries, at most."""
     after: str | None = None
-    """Another queue of the table: nothing is consumed from this one before what lies in that one is handled."""
+    """Another queue of the table; this one is consumed only when the messages in that one are handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batches(Generic[P]):
-    """A queue whose messages are handled many together, and settled by one ack."""
+    """A queue whose messages are handled in batches, each with one ack."""
 
     name: str
     handler: Callable[[P, list[Delivery]], Awaitable[None]]
     size: int
     """Messages in a batch, at most."""
     seconds: float
-    """Between two batches, at most."""
+    """Time between two batches, at most."""
     counts: Callable[[Delivery], bool] = lambda _: True
-    """Says whether a message counts as pending."""
+    """Returns whether a message counts as pending."""
     usable: Callable[[P], Awaitable[None]] | None = None
     """Raises `Unavailable` while the handler could not work: another replica then gets the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[P]):
-    """Something done periodically; see `Background.every` for the arguments."""
+    """Periodic work; see `Background.every` for the arguments."""
 
     name: str
     seconds: float
@@ -81,7 +81,7 @@ class Job(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Loop(Generic[P]):
-    """Something that runs until the service stops; see `Background.keep`."""
+    """Work that runs until the service stops; see `Background.keep`."""
 
     name: str
     run: Callable[[P], Awaitable[None]]
@@ -89,26 +89,26 @@ class Loop(Generic[P]):
 
 @dataclass(slots=True)
 class Base(Generic[S]):
-    """What a service gets, open. Those without queues have neither connections nor a database."""
+    """Open resources of a service. A service without queues has neither connections nor a database."""
 
     settings: S
     app: FastAPI
     consumers: list[Consumer | BatchPuller] = field(default_factory=list)
-    """Those of the service's table, in its order, once `Service.open` has returned."""
+    """Consumers of the service's table, in its order; set when `Service.open` has returned."""
     consuming: Connection = field(init=False)
     publisher: Publisher = field(init=False)
-    """On a connection of its own: an alarm of the broker blocks one that publishes, and consuming must go on."""
+    """A connection only for consumers: an alarm of the broker blocks the connection that publishes."""
     database: Database = field(init=False)
 
     @property
     def stopping(self) -> asyncio.Event:
-        """Return the event that is set as soon as the process is told to stop, before requests have ended."""
+        """Return the event that is set when the process receives a stop signal, before requests have ended."""
         event: asyncio.Event = self.app.state.stopping
         return event
 
     @asynccontextmanager
     async def opened(self, name: str) -> AsyncIterator[None]:
-        """Connect, and disconnect at the end. It waits for no server."""
+        """Start the connections, and close them at the end. Does not wait until they are open."""
         assert self.settings.database_url is not None
         url = self.settings.amqp_url.get_secret_value()
         self.consuming = Connection(url, f"bellhop/{name}/{self.settings.instance}/consume")
@@ -135,15 +135,15 @@ async def _no_checks(_parts: Any) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Service(Generic[S, P]):
-    """One service, as a table."""
+    """The table of one service."""
 
     name: str
     settings: type[S]
     open: Callable[[Base[S]], AbstractAsyncContextManager[P]]
-    """Opens what the handlers, jobs and routes work with, and closes it."""
+    """Opens the parts that handlers, jobs and routes use, and closes them."""
     routers: Sequence[APIRouter] = ()
     queues: Callable[[P], Sequence[Queue[P] | Batches[P]]] | None = None
-    """What it consumes. None: it has neither queues nor tables."""
+    """Its queues. None: it has neither queues nor a database."""
     jobs: Callable[[P], Sequence[Job[P] | Loop[P]]] = lambda _: ()
     prepare: Callable[[P], Awaitable[None]] = _nothing
     """Runs after the migrations and before anything is consumed; idempotent."""
@@ -179,7 +179,7 @@ class Service(Generic[S, P]):
                 base.stopping.set()
                 await background.end("preparation")
                 await asyncio.gather(*(each.stop(settings.shutdown_seconds) for each in base.consumers))
-                # Only now: a heartbeat must go on while messages are in hand.
+                # After the consumers: heartbeats must continue while messages are handled.
                 await background.stop()
 
     async def _prepare(self, parts: P, base: Base[S]) -> None:
@@ -231,9 +231,12 @@ async def _always() -> None:
 
 
 def run(name: str, settings_type: type[S], build: Callable[[S], FastAPI]) -> None:
-    """Run service `name` until it is told to stop; ends the process with a sentence where it cannot start.
+    """Run service `name` until SIGTERM or SIGINT. Blocks.
 
-    The HTTP face is up from the start, so that /healthz answers and /readyz says what the service waits for.
+    HTTP is served from the start, so that /healthz answers, and /readyz reports what the service waits for.
+
+    Raises:
+        SystemExit: it cannot start; the text is a sentence for the operator.
     """
     settings = settings_type.load()
     configure_logging(name, settings)
@@ -245,12 +248,12 @@ def run(name: str, settings_type: type[S], build: Callable[[S], FastAPI]) -> Non
 
 
 def _tune_interpreter() -> None:
-    """Set what CPython leaves at values for programs unlike ours: one busy event loop beside a few driver threads."""
-    # The database driver's thread asks the busy loop for the interpreter many times a commit. By default it waits
-    # 5 ms each time; a tenth of that makes a commit several times as fast.
+    """Tune CPython for one busy event loop beside a few threads of database drivers."""
+    # The thread of the database driver requests the interpreter's lock many times a commit, and by default waits up to
+    # 5 ms each time; 0.5 ms makes a commit several times as fast.
     sys.setswitchinterval(0.0005)
-    # Every request in flight is some hundred objects that the cycle collector would walk again and again: a fifth of
-    # all CPU time under load. Little here is cyclic; the collector looks less often, and never at what stays.
+    # Each request in flight has about a hundred objects, which the cycle collector traverses repeatedly: a fifth of
+    # all CPU time under load. Few objects are cyclic, so it runs less often, and skips the objects of the start-up.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

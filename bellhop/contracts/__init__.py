@@ -1,1 +1,1 @@
-"""The words that services exchange: pydantic models, importing nothing of ours."""
+"""Contracts between services and with clients: pydantic models. They import no other package of Bellhop."""

@@ -1,7 +1,7 @@
-"""Addresses: one check and one canonical form, whichever way an address comes in.
+"""Addresses: one check and one canonical form for all routes.
 
-What one route takes every other route must take too: an address that mail can be sent to must be one that can be
-suppressed, subscribed, looked up and forgotten.
+Every route must accept the same addresses: an address that mail can be sent to can also be suppressed, subscribed,
+looked up and erased.
 
 Local parts are dot-atoms (RFC 5322, 3.2.3). `ada..b@…` and `ada.@…` are refused everywhere, although some providers
 gave such addresses out: on the wire they would need quotes (RFC 5321, 4.1.2), which many servers refuse.
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, StringConstraints
 from bellhop.contracts.base import one_line
 
 _SPECIAL = re.compile(r'[ <>,;:"()\[\]\\]')
-# RFC 1123, 2.1, and the underscore that is in use all the same.
+# RFC 1123, 2.1, and the underscore, which is in use as well.
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})+")
 
@@ -29,7 +29,7 @@ def address(text: str) -> str:
     """Return `text` if it is one bare `local@domain` (RFC 5321 addr-spec, no display name, no address literal).
 
     Raises:
-        ValueError: it is none; the text is a sentence about it.
+        ValueError: it is not one; the text is a sentence for the client.
     """
     one_line(text)
     local, at, domain = text.rpartition("@")
@@ -57,7 +57,7 @@ def domain_label(domain: str) -> str:
     """Return a domain as DNS has it: in lower case, in A-labels (IDNA 2008 after the mapping of UTS 46).
 
     Raises:
-        ValueError: it is no internationalised domain name.
+        ValueError: it is not an internationalised domain name.
     """
     if domain.isascii():
         return domain.lower()
@@ -68,7 +68,7 @@ def domain_label(domain: str) -> str:
 
 
 def domain_of(email: str) -> str:
-    """Return the domain of an address as DNS has it; one that is no domain name, in lower case."""
+    """Return the domain of an address as DNS has it; if it is not a domain name, in lower case. Never raises."""
     domain = email.rpartition("@")[2]
     try:
         return domain_label(domain)
@@ -80,7 +80,7 @@ def wire(email: str) -> str:
     """Return an address as SMTP has it: the domain in A-labels, which every server understands.
 
     Raises:
-        ValueError: the domain is no internationalised domain name.
+        ValueError: the domain is not an internationalised domain name.
     """
     if email.isascii():
         return email
@@ -91,8 +91,8 @@ def wire(email: str) -> str:
 def canonical(email: str) -> str:
     """Return the one spelling by which an address is stored and looked up; never raises.
 
-    The part before the @ could be case-sensitive (RFC 5321, 2.4). No mailbox that is in use is, and two mails to one
-    person are worse than a theory.
+    RFC 5321, 2.4 allows a case-sensitive part before the @. Providers do not use that, and with it one person could be
+    mailed twice.
     """
     if email.isascii():
         return email.lower()
@@ -113,6 +113,6 @@ def mailbox_of(email: str) -> str:
 
 
 Address = Annotated[str, StringConstraints(max_length=320), AfterValidator(address)]
-"""An address as it was spelt."""
+"""A valid address, as the client spelt it."""
 CanonicalAddress = Annotated[Address, AfterValidator(canonical)]
-"""An address in the spelling by which it is stored."""
+"""A valid address, in its canonical spelling."""

@@ -1,4 +1,4 @@
-"""What all contracts share: strictness, and the field types that refuse what no store can hold."""
+"""Base model of all contracts, and field types that refuse values which a database or a client cannot hold."""
 
 import random
 import re
@@ -25,20 +25,20 @@ from pydantic_core import core_schema
 MAX_DEPTH = 32
 INT64_MAX = 2**63 - 1
 INT32_MAX = 2**31 - 1
-"""What an integer column holds."""
+"""The largest value of a 64-bit integer column."""
 
 
 class Contract(BaseModel):
-    """A model that takes no unknown field and coerces no type; instances are immutable."""
+    """An immutable model that refuses unknown fields and does not convert types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls, body: bytes | str) -> Self:
-        """Read a message. Unlike a request it may hold fields that we do not know: a newer version wrote them.
+        """Decode a message. Unlike a request it may have unknown fields: a newer version may have written it.
 
         Raises:
-            ValidationError: it breaks the contract, or is no JSON.
+            ValidationError: it breaks the contract, or is not JSON.
         """
         return cls.model_validate_json(body, extra="ignore")
 
@@ -50,14 +50,14 @@ def now() -> datetime:
 
 def new_id() -> str:
     """Return a fresh id: a UUID of version 7 (RFC 9562), so that ids sort by the time they were made."""
-    # 74 random bits name a thing; they guard nothing, so the system's random source need not be asked each time.
+    # The 74 random bits need to be unique, not secret, so no cryptographic random source is needed.
     bits = random.getrandbits(74)
     digits = f"{time.time_ns() // 1_000_000:012x}{0x7000 | bits >> 62:04x}{0x8 << 60 | bits & (1 << 62) - 1:016x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def derived_id(*parts: str) -> str:
-    """Return the id that always follows from `parts`, so that doing a thing again names the same thing."""
+    """Return an id that depends only on `parts`, so that a repeated operation gives the same id."""
     return str(uuid.uuid5(_DERIVED, "\x00".join(parts)))
 
 
@@ -107,10 +107,10 @@ def storable(value: Any, depth: int = 1) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Says:
-    """What is said of a value that does not fit, in place of the rules one by one.
+class ErrorMessage:
+    """The error for an invalid value, instead of one error for each rule of the type.
 
-    A validator in Python would cost more than all the rules, which pydantic checks in Rust.
+    A validator in Python would cost more than the rules, which pydantic checks in Rust.
     """
 
     sentence: str
@@ -123,16 +123,16 @@ class Says:
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)
-"""Every time within these bounds can be shifted to any offset from UTC and rounded to any unit."""
+"""A time within these bounds can be converted to any offset from UTC, and rounded to any unit, without overflow."""
 MAX_AHEAD = timedelta(days=3653)
 """Ten years: how far ahead work can be scheduled."""
 
 
 class _Rfc3339:
-    """Takes RFC 3339 text within the bounds, or a `datetime` of ours.
+    """Accepts RFC 3339 text within the bounds, or a `datetime` of our own code.
 
-    A number could only be read as seconds or as milliseconds by a guess. The checks run inside pydantic's core, because
-    one request may hold 1,000 times.
+    Numbers are refused: they could be seconds or milliseconds. The checks run inside pydantic's core, because one
+    request may have 1,000 times.
     """
 
     _PATTERN = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)$"
@@ -163,7 +163,7 @@ def _not_too_far(time: datetime) -> datetime:
 Time = Annotated[datetime, _Rfc3339()]
 """A time that a client sends."""
 DueTime = Annotated[Time, AfterValidator(_not_too_far)]
-"""When something is to be done."""
+"""The time at which work is due."""
 # Strict mode refuses a string for a datetime; JSON has no other way to write one.
 MessageTime = Annotated[AwareDatetime, Field(strict=False)]
 """A time that one of our services wrote. It is not bounded: a row stored before the bounds must not stop its reader."""
@@ -172,11 +172,11 @@ Line = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, 
 Data = Annotated[dict[str, JsonValue], AfterValidator(storable)]
 AnyJson = Annotated[JsonValue, AfterValidator(storable)]
 
-# A name that may become a routing key, a channel or a board: no wildcard, no blank, well under AMQP's 255 bytes.
+# A name that may become a routing key, a channel or a board: no wildcard, no blank, far below AMQP's 255 bytes.
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$"),
-    Says("must be 1 to 128 ASCII letters, digits and . _ : @ / -, and begin with a letter or a digit"),
+    ErrorMessage("must be 1 to 128 ASCII letters, digits and . _ : @ / -, and begin with a letter or a digit"),
 ]
 Id = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=255)]
 TaskId = Annotated[str, AfterValidator(one_line), StringConstraints(min_length=1, max_length=36)]

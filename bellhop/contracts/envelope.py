@@ -1,4 +1,4 @@
-"""What every message says about itself, whatever it carries (CloudEvents 1.0.2 attributes)."""
+"""Attributes that every message has (CloudEvents 1.0.2)."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,9 +18,9 @@ class Envelope:
     subject: str | None = None
     traceparent: str | None = None
     extensions: dict[str, Any] = field(default_factory=dict)
-    """Further CloudEvents attributes that a client sent; carried along, never read by us."""
+    """CloudEvents extension attributes of the client; passed on unread."""
     owner: str | None = None
-    """Name of the API key that published it; None for events of our own, of AMQP clients, and of earlier versions."""
+    """Name of the API key that published it; None for our own events, those of AMQP clients and of earlier versions."""
 
     @property
     def identity(self) -> tuple[str, str]:

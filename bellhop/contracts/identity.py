@@ -1,4 +1,4 @@
-"""Who we are: the owners, sources and channels that Bellhop itself uses, and that no client may claim.
+"""Reserved identities: the owners, sources and channels that Bellhop itself uses, and that no client may use.
 
 An event's identity is (owner, source, id). The owner is the name of the API key that published it, so two clients that
 choose the same source and id do not collide; what a service of ours publishes has a source of this table instead.
@@ -33,12 +33,12 @@ OUR_CHANNELS = (TASKS_CHANNEL, TASK_CHANNEL, BROADCAST_CHANNEL, GROUP_CHANNEL, L
 
 
 def is_reserved_name(name: str) -> bool:
-    """Say whether no API key may have `name`."""
+    """Return whether `name` is reserved, so that no API key may have it."""
     folded = name.casefold()
     return folded in _RESERVED_NAMES or folded.startswith(_PREFIX)
 
 
 def is_our_source(source: str) -> bool:
-    """Say whether no client may publish events of `source`."""
+    """Return whether `source` is reserved, so that no client may publish its events."""
     folded = source.casefold()
     return folded in (_RESERVED_SOURCE, _PREFIX) or folded.startswith((f"{_PREFIX}/", f"{_PREFIX}:"))

@@ -1,4 +1,4 @@
-"""Mail: what a client asks for, and the task that travels to the mailer."""
+"""Mail: the request of a client, and the task that the gateway sends to the mailer."""
 
 import base64
 from enum import StrEnum
@@ -13,10 +13,10 @@ from bellhop.contracts.base import (
     Contract,
     Data,
     DueTime,
+    ErrorMessage,
     Id,
     Line,
     Name,
-    Says,
     TaskId,
     Text,
     one_line,
@@ -52,14 +52,17 @@ HeaderValue = Annotated[str, StringConstraints(min_length=1, max_length=65_536),
 HeaderName = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$"),
-    Says("must be the name of a header: a letter, then up to 63 letters, digits and hyphens"),
+    ErrorMessage("must be the name of a header: a letter, then up to 63 letters, digits and hyphens"),
 ]
 
 
 def allowed_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Let through only headers that cannot change who gets the mail, what it is, or who signed it.
+    """Return `headers`, of which none may change the recipients, the body or the signature.
 
     `References` grows with every reply, so a long one is shortened and not refused.
+
+    Raises:
+        ValueError: a header is not allowed, or too long.
     """
     allowed = {name.lower() for name in HEADERS_ALLOWED}
     for name in headers:
@@ -104,13 +107,17 @@ MAX_INLINE = 64 * 1024
 Filename = Annotated[
     str,
     StringConstraints(min_length=1, max_length=200, pattern=r"^[^/\\]+$"),
-    Says("must be the name of a file, of 1 to 200 characters without / and \\"),
+    ErrorMessage("must be the name of a file, of 1 to 200 characters without / and \\"),
     AfterValidator(one_line),
 ]
 
 
 def small_base64(text: str) -> str:
-    """Refuse what is no base64 (RFC 4648, 4), or too large to travel with a task."""
+    """Return `text` if it is base64 (RFC 4648, 4) of at most `MAX_INLINE` bytes.
+
+    Raises:
+        ValueError: it is not.
+    """
     try:
         content = base64.b64decode(text, validate=True)
     except ValueError:
@@ -136,12 +143,12 @@ class AttachmentRequest(Contract):
         if self.id is None and None in inline:
             raise ValueError("give the id of an upload, or filename, content_type and content_base64")
         if self.id is not None and inline != (None, None, None):
-            raise ValueError("an upload brings its own name, type and content: give nothing beside its id")
+            raise ValueError("an upload has its own name, type and content: give only its id")
         return self
 
 
 class MailContent(Contract):
-    """What a mail says: ready bodies with a subject, or a template with its data."""
+    """Content of a mail: bodies with a subject, or a template with its data."""
 
     subject: Line | None = None
     text: Annotated[Text, StringConstraints(max_length=MAX_BODY)] | None = None
@@ -160,11 +167,11 @@ class MailContent(Contract):
             if self.text is None and self.html is None:
                 raise ValueError("give text, html or both; or name a template")
             if self.subject is None:
-                raise ValueError("give a subject: only a template brings its own")
+                raise ValueError("give a subject: only a template has its own")
             if self.data:
-                raise ValueError("data needs a template to go into")
+                raise ValueError("data is only allowed with a template")
         elif self.text is not None or self.html is not None or self.subject is not None:
-            raise ValueError("a template brings its own subject and bodies: leave subject, text and html out")
+            raise ValueError("a template has its own subject and bodies: leave subject, text and html out")
         return self
 
 
@@ -182,7 +189,7 @@ class MailRequest(MailContent):
 
 
 class MailTask(MailContent):
-    """One mail to one recipient, as it lies on a work queue (type `mail.requested`)."""
+    """One mail to one recipient (type `mail.requested`, on the queue of its lane)."""
 
     # What the gateway adds to a valid request must not make the task invalid: it would fail behind a 202.
     headers: Annotated[
@@ -201,18 +208,18 @@ class MailTask(MailContent):
     to_name: PersonName | None = None
     lane: Annotated[Lane, Field(strict=False)] = Lane.NORMAL
     event_id: Id | None = None
-    """The event that a template reacted to; None where a client asked for the mail."""
+    """Type of the event that a template reacted to; None for a mail that a client requested."""
     list_unsubscribe: Annotated[Line, StringConstraints(pattern=r"^https?://[!-;=?-~]+$")] | None = None
     """The link that ends the subscription; it becomes the two headers of RFC 8058. No client can set them."""
 
 
 class CancelTask(Contract):
-    """Ask the mailer never to begin `round` of a task (type `mail.cancelled`, queue `mail.cancel`)."""
+    """Ask the mailer to make no attempt of `round` of a task (type `mail.cancelled`, queue `mail.cancel`)."""
 
     task_id: TaskId
     round: Annotated[int, Field(ge=1, le=INT32_MAX)]
     state: Literal["cancelled", "suppressed"] = "cancelled"
-    """How the task ends."""
+    """The final state of the task."""
     reason: Annotated[str, Field(max_length=2000)] | None = None
     """Why, for its history."""
 

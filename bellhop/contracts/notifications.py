@@ -1,4 +1,4 @@
-"""Live notifications: what a client raises and what a browser is sent."""
+"""Live notifications: the request of a client, and what a reader receives."""
 
 from typing import Annotated
 
@@ -7,16 +7,16 @@ from pydantic import Field, StringConstraints
 from bellhop.contracts.base import Contract, Data, Line, Name, Text
 
 MAX_SHOWN_BYTES = 128 * 1024
-"""The JSON text of what is shown live: of a notification when it is accepted, and of every event when it is shown.
+"""Bytes of JSON of a live event: checked when a notification is accepted, and for every event when it is shown.
 
-It is far below what a reader's buffer holds, so that no single event makes a reader slow.
+Far below the size of a reader's buffer, so that no single event fills it.
 """
 MAX_TOKEN_BYTES = 7 * 1024
-"""Of a stream token: in a browser it is part of a URL, of which servers take 8 KiB."""
+"""Channels of a stream token: in a browser it is part of a URL, and servers accept URLs of 8 KiB."""
 
 
 class Notification(Contract):
-    """`POST /v1/notifications`, event type `notification.raised`: shown to everybody on any of `channels`."""
+    """`POST /v1/notifications`, event type `notification.raised`: shown to all readers of any of `channels`."""
 
     channels: Annotated[list[Name], Field(min_length=1, max_length=100)]
     title: Annotated[Line, StringConstraints(max_length=200)]

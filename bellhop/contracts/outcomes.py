@@ -1,4 +1,4 @@
-"""What became of a task: published by whoever did the work, applied to the ledger by the gateway."""
+"""Outcomes of tasks: published by the service that does the work, applied to the ledger by the gateway."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -9,7 +9,7 @@ from bellhop.contracts.base import INT32_MAX, Contract, Id, MessageTime, TaskId,
 
 
 class State(StrEnum):
-    """Where a task is. The last four are final, until somebody asks for another round."""
+    """State of a task. The last four are final, until a client asks for another round."""
 
     SCHEDULED = "scheduled"
     QUEUED = "queued"
@@ -22,7 +22,7 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Say whether nothing more will happen by itself."""
+        """Return whether the round has ended."""
         return self in FINAL
 
 
@@ -47,7 +47,7 @@ class Outcome(Contract):
     enhanced: Annotated[Text, StringConstraints(max_length=16)] | None = None
     """Enhanced status code like 5.1.1 (RFC 3463), where the reply had one."""
     reply: Text | None = None
-    """What the server said, or what went wrong, as one sentence."""
+    """The server's reply, or the error, as one sentence."""
     relay: Annotated[Text, StringConstraints(max_length=255)] | None = None
     message_id: Text | None = None
     retry_at: MessageTime | None = None
@@ -59,11 +59,11 @@ class Outcome(Contract):
     to: Annotated[Text, StringConstraints(max_length=320)] | None = None
     template: Annotated[Text, StringConstraints(max_length=128)] | None = None
     document: dict[str, JsonValue] | None = None
-    """The whole task, in the first outcome of one that an event set off: what another round of it needs."""
+    """The whole task, in the first outcome of a task that an event caused: another round needs it."""
     cause: Text | None = None
-    """Why it failed, where that matters: `bad-address` may be suppressed, `policy` must not be (docs/mail.md)."""
+    """Class of the failure, if known: `bad-address` may be suppressed, `policy` must not be (docs/mail.md)."""
     event_id: Id | None = None
-    """Set where an event made the mailer send this: the ledger meets the task here for the first time."""
+    """Set if an event caused the task: the ledger then learns of the task by this outcome."""
     event_source: Annotated[Text, StringConstraints(max_length=1024)] | None = None
     """Of the event, as the next two; in the first outcome alone."""
     event_type: Annotated[Text, StringConstraints(max_length=255)] | None = None

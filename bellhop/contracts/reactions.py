@@ -1,4 +1,4 @@
-"""What a mailer announces about itself."""
+"""Announcements of mailers: which event types their templates react to."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Scores and boards."""
+"""Scores, boards and their changes."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from bellhop.contracts.base import Contract, Id, MessageTime, Name, Says, Text, Time
+from bellhop.contracts.base import Contract, ErrorMessage, Id, MessageTime, Name, Text, Time
 
 EXACT = 2**53 - 1
 """Scores are IEEE 754 doubles: every whole number up to this one is exact, and none beyond it is rounded to it."""
 
 MAX_AHEAD = timedelta(minutes=5)
-"""How far in the future a score may have been reached: a player's clock may be fast, but no result is years ahead."""
+"""How far in the future the time of a score may be: clocks of clients may be fast."""
 
 ACCEPTED_AT = "bellhop-accepted-at"
 """AMQP header of a `score.submitted`: when the gateway accepted it (RFC 3339). Without it that is the event's time."""
@@ -22,7 +22,7 @@ ACCEPTED_AT = "bellhop-accepted-at"
 PathName = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]*$"),
-    Says("must be 1 to 128 ASCII letters, digits and . _ : @ -, and begin with a letter or a digit"),
+    ErrorMessage("must be 1 to 128 ASCII letters, digits and . _ : @ -, and begin with a letter or a digit"),
 ]
 
 
@@ -45,7 +45,7 @@ class ScoreBatch(Contract):
 
 
 MARK = "scores.mark"
-"""Event type of a `ScoreMark`. It travels among the scores, from a gateway to the leaderboard, and to nobody else."""
+"""Event type of a `ScoreMark`, which a gateway publishes only to the leaderboard, in order with its scores."""
 
 
 class ScoreMark(Contract):
@@ -55,14 +55,14 @@ class ScoreMark(Contract):
 
 
 class Order(StrEnum):
-    """Which end of the board is the top."""
+    """Whether the highest or the lowest score is first."""
 
     DESCENDING = "descending"
     ASCENDING = "ascending"
 
 
 class Operator(StrEnum):
-    """How a further score of the same player joins what is there."""
+    """How a further score of a player combines with the result that the board has."""
 
     BEST = "best"
     LAST = "last"
@@ -70,7 +70,7 @@ class Operator(StrEnum):
 
 
 class Season(StrEnum):
-    """How often a board starts anew, by the time of the score (UTC; a week begins on Monday)."""
+    """How often a board starts a new season, by the time of the score (UTC; a week begins on Monday)."""
 
     NONE = "none"
     DAILY = "daily"
@@ -85,7 +85,7 @@ class BoardSettings(Contract):
     operator: Annotated[Operator, Field(strict=False)] = Operator.BEST
     season: Annotated[Season, Field(strict=False)] = Season.NONE
     hidden: bool = False
-    """True: the board is not listed, and its changes are not announced. It counts, and is read by its name."""
+    """True: the board is not listed, and its changes are not announced. It can be read by its name."""
 
 
 class Place(Contract):
@@ -103,7 +103,7 @@ class Place(Contract):
 class LeaderboardChanged(Contract):
     """Event type `leaderboard.changed`, shown on the channel `leaderboard:<board>`: results of a board changed.
 
-    It carries the whole top, so that whoever missed an earlier one needs nothing but the latest.
+    It has the whole top ten, so a reader that missed earlier events needs only the latest.
     """
 
     board: Name
@@ -112,11 +112,11 @@ class LeaderboardChanged(Contract):
     top: list[Place]
     """The first ten."""
     entered: list[Name]
-    """Who is in the top ten now and was not before, best first."""
+    """Players that entered the top ten, best first."""
     left: list[Name]
-    """Who was in the top ten before and is not now."""
+    """Players that left the top ten."""
     changed: int
-    """How many players have another result than before."""
+    """Number of players whose result changed."""
     players: int
     as_of: MessageTime | None
-    """Every score that was answered 202 before this time is counted; None: not known yet."""
+    """Every score that was answered 202 before this time is included; None: not known yet."""

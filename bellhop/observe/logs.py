@@ -1,4 +1,4 @@
-"""Structured logs on standard output: for people (console) or for machines (json), and never with a secret in them."""
+"""Structured logs on standard output, as text (console) or JSON, with secrets masked."""
 
 import logging
 import re
@@ -10,8 +10,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bellhop.settings import ServiceSettings
 
-# Passwords in URLs, secrets of API keys (their ids are public), bearer tokens, JWTs. Each begins with something
-# literal and is bounded, so that a long line costs no more than a look at it.
+# Passwords in URLs, secrets of API keys (their ids are public), bearer tokens, JWTs. Each pattern begins with a literal
+# and is bounded, so that its cost on a long line is linear.
 _SECRETS = (
     (re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@"), r"\1:***@"),
     (re.compile(r"(bh_[A-Za-z0-9]{8})_[A-Za-z0-9_-]{1,128}"), r"\1_***"),
@@ -20,12 +20,12 @@ _SECRETS = (
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
-# What these say at `info` is of no use to whoever runs Bellhop, or is said better by us; and uvicorn warns of every
-# request that is no HTTP, so that any stranger could fill the log.
+# Their `info` lines do not help an operator, or repeat ours. uvicorn warns of every request that is not HTTP, so any
+# client could fill the log.
 _QUIET = dict.fromkeys(
     ("pika", "aio_pika", "aiormq", "aiosqlite", "alembic", "httpx", "httpcore", "asyncio"), logging.WARNING
 )
-# These tell a lost connection as errors with tracebacks; `bellhop.amqp` tells it in one line.
+# These log a lost connection as errors with tracebacks; `bellhop.amqp` logs it in one line.
 _QUIET |= dict.fromkeys(("pika.adapters", "pika.connection", "aiormq.connection"), logging.CRITICAL)
 _QUIET["uvicorn.error"] = logging.ERROR
 
@@ -38,12 +38,12 @@ def redact(text: str) -> str:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """Return the logger of a module: `get_logger(__name__)`; events are sentences, facts are keyword arguments."""
+    """Return the logger of a module: `get_logger(__name__)`. Events are sentences; values are keyword arguments."""
     return structlog.stdlib.get_logger(name)
 
 
 def configure_logging(service: str, settings: ServiceSettings) -> None:
-    """Send everything that this process logs, by structlog or the standard library, to standard output."""
+    """Write all logs of this process, by structlog and by the standard library, to standard output."""
     console = settings.log_format == "console"
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback)
@@ -66,7 +66,7 @@ def configure_logging(service: str, settings: ServiceSettings) -> None:
                 *([] if console else [structlog.processors.format_exc_info]),
                 _one_line_event,
                 renderer,
-                _redact_line,  # last, on the finished line: whatever brought a secret in, it stands there
+                _redact_line,  # last, on the rendered line, which contains all values
             ],
         )
     )
@@ -99,7 +99,7 @@ def _name_process(service: str, instance: str, console: bool) -> Processor:
 
 
 def _one_line_event(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Escape what could end the line: a client's text must not write lines of its own into the log."""
+    """Escape line breaks: a client's text must not add lines to the log."""
     event["event"] = _CONTROL.sub(lambda match: repr(match.group())[1:-1], str(event.get("event", "")))
     return event
 

@@ -1,4 +1,4 @@
-"""The metrics that all services have. Those of one service stand where they are counted (prometheus_client)."""
+"""Metrics of all services (prometheus_client). Those of one service are in its `metrics.py`."""
 
 import asyncio
 import platform
@@ -42,14 +42,14 @@ async def watch_loop() -> None:
 
 
 class WatchedSend:
-    """Passes the messages of an answer on, and knows its status."""
+    """An ASGI `send` that records the status of the answer."""
 
     __slots__ = ("_send", "status")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0
-        """0 while there is no answer, and for ever if the client left before there was one."""
+        """HTTP status; 0 until the answer starts, and if the client disconnects before."""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -58,11 +58,11 @@ class WatchedSend:
 
 
 class RequestMetrics:
-    """Counts and times HTTP requests by the template of their route: a path as the client sent it has no end."""
+    """Counts and times HTTP requests, labelled with the template of their route: the number of paths has no bound."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        # Finding a child by its labels costs more than all the rest here.
+        # Cached: finding a child by its labels costs more than all other steps here.
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

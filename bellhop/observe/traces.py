@@ -1,8 +1,8 @@
-"""Traces by OpenTelemetry; off, and free, until BELLHOP_OTLP_ENDPOINT is set.
+"""Traces by OpenTelemetry; disabled, and without cost, unless BELLHOP_OTLP_ENDPOINT is set.
 
-The `traceparent` (W3C Trace Context) that requests and messages carry joins the spans of all services to one trace.
-Names and attributes are those of OpenTelemetry's semantic conventions. A span says no path, query, address or body:
-there are tokens and people in them, and traces go through more hands than mail. The route says what was asked.
+Requests and messages carry `traceparent` (W3C Trace Context), which joins the spans of all services to one trace.
+Names and attributes are those of OpenTelemetry's semantic conventions. Spans contain the route, and no path, query,
+address or body: those contain tokens and personal data.
 """
 
 import logging
@@ -22,26 +22,28 @@ from bellhop.observe.metrics import WatchedSend
 from bellhop.settings import ServiceSettings
 
 tracer: Tracer | None = None
-"""None while no traces are made. Whoever would make a span looks here first, and then that is all it costs."""
+"""None if traces are disabled: callers check it before they make a span, so disabled traces cost one comparison."""
 
 EXPORT_SECONDS = 5.0
-"""How long one export may take, repeated attempts included; at the end of the process, too."""
+"""Limit of one export, with its retries; also of the last one, at exit."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _W3C = TraceContextTextMapPropagator()
 
 
 def configure_traces(service: str, settings: ServiceSettings) -> None:
-    """Make traces from now on, if the settings name a collector; what is not sent yet at the end of the process is.
+    """Install the OTLP exporter if `otlp_endpoint` is set; pending spans are flushed at exit.
 
-    Ends the process with a sentence where the packages for it are missing. The SDK's own variables, such as
-    OTEL_TRACES_SAMPLER and OTEL_EXPORTER_OTLP_HEADERS, mean what they always mean.
+    The SDK's own variables, such as OTEL_TRACES_SAMPLER and OTEL_EXPORTER_OTLP_HEADERS, apply as well.
+
+    Raises:
+        SystemExit: the packages of the extra `otel` are missing.
     """
     global tracer
     if settings.otlp_endpoint is None:
         return
     try:
-        # Only here: they are an extra, and take 10 MB.
+        # Imported here: they are an extra, and take 10 MB.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -60,37 +62,37 @@ def configure_traces(service: str, settings: ServiceSettings) -> None:
     provider = TracerProvider(resource=Resource.create(about))
     endpoint = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=EXPORT_SECONDS)))
-    # Its warnings tell of each attempt; its errors, of spans that are lost.
+    # Its warnings report each attempt; its errors report spans that are lost.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     tracer = provider.get_tracer("bellhop", version("bellhop"))
 
 
 def context_of(traceparent: str | None) -> Context:
-    """Return the context in which the children of `traceparent` are made; without one they begin a trace."""
+    """Return the context for children of `traceparent`; None: an empty one, in which a span begins a trace."""
     return _W3C.extract({} if traceparent is None else {"traceparent": traceparent}, Context())
 
 
 def traceparent_of(span: Span) -> str:
-    """Return the `traceparent` that makes others children of `span` (https://www.w3.org/TR/trace-context/)."""
+    """Return the `traceparent` for children of `span` (https://www.w3.org/TR/trace-context/)."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def current() -> str | None:
-    """Return the `traceparent` of the span around us; None outside of any."""
+    """Return the `traceparent` of the current span; None without one."""
     span = trace.get_current_span()
     return traceparent_of(span) if span.get_span_context().is_valid else None
 
 
 def failed(span: Span, kind: str) -> None:
-    """Mark `span` as failed; `kind` is one of few words."""
+    """Set the status of `span` to error; `kind` is a value of `error.type`, of low cardinality."""
     span.set_attribute("error.type", kind)
     span.set_status(StatusCode.ERROR)
 
 
 @contextmanager
 def surrounding(span: Span) -> Iterator[Span]:
-    """Do something within `span`, which then ends; an exception marks it as failed, by its name alone."""
+    """Make `span` the current one, and end it afterwards; an exception marks it as failed, by the name of its type."""
     with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
         try:
             yield span
@@ -101,16 +103,16 @@ def surrounding(span: Span) -> Iterator[Span]:
 
 @contextmanager
 def client_span(tracer: Tracer, name: str, attributes: Mapping[str, AttributeValue]) -> Iterator[Span]:
-    """Ask another server for something within a span of our own."""
+    """Make a client span around a request to another server."""
     with surrounding(tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)) as span:
         yield span
 
 
 class RequestSpans:
-    """Answers every HTTP request within a span that continues the client's trace."""
+    """Middleware: a server span for every HTTP request, which continues the client's trace."""
 
     def __init__(self, app: ASGIApp, exempt: Collection[str]) -> None:
-        """`exempt`: paths that are asked every few seconds, and tell nothing."""
+        """`exempt`: paths without spans, such as health checks."""
         self.app = app
         self._exempt = exempt
 
@@ -128,7 +130,7 @@ class RequestSpans:
             try:
                 await self.app(scope, receive, watched)
             finally:
-                # The route is known only now.
+                # The route is known only after routing.
                 if (route := getattr(scope.get("route"), "path", None)) is not None:
                     span.update_name(f"{method} {route}")
                     span.set_attribute("http.route", route)

@@ -1,1 +1,1 @@
-"""Durable state: SQLite (WAL, synchronous=FULL) or PostgreSQL, by SQLAlchemy Core."""
+"""Databases: SQLite (WAL, synchronous=FULL) or PostgreSQL, with SQLAlchemy Core."""

@@ -1,7 +1,7 @@
-"""Many rows in few statements.
+"""Write many rows with few statements.
 
-sqlite3 lets go of the interpreter for every row of an `executemany` and has to get it back from a busy event loop
-each time, which costs far more than the row itself. A statement with many rows pays once.
+sqlite3 releases the interpreter's lock for every row of an `executemany` and has to reacquire it from a busy event loop
+each time, which costs far more than the row itself. A statement with many rows does that once.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 MAX_VARIABLES = 8000
-"""In one statement; SQLite's own limit is 32,766, but longer statements are slower to prepare."""
+"""Variables in one statement; SQLite's own limit is 32,766, but longer statements are slower to prepare."""
 
 
 async def insert_many(
     connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]], *, on_conflict: str = ""
 ) -> None:
-    """Insert `rows`, which all have the same keys; values must be what the driver takes as they are.
+    """Insert `rows`, which all have the same keys; values must be of types that the driver accepts unconverted.
 
-    `on_conflict` is what stands behind ON CONFLICT, which both dialects spell alike.
+    `on_conflict`: the text after ON CONFLICT, whose syntax is the same in both dialects.
     """
     if not rows:
         return
@@ -37,7 +37,7 @@ async def insert_many(
 
 
 async def update_many(connection: AsyncConnection, table: sa.Table, key: str, rows: list[dict[str, Any]]) -> None:
-    """Set the columns that `rows`, which all have the same keys, name; each row is found by its `key`, once."""
+    """Update one row for each of `rows`, which all have the same keys, among them the column `key`; keys are unique."""
     if not rows:
         return
     columns = tuple(rows[0])

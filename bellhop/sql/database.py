@@ -1,4 +1,4 @@
-"""One database: how it is opened, and the only two ways to use it, reading and writing."""
+"""One database: its connection pool, and the two ways to use it, `read` and `write`."""
 
 import asyncio
 import os
@@ -22,18 +22,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from bellhop.errors import Unavailable
 
 LIMIT_SECONDS = 5.0
-"""A statement, and nearly also a transaction, may take so long unless it was given another limit."""
+"""Default limit of a statement; a transaction may take `GRACE_SECONDS` longer."""
 CHECKOUT_SECONDS = 3.0
-"""So long may pass until there is a connection: a free one of the pool, or a new one."""
+"""Limit of the wait for a connection: a free one of the pool, or a new one."""
 GRACE_SECONDS = 1.0
-"""Then the client ends what should have been ended by the server."""
-BITE_SECONDS = 60.0
-"""The limit of what nobody waits for, such as the retention."""
+"""If the server has not ended a statement this long after its limit, the client closes the connection."""
+BACKGROUND_SECONDS = 60.0
+"""Limit of a transaction that no request waits for, such as one of the retention."""
 LOCK_SECONDS = 3.0
-PATIENT_SECONDS = 3600.0
+LONGEST_STATEMENT_SECONDS = 3600.0
+"""The server's limit of a statement on the connections for limits above `LIMIT_SECONDS`."""
 BUSY_TIMEOUT_MS = 4_000
 
-# A host that vanishes sends no RST: without these its connections, and on its side our locks, stay for hours
+# A host that fails sends no RST: without these settings its connections, and the locks they hold, stay for hours
 # (https://www.postgresql.org/docs/17/runtime-config-connection.html#GUC-TCP-USER-TIMEOUT).
 SERVER_SETTINGS = {
     "lock_timeout": f"{LOCK_SECONDS:g}s",
@@ -55,17 +56,17 @@ SQLITE_PRAGMAS = (
     "PRAGMA cache_size=-16384",
 )
 
-# PostgreSQL's classes of errors in which nothing is wrong with the statement: connection, authorization, no such
-# database, resources used up, server starting or stopping (https://www.postgresql.org/docs/17/errcodes-appendix.html).
-# And those in which it waited too long: for a lock (55P03) or for its end (57014).
-AWAY_STATES = ("08", "28", "3D", "53", "57P", "55P03", "57014", "25P03")
-# A deadlock, or a serialization failure: the transaction was rolled back so that another could go on.
+# PostgreSQL's classes of errors that are not the statement's: connection, authorization, no such database, insufficient
+# resources, server starting or stopping (https://www.postgresql.org/docs/17/errcodes-appendix.html); and the timeouts
+# of a lock (55P03), of a statement (57014) and of an idle transaction (25P03).
+UNAVAILABLE_STATES = ("08", "28", "3D", "53", "57P", "55P03", "57014", "25P03")
+# Deadlock and serialization failure: the transaction was rolled back so that another could continue.
 CONFLICT_STATES = ("40P01", "40001")
-# SQLAlchemy's error for a statement that was prepared before a migration changed its table: prepared again, it works.
+# SQLAlchemy's error for a statement that was prepared before a migration changed its table; a retry prepares it again.
 STALE_STATEMENT = "InvalidCachedStatementError"
 
 
-# Clocks of replicas differ; the database has one.
+# Clocks of replicas differ; the database has one clock. Unix seconds.
 CLOCK_SQL = {
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
@@ -75,22 +76,22 @@ CLOCK_SQL = {
 first_in_transaction: ContextVar[Callable[[AsyncConnection], Awaitable[None]] | None] = ContextVar(
     "first_in_transaction", default=None
 )
-"""What each transaction of this context does first: it is committed together with the rest, or not at all."""
+"""Runs at the beginning of each transaction of this context, and is committed or rolled back with it."""
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database cannot be used at the moment."""
+    """The database does not answer, refuses the connection, or exceeded a time limit."""
 
 
 class DatabaseConflict(DatabaseUnavailable):
-    """The transaction was rolled back in favour of another; the same one may succeed immediately."""
+    """The transaction was rolled back in favour of another; an immediate retry may succeed."""
 
 
 class Database:
     """A pool of connections to `sqlite+aiosqlite:///file` or `postgresql+asyncpg://…`.
 
-    Nothing here waits without a limit: a server that is frozen, or whose packets are dropped, costs a few seconds and
-    a `DatabaseUnavailable`.
+    Every operation has a time limit: with a server that hangs, or whose packets are dropped, it raises
+    `DatabaseUnavailable` after a few seconds.
     """
 
     def __init__(self, url: str) -> None:
@@ -101,23 +102,25 @@ class Database:
         if parsed.get_backend_name() == "postgresql":
             self.dialect = "postgresql"
             self.engine = _postgresql_engine(parsed, self._open, LIMIT_SECONDS, pool_size=8, max_overflow=8)
-            # What may take long has connections of its own, and so never takes all of those that requests need.
-            self._patient = _postgresql_engine(parsed, self._open, PATIENT_SECONDS, pool_size=1, max_overflow=3)
+            # Long statements have a pool of their own, so that they never use up the connections of requests.
+            self._long_running = _postgresql_engine(
+                parsed, self._open, LONGEST_STATEMENT_SECONDS, pool_size=1, max_overflow=3
+            )
         else:
             if parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine = self._patient = _sqlite_engine(url)
-        # SQLite has one writer at a time: waiting for our own turn here is cheaper than SQLite's busy polling.
+            self.engine = self._long_running = _sqlite_engine(url)
+        # SQLite has one writer at a time: a lock here is cheaper than SQLite's busy polling.
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def write(self, limit: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """Give a connection inside a transaction that commits at the end, or rolls back on an exception.
+        """Open a transaction that commits at the end, and rolls back on an exception, a cancellation, or after `limit`.
 
-        After `limit` seconds, by default `LIMIT_SECONDS`, it is rolled back.
+        `limit`: seconds; None means `LIMIT_SECONDS`.
 
         Raises:
-            DatabaseUnavailable: nothing was written, or it is unknown whether it was.
+            DatabaseUnavailable: not committed, or commit status unknown.
         """
         first = first_in_transaction.get()
         if self.dialect == "postgresql":
@@ -127,7 +130,7 @@ class Database:
                 yield connection
             return
         async with self._own_turn(limit), self._connected(limit) as connection:
-            # A deferred BEGIN that turns into a write fails at once with BUSY, whatever busy_timeout says.
+            # A deferred BEGIN that becomes a write fails immediately with BUSY; busy_timeout does not apply to it.
             await connection.execution_options(sqlite_begin="BEGIN IMMEDIATE")
             async with connection.begin():
                 if first is not None:
@@ -136,29 +139,35 @@ class Database:
 
     @asynccontextmanager
     async def read(self, limit: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """Give a connection that sees one consistent state, for `limit` seconds, by default `LIMIT_SECONDS`.
+        """Open a read-only use of the database that sees one consistent state.
+
+        `limit`: seconds until the connection is closed; None means `LIMIT_SECONDS`.
 
         Raises:
-            DatabaseUnavailable: it does not answer, or not in time.
+            DatabaseUnavailable: the database does not answer, or not in time.
         """
         async with self._connected(limit) as connection:
             yield connection
 
     async def ping(self) -> None:
-        """Ask the database for nothing but an answer; raise DatabaseUnavailable."""
+        """Check that the database answers.
+
+        Raises:
+            DatabaseUnavailable: it does not.
+        """
         async with self.read() as connection:
             await connection.exec_driver_sql("SELECT 1")
 
     @asynccontextmanager
     async def _connected(self, limit: float | None) -> AsyncIterator[AsyncConnection]:
         limit = LIMIT_SECONDS if limit is None else limit
-        engine = self.engine if limit <= LIMIT_SECONDS else self._patient
-        async with _away_as_sentence():
+        engine = self.engine if limit <= LIMIT_SECONDS else self._long_running
+        async with _unavailable_as_sentence():
             async with asyncio.timeout(CHECKOUT_SECONDS):
                 connection = await engine.connect()
             cut = _cutter(connection)
-            # The server ends a statement that takes too long. Where it does not even do that, cutting the connection
-            # is what ends every wait for it; to cancel a driver would only begin another wait.
+            # The server ends a statement that takes too long. If it does not, the client closes the connection, which
+            # ends every wait for it; cancelling a driver would begin another wait.
             watchdog = asyncio.get_running_loop().call_later(limit + GRACE_SECONDS, cut)
             try:
                 yield connection
@@ -166,7 +175,7 @@ class Database:
                 cut()
                 raise
             finally:
-                # Shielded: even what is cancelled twice must not leave a connection behind.
+                # Shielded: a second cancellation must not leak the connection.
                 await asyncio.shield(asyncio.ensure_future(_give_back(connection, watchdog)))
 
     @asynccontextmanager
@@ -184,35 +193,33 @@ class Database:
 
     @property
     def clock(self) -> ColumnElement[float]:
-        """The database's own time in Unix seconds, as an SQL expression: the same for all replicas.
-
-        In PostgreSQL it moves on within a transaction.
-        """
+        """The database's clock in Unix seconds, as an SQL expression. In PostgreSQL it advances in a transaction."""
         return literal_column(CLOCK_SQL[self.dialect], Double)
 
     def insert(self, table: Table) -> Any:
-        """Return the dialect's `insert`, which knows ON CONFLICT (both dialects spell it alike)."""
-        return import_module(f"sqlalchemy.dialects.{self.dialect}").insert(table)  # the other one would be 3 MB
+        """Return the dialect's `insert` construct, which has `on_conflict_do_…` in both dialects."""
+        # Imported here: the module of the other dialect would take 3 MB.
+        return import_module(f"sqlalchemy.dialects.{self.dialect}").insert(table)
 
     async def close(self) -> None:
-        """Close all connections; a server that does not answer to that is left after `CHECKOUT_SECONDS`."""
+        """Close all connections; after `CHECKOUT_SECONDS` without waiting for the server."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CHECKOUT_SECONDS):
                 await self.engine.dispose()
-                await self._patient.dispose()
+                await self._long_running.dispose()
         for connection in self._open:
             connection.terminate()
 
 
 async def clock_ms(connection: AsyncConnection) -> int:
-    """Return the database's own time in milliseconds since 1970: the same for all replicas."""
+    """Return the database's clock in milliseconds since 1970."""
     clock = literal_column(CLOCK_SQL[connection.dialect.name], Double)
     seconds: float = (await connection.execute(select(clock))).scalar_one()
     return round(seconds * 1000)
 
 
 @asynccontextmanager
-async def _away_as_sentence() -> AsyncIterator[None]:
+async def _unavailable_as_sentence() -> AsyncIterator[None]:
     try:
         yield
     except PoolTimeout:
@@ -225,8 +232,8 @@ async def _away_as_sentence() -> AsyncIterator[None]:
             raise DatabaseConflict(f"the database rolled the transaction back: {first_line(error)}") from error
         if error.connection_invalidated:
             raise DatabaseUnavailable(f"the database closed the connection: {first_line(error)}") from error
-        if state.startswith(AWAY_STATES):
-            raise DatabaseUnavailable(f"the database does not let us in: {first_line(error)}") from error
+        if state.startswith(UNAVAILABLE_STATES):
+            raise DatabaseUnavailable(f"the database refuses the request: {first_line(error)}") from error
         raise
 
 
@@ -238,22 +245,22 @@ async def _give_back(connection: AsyncConnection, watchdog: asyncio.TimerHandle)
 
 
 def _cutter(connection: AsyncConnection) -> Callable[[], None]:
-    """Return what ends, from outside, whatever `connection` does."""
+    """Return a function that ends the current operation of `connection`; it may be called from any task."""
     assert connection.sync_connection is not None
     driver: Any = connection.sync_connection.connection.driver_connection
     if connection.dialect.name == "postgresql":
         return driver.terminate  # type: ignore[no-any-return]
 
     def interrupt() -> None:
-        with suppress(sqlite3.ProgrammingError):  # it is closed already
+        with suppress(sqlite3.ProgrammingError):  # the connection is closed already
             raw.interrupt()
 
-    raw = driver._conn  # whose `interrupt` aiosqlite's own only calls, but as a coroutine
+    raw = driver._conn  # aiosqlite's own `interrupt` calls this one, but is a coroutine
     return interrupt
 
 
 def first_line(error: Exception) -> str:
-    """Return what the database said, without the statement."""
+    """Return the first line of the database's error message, without the statement."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return (str(cause).splitlines() or [_no_words(cause)])[0]
 
@@ -272,7 +279,7 @@ def _postgresql_engine(url: URL, opened: WeakSet[Any], statement_seconds: float,
         },
     }
     if url.query.get("ssl") in ("verify-ca", "verify-full") and not _own_root_certificate():
-        # Like everything else here that speaks TLS: the system's certificate authorities. asyncpg alone has none.
+        # The system's certificate authorities, as in all our TLS clients; asyncpg does not load them by itself.
         arguments["ssl"] = ssl.create_default_context()
         arguments["ssl"].check_hostname = url.query["ssl"] == "verify-full"
         if certificate := os.environ.get("PGSSLCERT"):
@@ -291,7 +298,7 @@ def _postgresql_engine(url: URL, opened: WeakSet[Any], statement_seconds: float,
 
     @event.listens_for(engine.sync_engine, "checkout")
     def check(connection: Any, _record: Any, _proxy: Any) -> None:
-        # What the pool's own ping would find, without its round trip: the socket tells when the server closed it.
+        # Replaces the pool's ping without its round trip: the socket shows whether the server has closed it.
         if connection.driver_connection.is_closed():
             raise InvalidatePoolError("the server closed the connection")
 

@@ -18,7 +18,7 @@ from bellhop.sql.database import Database, DatabaseConflict, DatabaseUnavailable
 
 GATHER_SECONDS = 0.02
 ATTEMPTS = 4
-"""So often a transaction is tried that the database rolls back in favour of another."""
+"""Attempts to commit a transaction that the database rolls back in favour of another."""
 CONFLICT_SECONDS = 0.05
 SLOW_SECONDS = 1.0
 
@@ -27,8 +27,8 @@ log = get_logger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 Apply = Callable[[AsyncConnection, list[T]], Awaitable[list[R]]]
-_Entry = tuple[Any, "asyncio.Future[Any]"]
-_Batch = dict[Apply[Any, Any], list[_Entry]]
+_Write = tuple[Any, "asyncio.Future[Any]"]
+_Batch = dict[Apply[Any, Any], list[_Write]]
 
 
 class GroupCommit:
@@ -48,13 +48,15 @@ class GroupCommit:
 
         `background`: no client waits for the result; the write may wait up to `GATHER_SECONDS` for others.
 
-        All items that wait for the same `apply` are given to it as one list, and it returns as many results in the
-        same order. An item whose batch fails is tried once more by itself, so that it fails only for its own fault.
-        An item that waits behind a commit which the database left without an answer fails together with it.
+        All items that wait for the same `apply` are passed to it as one list; it returns as many results, in the same
+        order. If a batch fails, each of its items is written again in a transaction of its own, so that an item fails
+        only by its own error. If the database does not answer a commit, the items that wait behind it fail, too.
         In a context with `first_in_transaction` an item has a transaction of its own.
 
+        A cancelled item that is still queued is not written.
+
         Raises:
-            DatabaseUnavailable: nothing was written, or it is unknown whether it was.
+            DatabaseUnavailable: not committed, or commit status unknown.
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if first_in_transaction.get() is not None:
@@ -69,7 +71,7 @@ class GroupCommit:
         return await future
 
     async def close(self) -> None:
-        """Wait until everything handed in is written."""
+        """Wait until all queued writes have ended."""
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
@@ -92,7 +94,7 @@ class GroupCommit:
         batch: _Batch = {}
         rest: _Batch = {}
         for apply, entries in waiting.items():
-            # A caller that was cancelled was told that nothing may have been written: nothing is.
+            # Skip items whose caller was cancelled: it expects that nothing is written.
             wanted = [entry for entry in entries if not entry[1].done()]
             batch[apply] = wanted[: self._max_items]
             rest[apply] = wanted[self._max_items :]
@@ -119,7 +121,7 @@ class GroupCommit:
         except DatabaseUnavailable as error:
             _fail_all(batch, error)
             if asyncio.get_running_loop().time() - began > SLOW_SECONDS:
-                # It took its time to fail. What came meanwhile would wait as long again, and longer than its limit.
+                # The failure was slow: items that arrived meanwhile would wait as long again, beyond their limit.
                 _fail_all(self._waiting, error)
                 self._waiting.clear()
         except Exception as error:
@@ -134,7 +136,7 @@ class GroupCommit:
                     await self._commit({apply: [entry]})
         else:
             for future, result in done:
-                if not future.done():  # its owner may have been cancelled meanwhile
+                if not future.done():  # its caller may have been cancelled
                     future.set_result(result)
 
 

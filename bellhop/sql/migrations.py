@@ -1,4 +1,4 @@
-"""Bring a database to the schema of one service: Alembic, without a configuration file for each service."""
+"""Upgrade a database to the schema of one service: Alembic, without a configuration file for each service."""
 
 from importlib import resources
 
@@ -7,18 +7,18 @@ from sqlalchemy.exc import DBAPIError
 
 from bellhop.sql.database import Database, DatabaseUnavailable, first_line
 
-# Two replicas that start together must not migrate together. Any number would do; it names this lock for ever.
+# Replicas that start together must not migrate concurrently. The number is arbitrary and must never change.
 _ADVISORY_LOCK = 0x62656C6C
 
 MIGRATE_SECONDS = 3600.0
-"""Of a table with millions of rows."""
+"""Limit of all migrations; one may rewrite a table with millions of rows."""
 
 
 async def migrate(database_url: str, package: str, *, to: str = "head") -> None:
-    """Upgrade the database to a version in `<package>/migrations/versions`, the newest; nothing to do is fine.
+    """Upgrade the database to revision `to` of `<package>/migrations/versions`. Idempotent; safe to run concurrently.
 
     Raises:
-        DatabaseUnavailable: the database does not answer, or does not let us make the tables.
+        DatabaseUnavailable: the database does not answer, or refuses to create the tables.
     """
     database = Database(database_url)
     try:
@@ -28,13 +28,13 @@ async def migrate(database_url: str, package: str, *, to: str = "head") -> None:
             if not await connection.run_sync(_newest, package):
                 await connection.run_sync(_upgrade, package, to)
     except DBAPIError as error:
-        raise DatabaseUnavailable(f"the tables of {package} cannot be made: {first_line(error)}") from error
+        raise DatabaseUnavailable(f"the tables of {package} cannot be created: {first_line(error)}") from error
     finally:
         await database.close()
 
 
 def _newest(connection: Connection, package: str) -> bool:
-    """Say whether there is nothing to do. A migration's file is named after its revision: 0001_what.py."""
+    """Return whether the schema is current. A migration's file is named after its revision: 0001_what.py."""
     folder = resources.files(package) / "migrations" / "versions"
     revision = max(file.name for file in folder.iterdir() if file.name.endswith(".py")).partition("_")[0]
     table = _version_table(package)
@@ -44,13 +44,13 @@ def _newest(connection: Connection, package: str) -> bool:
 
 
 def _version_table(package: str) -> str:
-    # Services may share a database; each keeps its own place.
+    # Services may share a database; each has a version table of its own.
     return "version_" + package.rpartition(".")[2]
 
 
 def _upgrade(connection: Connection, package: str, to: str) -> None:
-    # Only here: a service that starts as it was stopped, which is nearly every start, needs neither Alembic's 7 MB nor
-    # the time to import it.
+    # Imported here: a start with a current schema, which is nearly every start, needs neither Alembic's 7 MB nor the
+    # time to import it.
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.runtime.migration import MigrationContext, StampStep

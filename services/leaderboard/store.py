@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.scores import BoardSettings
-from bellhop.sql.database import BITE_SECONDS, Database
+from bellhop.sql.database import BACKGROUND_SECONDS, Database
 from services.leaderboard.tables import (
     applied_messages,
     applied_scores,
@@ -410,7 +410,7 @@ class Store:
             key = sa.tuple_(*columns)
             old = sa.select(*columns).where(table.c.applied_at < before).limit(PRUNED_AT_ONCE)
             while True:
-                async with self._database.write(BITE_SECONDS) as connection:
+                async with self._database.write(BACKGROUND_SECONDS) as connection:
                     deleted = (await connection.execute(sa.delete(table).where(key.in_(old)))).rowcount
                 forgotten += deleted
                 if deleted < PRUNED_AT_ONCE:

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bellhop.amqp.retry import RETRY_QUEUES
 from bellhop.contracts.mail import Lane
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import BITE_SECONDS, Database
+from bellhop.sql.database import BACKGROUND_SECONDS, Database
 from bellhop.sql.group_commit import GroupCommit
 from services.mailer import metrics
 from services.mailer.rates import per_second
@@ -381,7 +381,7 @@ class Limits:
         unused = sa.select(limits.c.name).where(limits.c.next_at < old, limits.c.climbs_from < old)
         gone = FORGOTTEN_AT_ONCE
         while gone == FORGOTTEN_AT_ONCE:
-            async with self._database.write(BITE_SECONDS) as connection:
+            async with self._database.write(BACKGROUND_SECONDS) as connection:
                 rows = await connection.execute(unused.limit(FORGOTTEN_AT_ONCE).with_for_update(skip_locked=True))
                 names = list(rows.scalars())
                 if names:

@@ -33,7 +33,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.sql.database import BITE_SECONDS, CLOCK_SQL, Database
+from bellhop.sql.database import BACKGROUND_SECONDS, CLOCK_SQL, Database
 from bellhop.sql.group_commit import GroupCommit
 
 LEASE_SECONDS = 10.0
@@ -405,14 +405,14 @@ class Inbox:
         while gone := await self._forget_some(days):
             forgotten += gone
             await asyncio.sleep(FORGET_PAUSE_SECONDS)
-        async with self._database.write(BITE_SECONDS) as connection:
+        async with self._database.write(BACKGROUND_SECONDS) as connection:
             old = replicas.c.seen_at < self._database.clock - REPLICA_SECONDS
             living = await self._living(connection)  # whatever the clock says
             await connection.execute(sa.delete(replicas).where(old, replicas.c.owner.not_in(living)))
         return forgotten
 
     async def _forget_some(self, days: float) -> int:
-        async with self._database.write(BITE_SECONDS) as connection:
+        async with self._database.write(BACKGROUND_SECONDS) as connection:
             key = (inbox.c.task_id, inbox.c.round)
             before = self._database.clock - days * 86_400
             old = sa.select(*key).where(inbox.c.created_at < before).order_by(inbox.c.created_at)

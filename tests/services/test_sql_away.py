@@ -50,5 +50,5 @@ async def test_a_schema_that_may_not_be_made_is_told_in_a_sentence(database_url:
     async with database.write() as connection:
         await connection.exec_driver_sql("DROP SCHEMA public CASCADE")
     await database.close()
-    with pytest.raises(DatabaseUnavailable, match=r"tables of services\.mailer cannot be made: .*schema"):
+    with pytest.raises(DatabaseUnavailable, match=r"tables of services\.mailer cannot be created: .*schema"):
         await migrate(database_url, "services.mailer")

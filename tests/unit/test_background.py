@@ -49,8 +49,8 @@ async def test_one_kind_of_error_is_logged_once(background: Background) -> None:
         background.every("counting", 0.001, rounds)
         await wait_until(lambda: rounds.done)
     assert [(line["log_level"], line["event"]) for line in lines] == [
-        ("warning", "cannot go on; trying again until it can"),
-        ("info", "goes on"),
+        ("warning", "a dependency is unavailable; trying again"),
+        ("info", "recovered"),
     ]
 
 
@@ -129,7 +129,7 @@ async def test_work_that_raises_is_started_again_until_it_returns(background: Ba
     await wait_until(lambda: len(starts) == 3)
     assert background.failure == "reading: ValueError: at first"
     end.set()
-    await background.stop(patience=5)
+    await background.stop(timeout=5)
     assert background.failure is None
 
 

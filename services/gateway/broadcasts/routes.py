@@ -12,7 +12,7 @@ from pydantic import StringConstraints, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from bellhop.contracts.base import DueTime, Says, new_id
+from bellhop.contracts.base import DueTime, ErrorMessage, new_id
 from bellhop.contracts.mail import MailContent, mail_document
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import DatabaseUnavailable
@@ -50,7 +50,7 @@ Writer = Annotated[Caller, Depends(require(Scope.BROADCASTS_WRITE))]
 ListName = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-    Says("must be the name of a list: 1 to 64 ASCII letters, digits and . _ -, the first a letter or a digit"),
+    ErrorMessage("must be the name of a list: 1 to 64 ASCII letters, digits and . _ -, the first a letter or a digit"),
 ]
 
 HEARTBEAT_SECONDS = 15.0

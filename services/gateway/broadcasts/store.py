@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
 from bellhop.contracts.outcomes import State
-from bellhop.sql.database import BITE_SECONDS, Database
+from bellhop.sql.database import BACKGROUND_SECONDS, Database
 from services.gateway.acceptance.store import IdempotencyKey
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import audit, broadcasts, outbox, subscriptions, tasks
@@ -244,7 +244,7 @@ class Broadcasts:
     async def size(self, list_: str) -> int:
         """Return how many are confirmed on a list."""
         query = sa.select(sa.func.count()).where(subscriptions.c.list == list_, subscriptions.c.state == "confirmed")
-        async with self._database.read(BITE_SECONDS) as connection:
+        async with self._database.read(BACKGROUND_SECONDS) as connection:
             return (await connection.execute(query)).scalar_one()
 
 

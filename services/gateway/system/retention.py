@@ -12,7 +12,7 @@ from time import monotonic
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.observe.logs import get_logger
-from bellhop.sql.database import BITE_SECONDS, Database
+from bellhop.sql.database import BACKGROUND_SECONDS, Database
 from services.gateway import metrics
 from services.gateway.outbox.store import now_ms
 from services.gateway.settings import Settings
@@ -103,7 +103,7 @@ class Retention:
         """Delete for up to a second; say whether there may be more."""
         began, count, full = monotonic(), 0, True
         while full and (count == 0 or monotonic() - began < RULE_SECONDS):
-            async with self._database.write(BITE_SECONDS) as connection:
+            async with self._database.write(BACKGROUND_SECONDS) as connection:
                 bitten = await rule.bite(connection, now_ms() - rule.keep_ms, rule.rows)
             count += bitten
             full = bitten >= rule.rows
