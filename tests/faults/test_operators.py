@@ -43,7 +43,7 @@ async def test_broker_away_for_long(rig: Rig, tmp_path: Path, record: Any) -> No
         await asyncio.sleep(gone)
         await rig.start_broker()
         await wait_until(lambda: play.system["gateway"].is_ready(), 40, "the gateway is ready again")
-        await play.end(f"broker away for {gone} s", record, beside="200 mails were taken meanwhile")
+        await play.end(f"broker unavailable for {gone} s", record, beside="200 mails were accepted meanwhile")
 
 
 async def test_broker_lost_everything(rig: Rig, tmp_path: Path, record: Any) -> None:
@@ -61,7 +61,9 @@ async def test_broker_lost_everything(rig: Rig, tmp_path: Path, record: Any) -> 
         for user, rights in topology.RIGHTS.items():
             await allow(vhost, user, rights)
         await wait_until(lambda: play.system["gateway"].is_ready(), 60, "the gateway is ready again")
-        await play.end("broker's virtual host deleted and made anew", record, gaps=1, beside="the stream told its gap")
+        await play.end(
+            "broker's virtual host deleted and created again", record, gaps=1, beside="the stream reported its gap"
+        )
 
 
 # What is put in, and what is missing: a queue, or the binding of the stream, whose deletion would be a gap for readers.

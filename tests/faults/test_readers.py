@@ -116,7 +116,7 @@ async def test_a_thousand_come_back_at_once(rig: Rig, tmp_path: Path, record: An
             with contextlib.suppress(AssertionError):
                 await wait_until(lambda: not _balance(driver, followers).lost, 20)
             verdict = _balance(driver, followers)
-            record("1,000 readers come back at once", verdict, recovery=recovery)
+            record("1,000 readers reconnect together", verdict, recovery=recovery)
             assert verdict.clean, verdict
             assert sum(each.gaps for each in followers) == 0
 

@@ -114,7 +114,7 @@ async def test_away(rig: Rig, tmp_path: Path, record: Any) -> None:
         await asyncio.sleep(gone)
         assert (await whole.http.get(f"{whole['mailer'].url}/readyz")).status_code == 503
         await whole.smtp.start(port)
-        await _end(sinks, driver, f"SMTP: away for {gone} s", record, time.monotonic())
+        await _end(sinks, driver, f"SMTP: unavailable for {gone} s", record, time.monotonic())
         assert set(attempts(whole).values()) == {1}
 
 

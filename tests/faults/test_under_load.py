@@ -203,7 +203,7 @@ async def test_consumer_cancelled(rig: Rig, tmp_path: Path, record: Any) -> None
         for queue in ("mail.urgent", "leaderboard.scores", "gateway.outcomes"):
             assert (await management.delete(f"/api/queues/{vhost}/{queue}")).is_success
         await play.system.vhost.apply_topology()
-        await play.end("consumers cancelled: their queues deleted and made anew", record, runs=3)
+        await play.end("consumers cancelled: their queues deleted and created again", record, runs=3)
 
 
 async def test_rights_revoked(rig: Rig, tmp_path: Path, record: Any) -> None:
