@@ -5,7 +5,7 @@ Files that cannot import it (compose.yaml, deploy/) are compared with it by test
 
 from dataclasses import dataclass
 
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 
 
@@ -41,7 +41,7 @@ SERVICES = (
     Entry(
         "mailer", 8003,
         publishes=("work", "outcomes"),
-        consumes=(*(lane.queue for lane in Lane), "mail.cancel", "mailer.reactions"),
+        consumes=(*MAIL.work_queues, "mailer.reactions"),
         secrets=("service_key",),
     ),
     Entry("notifier", 8001, consumes=("notifier.log",), tables=False, secrets=("token_key",), public=True),

@@ -21,6 +21,7 @@ from bellhop.contracts.base import new_id
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
+from bellhop.tasks.inbox import Inbox
 from services.gateway.broadcasts.store import Broadcasts
 from services.gateway.dead_letters.store import DeadLetters
 from services.gateway.outbox.store import now_ms
@@ -28,7 +29,7 @@ from services.gateway.subscribers.store import Audience, Status
 from services.gateway.suppressions.store import Suppressions
 from services.gateway.tasks import store as ledger
 from services.gateway.tasks.store import Acceptance, Ledger, mail_entry, mail_task
-from services.mailer.store import Inbox
+from services.mailer.tables import INBOX as MAILER_INBOX
 from tests.support.postgresql import private_server
 
 Operation = Callable[[], Awaitable[object]]
@@ -162,7 +163,7 @@ async def _operations(gateway: Database, mailer: Database) -> dict[str, Operatio
     tasks, letters, broadcasts = Ledger(gateway), DeadLetters(gateway), Broadcasts(gateway)
     suppressions = Suppressions(gateway, 90)
     audience = Audience(gateway, suppressions, _nothing_to_ask)
-    inbox = Inbox(mailer, "bench")
+    inbox = Inbox(mailer, MAILER_INBOX, "bench")
     await inbox.beat()
     numbers = count()
 

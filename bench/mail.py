@@ -35,7 +35,8 @@ from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.kinds import MAIL
+from bellhop.contracts.tasks import Lane
 from bellhop.local import processes
 from bellhop.local.ports import free_ports
 from bench.sink import smtp_sink
@@ -65,7 +66,7 @@ async def fill(url: str, lane: Lane, mails: int) -> None:
                 f'"to":"ada@example.com","lane":"{lane.value}"}}'
             )
             envelope = Envelope(type="mail.requested", source="/bench", subject=task_id)
-            await publisher.publish("work", lane.queue, Message(body.encode(), envelope))
+            await publisher.publish("work", MAIL.queues[lane], Message(body.encode(), envelope))
 
     await asyncio.gather(*(some(mails // 500) for _ in range(500)))
     await connection.close()
@@ -114,7 +115,7 @@ def bellhop(stage: Stage, smtp_port: int, asked: argparse.Namespace) -> float:
     """Measure our mailer; return mails/s."""
     began = time.monotonic()
     asyncio.run(fill(stage.amqp_url, asked.lane, asked.mails))
-    print(f"filled {asked.lane.queue}: {asked.mails / (time.monotonic() - began):,.0f}/s")
+    print(f"filled {MAIL.queues[asked.lane]}: {asked.mails / (time.monotonic() - began):,.0f}/s")
     with contextlib.ExitStack() as stack:
         connections = str(asked.connections)
         mailers = [

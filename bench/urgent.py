@@ -21,7 +21,8 @@ from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.base import new_id
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.kinds import MAIL
+from bellhop.contracts.tasks import Lane
 from bellhop.local.ports import free_ports
 from bench.mail import depth, fill
 from bench.sink import smtp_sink
@@ -58,12 +59,12 @@ async def send_urgent(url: str, count: int, pid: int) -> tuple[list[float], int,
                     "lane": "urgent"}  # fmt: skip
             published[task_id] = time.monotonic()
             envelope = Envelope(type="mail.requested", source="/bench", subject=task_id)
-            await publisher.publish("work", Lane.URGENT.queue, Message(json.dumps(task).encode(), envelope))
+            await publisher.publish("work", MAIL.queues[Lane.URGENT], Message(json.dumps(task).encode(), envelope))
             await asyncio.sleep(1 / A_SECOND)
         deadline = time.monotonic() + PATIENCE
         while len(done) < count and time.monotonic() < deadline:  # noqa: ASYNC110 - filled by a callback
             await asyncio.sleep(0.02)
-        left = await depth(channel, Lane.BULK.queue)
+        left = await depth(channel, MAIL.queues[Lane.BULK])
     await publishing.close()
     if len(done) < count:
         raise SystemExit(f"only {len(done)} of {count} urgent mails were out after {PATIENCE:g} s")

@@ -14,7 +14,7 @@ from typing import Any
 
 from bellhop import catalog
 from bellhop.amqp.retry import RETRY_QUEUES
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.kinds import KINDS
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 
 Definitions = dict[str, Any]
@@ -97,8 +97,7 @@ EXCHANGES = (
 )
 
 WORK_QUEUES = (
-    *(Queue(lane.queue, policy=_work()) for lane in Lane),
-    Queue("mail.cancel", policy=_work()),
+    *(Queue(queue, policy=_work()) for kind in KINDS.values() for queue in (*kind.queues.values(), kind.cancel_queue)),
     Queue("mailer.reactions", policy=_work()),
     Queue("leaderboard.scores", single_active_consumer=True, policy=_work()),
     Queue("gateway.outcomes", policy=_work()),

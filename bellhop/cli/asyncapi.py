@@ -18,11 +18,12 @@ from pydantic.json_schema import models_json_schema
 
 from bellhop.amqp import topology
 from bellhop.contracts import reactions
-from bellhop.contracts.mail import CancelTask, Lane, MailTask
+from bellhop.contracts.mail import MailTask
 from bellhop.contracts.notifications import Notification
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.contracts.reactions import MailerStarted
 from bellhop.contracts.scores import LeaderboardChanged, ScoreBatch
+from bellhop.contracts.tasks import CancelTask, Lane
 
 Document = dict[str, Any]
 

@@ -1,9 +1,8 @@
 """Mail: the request of a client, and the task that the gateway sends to the mailer."""
 
 import base64
-from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
@@ -23,6 +22,7 @@ from bellhop.contracts.base import (
     storable,
 )
 from bellhop.contracts.media_types import ContentType
+from bellhop.contracts.tasks import Lane
 
 MAX_BODY = 512 * 1024
 MAX_HEADER = 998
@@ -33,19 +33,6 @@ OWN_HEADERS = 4
 """How many headers and levels of data the gateway may add to what was asked for: a task holds them, too."""
 OWN_DEPTH = 4
 HEADERS_ALLOWED = ("In-Reply-To", "References", "List-Id", "Auto-Submitted", "Importance", "Precedence")
-
-
-class Lane(StrEnum):
-    """Three queues, so that a password reset overtakes a newsletter."""
-
-    URGENT = "urgent"
-    NORMAL = "normal"
-    BULK = "bulk"
-
-    @property
-    def queue(self) -> str:
-        """Return the work queue of this lane, which is also its routing key."""
-        return f"mail.{self.value}"
 
 
 HeaderValue = Annotated[str, StringConstraints(min_length=1, max_length=65_536), AfterValidator(one_line)]
@@ -211,17 +198,6 @@ class MailTask(MailContent):
     """Type of the event that a template reacted to; None for a mail that a client requested."""
     list_unsubscribe: Annotated[Line, StringConstraints(pattern=r"^https?://[!-;=?-~]+$")] | None = None
     """The link that ends the subscription; it becomes the two headers of RFC 8058. No client can set them."""
-
-
-class CancelTask(Contract):
-    """Ask the mailer to make no attempt of `round` of a task (type `mail.cancelled`, queue `mail.cancel`)."""
-
-    task_id: TaskId
-    round: Annotated[int, Field(ge=1, le=INT32_MAX)]
-    state: Literal["cancelled", "suppressed"] = "cancelled"
-    """The final state of the task."""
-    reason: Annotated[str, Field(max_length=2000)] | None = None
-    """Why, for its history."""
 
 
 def mail_document(content: MailContent) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.kinds import MAIL
 from bellhop.service import Queue, Service
 from services.mailer import handlers, reactions, routes
 from services.mailer.jobs import JOBS
@@ -18,25 +18,25 @@ MAX_PREFETCH = 160
 
 
 def queues(mailer: Mailer) -> Sequence[Queue[Mailer]]:
-    """Return what the mailer consumes. The lanes share the connections to the relays (lanes.py).
+    """Return what the mailer consumes. The lanes share the connections to the relays (bellhop/tasks/lanes.py).
 
     A lane has several times as many deliveries in hand as there are connections: while some are on the wire, most
     are being claimed, recorded or reported, each of which waits for a disk. More would be faster still, but after a
     crash all that is in hand must be treated as possibly sent; and a mail may have a megabyte.
     """
-    lanes = min(8 * mailer.connections, MAX_PREFETCH)
+    in_hand = min(8 * mailer.connections, MAX_PREFETCH)
     return [
-        Queue("mail.cancel", handlers.cancel_mail, 100),
+        Queue(MAIL.cancel_queue, handlers.cancel_mail, 100),
         # No mail goes out before a cancel that lay on the queue when we started.
-        *(Queue(lane.queue, handlers.send_mail, lanes, after="mail.cancel") for lane in Lane),
-        Queue("mailer.reactions", reactions.react, 50, after="mail.cancel"),
+        *(Queue(queue, handlers.send_mail, in_hand, after=MAIL.cancel_queue) for queue in MAIL.queues.values()),
+        Queue("mailer.reactions", reactions.react, 50, after=MAIL.cancel_queue),
     ]
 
 
 async def prepare(mailer: Mailer) -> None:
     """Be known as alive before anything is claimed."""
     await mailer.inbox.beat()
-    await mailer.limits.refresh()
+    await mailer.send_rate.refresh()
 
 
 async def ready(mailer: Mailer) -> dict[str, str]:

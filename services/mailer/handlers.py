@@ -15,21 +15,25 @@ from bellhop import faults
 from bellhop.amqp.errors import Defer, Hold, PublishError, Retry
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.base import now
-from bellhop.contracts.mail import CancelTask, MailTask
+from bellhop.contracts.mail import MailTask
 from bellhop.contracts.outcomes import Outcome, State
+from bellhop.contracts.tasks import CancelTask
 from bellhop.sql.database import DatabaseUnavailable
+from bellhop.tasks import reservations
+from bellhop.tasks.adaptive_rate import Answer
+from bellhop.tasks.breaker import THRESHOLD
+from bellhop.tasks.claims import Claim, ClaimDecision, InboxState, Key, Result
+from bellhop.tasks.decoding import decode
+from bellhop.tasks.outcomes import cancelled, due_in
+from bellhop.tasks.waiting import Deadline, until_available
 from bellhop.web.peer import PeerUnavailable
 from services.mailer import metrics, outcomes
 from services.mailer.compose import message_id, to_bytes
-from services.mailer.limits import TURN
 from services.mailer.parts import Mailer
-from services.mailer.relays.breaker import THRESHOLD
 from services.mailer.relays.pool import Relay
 from services.mailer.relays.replies import Cause, Kind, Verdict
 from services.mailer.relays.transport import Outgoing, RelayUnavailable
 from services.mailer.rendering import RenderingError
-from services.mailer.store import Claim, Kept, Key, Result, Verb
-from services.mailer.work import Patience, decode, patiently, report
 
 # mail.urgent, mail.normal, mail.bulk
 
@@ -38,14 +42,14 @@ async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
     """Send one mail, unless it was sent, is being sent or was cancelled; report what became of it."""
     task = decode(MailTask, delivery)
     key = (task.task_id, task.round)
-    waiting = Patience(mailer)
+    deadline = Deadline(mailer.stopping)
     while key in mailer.in_hand:  # a second copy of the message, or a redelivery after a lost connection
-        await waiting.pause(Hold("another copy of this task is in hand"))
+        await deadline.pause(Hold("another copy of this task is in hand"))
     mailer.in_hand.add(key)
     try:
         attempt = await _attempt(mailer, delivery, task, key)
-        while attempt.claim.verb is Verb.HELD:
-            await waiting.pause(Hold("another replica is sending this mail"))
+        while attempt.claim.decision is ClaimDecision.IN_PROGRESS:
+            await deadline.pause(Hold("another replica is sending this mail"))
             attempt = await _attempt(mailer, delivery, task, key)
         if attempt.verdict is not None:
             await _end(mailer, delivery, task, attempt, attempt.verdict)
@@ -77,15 +81,15 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
     except (RenderingError, ValueError) as error:
         claim = await _claim(mailer, key, delivery.attempt)
         verdict = Verdict(Kind.PERMANENT, str(error), cause=Cause.CONTENT)
-        return _Attempt(claim, verdict if claim.verb is Verb.SEND else None)
+        return _Attempt(claim, verdict if claim.decision is ClaimDecision.RUN else None)
     except PeerUnavailable as error:
         raise Defer(str(error), after=ATTACHMENT_SECONDS) from error
     # Claim nothing while nothing can go out: what is claimed when we crash counts as sent, perhaps.
     relays = await mailer.relays.usable()
-    await _wait_for_turn(mailer, delivery, task, outgoing.domain, relays[0])
+    await _wait_for_slot(mailer, delivery, task, outgoing.domain, relays[0])
     # Before the turn on a connection, not within it: a commit takes longer than a mail on a near relay.
     claim = await _claim(mailer, key, delivery.attempt)
-    if claim.verb is not Verb.SEND:
+    if claim.decision is not ClaimDecision.RUN:
         return _Attempt(claim)
     faults.point("mail.before_connect")
     began = time.perf_counter()
@@ -105,20 +109,26 @@ ATTACHMENT_SECONDS = 30.0
 """How long a mail waits whose attachment cannot be fetched."""
 
 
-async def _wait_for_turn(mailer: Mailer, delivery: Delivery, task: MailTask, domain: str, relay: Relay) -> None:
-    """Return when no limit stands against sending; what would take long waits on the ladder instead."""
-    limits = mailer.limits
-    names = limits.apply_to(domain, task.owner, relay.settings.limit)
-    if not names:
+async def _wait_for_slot(mailer: Mailer, delivery: Delivery, task: MailTask, domain: str, relay: Relay) -> None:
+    """Return when the rate limits allow to send.
+
+    Raises:
+        Defer: the mail waits for its slot in a retry queue.
+    """
+    rate = mailer.send_rate
+    limits = rate.limits_of(domain, task.owner, relay.settings.limit)
+    if not limits:
         return
-    turn = await patiently(mailer, lambda: limits.turn(names, task.lane, delivery.attempt, delivery.headers.get(TURN)))
-    if turn.wait <= 0:
+    header = delivery.headers.get(reservations.HEADER)
+    slot = await until_available(mailer.stopping, lambda: rate.reserve(limits, task.lane, delivery.attempt, header))
+    if slot.wait <= 0:
         return
-    if limits.hold(turn.wait, mailer.room_to_hold):
-        await limits.held(turn.wait)
+    if rate.fits_in_memory(slot.wait, mailer.room_to_hold):
+        await rate.wait_in_memory(slot.wait)
         return
-    metrics.DEFERRED.labels(turn.limit.partition(":")[0]).inc()
-    raise Defer(f"its turn by the limit {turn.limit} is later", after=turn.wait, headers={TURN: turn.header})
+    metrics.DEFERRED.labels(slot.limit.partition(":")[0]).inc()
+    headers = {reservations.HEADER: slot.header}
+    raise Defer(f"the limit {slot.limit} allows this mail later", after=slot.wait, headers=headers)
 
 
 async def _send(mailer: Mailer, task: MailTask, outgoing: Outgoing, relays: list[Relay]) -> tuple[Relay, Verdict]:
@@ -155,16 +165,16 @@ async def _claim(mailer: Mailer, key: Key, attempt: int) -> Claim:
         return await mailer.inbox.claim(key, attempt)
 
     try:
-        return await patiently(mailer, claim)
+        return await until_available(mailer.stopping, claim)
     except DatabaseUnavailable:  # the claim may be committed all the same, and nothing goes out by it
-        mailer.inbox.record_late(Result(key, Kept.WAITING, attempt - 1, uncertain=True))
+        mailer.inbox.record_late(Result(key, InboxState.RETRY_PENDING, attempt - 1, uncertain=True))
         raise
 
 
-async def _record(mailer: Mailer, result: Result) -> Kept:
+async def _record(mailer: Mailer, result: Result) -> InboxState:
     """Store the result of a claim; where the database stays unavailable, it is stored when that ends."""
     try:
-        return await patiently(mailer, lambda: mailer.inbox.record(result))
+        return await until_available(mailer.stopping, lambda: mailer.inbox.record(result))
     except DatabaseUnavailable:
         mailer.inbox.record_late(result)
         raise
@@ -172,7 +182,7 @@ async def _record(mailer: Mailer, result: Result) -> Kept:
 
 async def _give_back(mailer: Mailer, delivery: Delivery, key: Key, claim: Claim, *, uncertain: bool) -> None:
     """End a claim without a result, so that another replica may send the mail; does nothing where it has ended."""
-    result = Result(key, Kept.WAITING, delivery.attempt - 1, uncertain, claim.outcome)
+    result = Result(key, InboxState.RETRY_PENDING, delivery.attempt - 1, uncertain, claim.outcome)
     await _record(mailer, result)
 
 
@@ -212,25 +222,42 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     again = wait is not None
     state = State.SENT if verdict.kind is Kind.SENT else State.RETRYING if again else State.FAILED
     if wait is not None:
-        more |= outcomes.due_in(wait)
+        more |= due_in(wait)
     outcome = outcomes.of_attempt(task, attempt, state, verdict, **more)
     body = outcome.model_dump_json(exclude_none=True)
-    result = Result((task.task_id, task.round), Kept.WAITING if again else Kept.DONE, attempt, outcome.uncertain, body)
+    result = Result(
+        (task.task_id, task.round),
+        InboxState.RETRY_PENDING if again else InboxState.FINISHED,
+        attempt,
+        outcome.uncertain,
+        body,
+    )
     if deferral is not None:  # the attempt before is the last one that counts
         result = replace(result, attempt=attempt - 1, outcome=claim.outcome)
     stored = await _record(mailer, result)
-    if again and stored is Kept.CANCELLED:  # the cancel arrived during the attempt
+    if again and stored is InboxState.CANCELLED:  # the cancel arrived during the attempt
         again = False
         outcome = outcome.model_copy(update={"state": State.CANCELLED, "retry_at": None})
         body = outcome.model_dump_json(exclude_none=True)
     faults.point("mail.recorded")
-    await report(mailer, delivery, outcome, body.encode())
+    await mailer.reporter.report(delivery, outcome, body.encode())
     faults.point("mail.reported")
     if made.relay is not None:
         with suppress(DatabaseUnavailable):  # what was not learnt from this mail will be from another
-            await mailer.limits.heard(verdict, made.domain, made.relay.settings.limit)
+            await mailer.send_rate.observe(
+                answer_of(verdict), made.domain, made.relay.settings.limit,
+                after=verdict.after, about_relay=verdict.about_relay,
+            )  # fmt: skip
     if again:
         raise deferral or Retry(verdict.sentence, after=verdict.after)
+
+
+_ANSWERS = {Cause.THROTTLED: Answer.THROTTLED, Cause.POLICY: Answer.REFUSED}
+
+
+def answer_of(verdict: Verdict) -> Answer:
+    """Return what a reply means for the send rate."""
+    return Answer.ACCEPTED if verdict.kind is Kind.SENT else _ANSWERS.get(verdict.cause, Answer.OTHER)
 
 
 UNCHARGED_TIME = timedelta(days=4)
@@ -260,11 +287,11 @@ async def _report_again(mailer: Mailer, delivery: Delivery, task: MailTask, clai
     metrics.AGAIN.inc()
     if claim.outcome is None:
         mark = CancelTask(task_id=task.task_id, round=task.round)
-        outcome = outcomes.cancelled(mark, claim.attempt, uncertain=claim.uncertain)
+        outcome = cancelled(mark, claim.attempt, uncertain=claim.uncertain)
     else:
         outcome = Outcome.read(claim.outcome)
-    await report(mailer, delivery, outcome)
-    if claim.verb is Verb.MADE:
+    await mailer.reporter.report(delivery, outcome)
+    if claim.decision is ClaimDecision.ALREADY_ATTEMPTED:
         after = (outcome.retry_at - outcome.at).total_seconds() if outcome.retry_at else None
         raise Retry(outcome.reply or "this attempt was made already", after=after)
 
@@ -279,10 +306,10 @@ async def cancel_mail(mailer: Mailer, delivery: Delivery) -> None:
     """
     task = decode(CancelTask, delivery)
     claim = await mailer.inbox.cancel((task.task_id, task.round))
-    if claim.verb is not Verb.OVER:
+    if claim.decision is not ClaimDecision.FINISHED:
         return
     if claim.outcome is None:
-        outcome = outcomes.cancelled(task, claim.attempt, uncertain=claim.uncertain)
+        outcome = cancelled(task, claim.attempt, uncertain=claim.uncertain)
     else:
         outcome = Outcome.read(claim.outcome)
-    await report(mailer, delivery, outcome)
+    await mailer.reporter.report(delivery, outcome)

@@ -8,8 +8,8 @@ from itertools import product
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from bellhop.contracts.mail import Lane
 from bellhop.contracts.outcomes import State
+from bellhop.contracts.tasks import Lane
 
 NO_REPLY = "no reply to the final dot"
 CRASH = "crash during an attempt"

@@ -8,21 +8,26 @@ from dataclasses import dataclass, field
 
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT, RetryPolicy
+from bellhop.contracts.identity import MAILER
+from bellhop.contracts.kinds import MAIL
 from bellhop.http import internal_client
 from bellhop.observe.logs import get_logger
 from bellhop.service import Base
 from bellhop.sql.database import DatabaseUnavailable
+from bellhop.tasks.claims import Key
+from bellhop.tasks.inbox import Inbox
+from bellhop.tasks.outcomes import Reporter
+from bellhop.tasks.send_rate import SendRate
 from bellhop.web.peer import Peer, token_authenticator
 from services.mailer import metrics
 from services.mailer.attachments import Attachments
 from services.mailer.compose import Composer
-from services.mailer.limits import Limits
 from services.mailer.message import from_header
 from services.mailer.relays.pool import Relays
 from services.mailer.rendering import Templates
 from services.mailer.settings import MailerSettings
-from services.mailer.store import Inbox, Key
 from services.mailer.suppressions import Suppressions
+from services.mailer.tables import INBOX, LIMITS
 
 GATEWAY_SECONDS = 30.0
 """It may have to send an attachment."""
@@ -38,9 +43,10 @@ class Mailer:
     templates: Templates
     composer: Composer
     inbox: Inbox
-    limits: Limits
+    send_rate: SendRate
     relays: Relays
     publisher: Publisher
+    reporter: Reporter
     suppressions: Suppressions
     stopping: asyncio.Event
     policy: RetryPolicy = DEFAULT
@@ -70,11 +76,14 @@ async def open_mailer(base: Base[MailerSettings], templates: Templates) -> Async
     key = settings.service_key.get_secret_value() if settings.service_key else None
     relays = Relays(settings.all_relays, settings.domain)
     metrics.CONNECTIONS.set_function(lambda: relays.busy)
-    limits = Limits(base.database, settings.domain_limits, settings.sender_limits)
+    send_rate = SendRate(
+        base.database, LIMITS, settings.domain_limits, settings.sender_limits,
+        lowered=lambda kind: metrics.SLOWED.labels(kind).inc(),
+    )  # fmt: skip
     for relay in settings.all_relays:
-        limits.add_relay(relay.limit, relay.rate)
+        send_rate.add_relay(relay.limit, relay.rate)
     # The instance alone is not unique: a container that was killed comes back with its old host name and process id.
-    inbox = Inbox(base.database, f"{settings.instance}/{secrets.token_hex(8)}")
+    inbox = Inbox(base.database, INBOX, f"{settings.instance}/{secrets.token_hex(8)}")
     async with internal_client() as http:
         gateway = None
         if key is not None:
@@ -88,9 +97,16 @@ async def open_mailer(base: Base[MailerSettings], templates: Templates) -> Async
             templates=templates,
             composer=Composer(settings, templates, attachments),
             inbox=inbox,
-            limits=limits,
+            send_rate=send_rate,
             relays=relays,
             publisher=base.publisher,
+            reporter=Reporter(
+                base.publisher,
+                MAIL,
+                MAILER,
+                base.stopping,
+                reported=lambda lane, state: metrics.OUTCOMES.labels(lane, state).inc(),
+            ),
             suppressions=Suppressions(gateway),
             stopping=base.stopping,
         )
@@ -99,7 +115,7 @@ async def open_mailer(base: Base[MailerSettings], templates: Templates) -> Async
             yield mailer
         finally:
             await relays.close()
-            await limits.close()
+            await send_rate.close()
             await _release_claims(inbox)
 
 

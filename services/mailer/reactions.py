@@ -9,12 +9,13 @@ from bellhop.amqp.message import Delivery, Message
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import EVENT_OWNER, MAILER
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.mail import MailTask
-from bellhop.web.peer import PeerUnavailable
+from bellhop.tasks.decoding import first_problem
+from bellhop.tasks.waiting import until_available
 from services.mailer import outcomes
 from services.mailer.parts import Mailer
 from services.mailer.rendering import RenderingError
-from services.mailer.work import Patience, first_problem, patiently, report
 
 REACTIONS_AT_ONCE = 200
 
@@ -63,26 +64,23 @@ def _reaction(envelope: Envelope, template: str, recipient: str, data: dict[str,
 
 
 async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
-    """Ask who of these gets no mail, for as long as it takes: to mail them unasked could not be undone."""
-    waiting = Patience(mailer)
-    while True:
-        try:
-            return await mailer.suppressions.among([task.to for task in tasks])
-        except PeerUnavailable as error:
-            await waiting.pause(error)
+    """Return which addresses are suppressed, and why; waits for the answer, because a mail cannot be undone."""
+    addresses = [task.to for task in tasks]
+    return await until_available(mailer.stopping, lambda: mailer.suppressions.among(addresses))
 
 
 async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:
-    await report(mailer, delivery, outcomes.queued(task, delivery.envelope))
+    await mailer.reporter.report(delivery, outcomes.queued(task, delivery.envelope))
     if suppressed is not None:
-        await report(mailer, delivery, outcomes.suppressed(task, suppressed))
+        await mailer.reporter.report(delivery, outcomes.suppressed(task, suppressed))
         return
     body = task.model_dump_json(exclude_defaults=True).encode()
     envelope = Envelope(
-        type="mail.requested",
+        type=MAIL.requested,
         source=MAILER,
         id=new_id(),
         subject=task.task_id,
         traceparent=delivery.envelope.traceparent,
     )
-    await patiently(mailer, lambda: mailer.publisher.publish("work", task.lane.queue, Message(body, envelope)))
+    message = Message(body, envelope)
+    await until_available(mailer.stopping, lambda: mailer.publisher.publish("work", MAIL.queues[task.lane], message))

@@ -18,7 +18,7 @@ from bellhop.catalog import PORTS
 from bellhop.contracts.addresses import Address, domain_label
 from bellhop.contracts.base import one_line
 from bellhop.settings import ServiceSettings
-from services.mailer.rates import Rate
+from bellhop.tasks.rates import Rate
 from services.mailer.relays.settings import AnyRelay, SmtpRelay, Tls, read_relays
 
 TEMPLATES = Path(__file__).parent / "templates"

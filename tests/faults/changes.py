@@ -7,6 +7,7 @@ mutants: each breaks one promise on purpose, and the suite must notice.
 import datetime
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from bellhop.amqp import retry
@@ -14,14 +15,15 @@ from bellhop.amqp import retry
 
 def hurry() -> None:
     """Leases run out, the retry ladder comes back, and lowered rates climb, in seconds instead of minutes."""
+    from bellhop.tasks import adaptive_rate, heartbeats
     from services.gateway.outbox import store as outbox
-    from services.mailer import app, handlers, limits, store
+    from services.mailer import app, handlers
 
     outbox.LEASE_MS = 3000
-    store.LEASE_SECONDS = 2.5
-    app.BEAT_SECONDS = 0.6
+    heartbeats.LEASE_SECONDS = 2.5
+    app.JOBS = tuple(replace(job, seconds=0.6) if job.name == "heartbeat" else job for job in app.JOBS)
     handlers.DEFERRAL_SECONDS = (1.0,)
-    limits.SETTLE_SECONDS, limits.CLIMB_SECONDS, limits.CLIMBED_SECONDS = 0.25, 2.0, 6.0
+    adaptive_rate.SETTLE_SECONDS, adaptive_rate.CLIMB_SECONDS, adaptive_rate.CLIMBED_SECONDS = 0.25, 2.0, 6.0
     retry.expiration_ms = lambda retry_queue: 1000  # type: ignore[assignment]
     from bellhop.amqp.handling import retry as handling
 
@@ -55,8 +57,8 @@ def no_bulk() -> None:
     """Let the mailer leave the lane `bulk` alone."""
     from services.mailer import app
 
-    table = app.table
-    app.table = lambda connections: [row for row in table(connections) if row.queue != "mail.bulk"]
+    queues = app.queues
+    app.queues = lambda mailer: [row for row in queues(mailer) if row.queue != "mail.bulk"]
 
 
 # Mutants
@@ -81,11 +83,12 @@ def auto_ack() -> None:
 
 def no_inbox() -> None:
     """Remember nothing of what was done."""
+    from bellhop.tasks.claims import Claim, ClaimDecision
+    from bellhop.tasks.inbox import Inbox
     from services.leaderboard.store import Store
-    from services.mailer.store import Claim, Inbox, Verb
 
     async def claim(self: Inbox, key: Any, attempt: int) -> Claim:
-        return Claim(Verb.SEND)
+        return Claim(ClaimDecision.RUN)
 
     async def record(self: Inbox, result: Any) -> None:
         return None

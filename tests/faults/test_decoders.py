@@ -16,10 +16,12 @@ from pika.spec import Basic, BasicProperties
 from bellhop.amqp.decoding import decode, undecodable
 from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import ATTEMPT, Delivery, Message, from_headers, to_headers
-from bellhop.contracts.mail import CancelTask, MailTask
+from bellhop.contracts.mail import MailTask
+from bellhop.contracts.tasks import CancelTask
 from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
+from bellhop.tasks.decoding import decode as decode_mail
 from services.gateway import handlers as gateway_handlers
 from services.gateway.dead_letters.store import DeadLetters
 from services.gateway.outbox.store import pack, unpack
@@ -27,7 +29,6 @@ from services.gateway.tasks.live import LiveOutcomes
 from services.gateway.tasks.store import Ledger
 from services.gateway.tasks.waiters import Waiters
 from services.leaderboard.scores import read
-from services.mailer.work import decode as decode_mail
 from services.notifier.events import read_event
 from services.notifier.hub import Hub
 from services.notifier.log import Log

@@ -9,7 +9,9 @@ from fastapi import FastAPI
 
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import CancelTask, MailTask, mail_document
+from bellhop.contracts.kinds import MAIL
+from bellhop.contracts.mail import MailTask, mail_document
+from bellhop.contracts.tasks import CancelTask
 from services.mailer.app import build
 from tests.services.mailer_support import mailer_settings
 from tests.support import Vhost, wait_until
@@ -33,7 +35,9 @@ class Running:
         envelope = fields.pop("envelope", {})
         fields = {"to": "ada@example.com", "subject": "Hi", "text": "Hello", "lane": "normal"} | fields
         task = MailTask.model_validate({"task_id": task_id, "round": round, "owner": "key-1"} | fields)
-        await self.put(task.lane.queue, json.dumps(mail_document(task)).encode(), attempt=attempt, envelope=envelope)
+        await self.put(
+            MAIL.queues[task.lane], json.dumps(mail_document(task)).encode(), attempt=attempt, envelope=envelope
+        )
 
     async def cancel(self, task_id: str) -> None:
         body = CancelTask(task_id=task_id, round=1).model_dump_json().encode()

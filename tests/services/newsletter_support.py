@@ -10,8 +10,9 @@ import orjson
 from aio_pika.abc import AbstractIncomingMessage
 
 from bellhop.contracts.base import now
-from bellhop.contracts.mail import CancelTask, MailTask
+from bellhop.contracts.mail import MailTask
 from bellhop.contracts.outcomes import Outcome, State
+from bellhop.contracts.tasks import CancelTask
 from tests.services.gateway_support import envelope_headers
 from tests.support.broker import Vhost
 

@@ -10,10 +10,13 @@ from bellhop.amqp.handling import retry as retrying
 from bellhop.amqp.message import Delivery
 from bellhop.amqp.retry import RetryQueue
 from bellhop.sql.database import Database, DatabaseUnavailable
-from services.mailer import handlers, outcomes, work
+from bellhop.tasks import waiting
+from bellhop.tasks.claims import InboxState, Result
+from bellhop.tasks.inbox import Inbox
+from services.mailer import handlers, outcomes
 from services.mailer.parts import Mailer
 from services.mailer.relays.pool import Relays
-from services.mailer.store import Inbox, Kept, Result, inbox
+from services.mailer.tables import INBOX
 from tests.services.mailer_running import running_mailer
 from tests.support import SmtpServer, Vhost, wait_until
 
@@ -44,7 +47,7 @@ async def test_a_claim_ends_with_a_defect(
         await mailer.mail()
         await wait_until(lambda: _on_the_ladder(vhost), 20, "the mail waits for its next attempt")
         async with database.read() as connection:
-            columns = (inbox.c.state, inbox.c.owner, inbox.c.attempt, inbox.c.uncertain)
+            columns = (INBOX.tasks.c.state, INBOX.tasks.c.owner, INBOX.tasks.c.attempt, INBOX.tasks.c.uncertain)
             (row,) = await connection.execute(sa.select(*columns))
     await database.close()
     refused = where[1] == "of_attempt" and not reply.startswith("2")
@@ -60,7 +63,7 @@ async def test_a_mail_that_went_out_unrecorded_is_recorded_when_the_database_is_
     given_up = asyncio.Event()
     record, handle = Inbox.record, handlers.send_mail
 
-    async def recording(inbox: Inbox, result: Result) -> Kept:
+    async def recording(inbox: Inbox, result: Result) -> InboxState:
         if unavailable.is_set():
             raise DatabaseUnavailable("the database is unavailable")
         return await record(inbox, result)
@@ -75,7 +78,7 @@ async def test_a_mail_that_went_out_unrecorded_is_recorded_when_the_database_is_
 
     monkeypatch.setattr(Inbox, "record", recording)
     monkeypatch.setattr(handlers, "send_mail", handling)
-    monkeypatch.setattr(work, "PATIENCE", 0.0)
+    monkeypatch.setattr(waiting, "WAIT_SECONDS", 0.0)
     async with running_mailer(vhost, database_url, smtp_server.port) as mailer:
         await mailer.mail()
         outcome = await mailer.outcome(timeout=20)

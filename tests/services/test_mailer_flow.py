@@ -16,10 +16,12 @@ from prometheus_client import REGISTRY
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
-from bellhop.contracts.mail import CancelTask
+from bellhop.contracts.tasks import CancelTask
 from bellhop.sql.database import Database
+from bellhop.tasks.claims import InboxState, Result
+from bellhop.tasks.inbox import Inbox
 from services.mailer import handlers
-from services.mailer.store import Inbox, Kept, Result, inbox
+from services.mailer.tables import INBOX
 from tests.services.mailer_running import Running, running_mailer
 from tests.services.mailer_support import DROP, ScriptedRelay
 from tests.support import SmtpServer, Vhost, wait_until
@@ -261,7 +263,7 @@ async def _cancel_is_stored(database_url: str) -> bool:
     database = Database(database_url)
     try:
         async with database.read() as connection:
-            return bool((await connection.execute(sa.select(inbox.c.cancel_requested))).scalar())
+            return bool((await connection.execute(sa.select(INBOX.tasks.c.cancel_requested))).scalar())
     finally:
         await database.close()
 
@@ -340,7 +342,7 @@ async def test_a_crash_between_record_and_report_is_made_good(
 ) -> None:
     """What was recorded is reported; nothing is sent."""
     outcome = '{"task_id":"t-1","state":"sent","at":"2025-11-21T09:30:00Z","lane":"normal"}'
-    await crashed_replica(database_url, record=Result(("t-1", 1), Kept.DONE, 1, outcome=outcome))
+    await crashed_replica(database_url, record=Result(("t-1", 1), InboxState.FINISHED, 1, outcome=outcome))
     await mailer.mail()
     assert (await mailer.outcome())["state"] == "sent"
     assert not smtp_server.mails
@@ -349,7 +351,7 @@ async def test_a_crash_between_record_and_report_is_made_good(
 async def crashed_replica(database_url: str, *, record: Result | None) -> None:
     """Leave behind what a replica leaves that never says goodbye and was last seen long ago."""
     database = Database(database_url)
-    inbox = Inbox(database, "crashed")
+    inbox = Inbox(database, INBOX, "crashed")
     await inbox.claim(("t-1", 1), 1)
     if record is not None:
         await inbox.record(record)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.mailer.relays.breaker import THRESHOLD, Breaker
+from bellhop.tasks.breaker import THRESHOLD, Breaker
 from services.mailer.settings import MailerSettings
 from tests.services.mailer_running import Running, running_mailer
 from tests.services.mailer_support import DROP, SILENCE, ScriptedRelay, mailer_settings, relay
@@ -181,7 +181,7 @@ async def test_a_throttled_domain_is_sent_to_more_slowly(pair: Pair, start: Any)
         for number in range(21):
             await mailer.mail(f"t-{number}")
         await mailer.outcome(21)
-        row = mailer.app.state.mailer.limits.apply_to("example.com", "key-1", "relay:first")
+        row = mailer.app.state.mailer.send_rate.limits_of("example.com", "key-1", "relay:first")
         assert row[0][1] == pytest.approx(500, rel=0.1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.tasks import Lane
 from services.mailer.message import Mail
 from services.mailer.relays import pool as relays
 from services.mailer.relays.pool import Relays

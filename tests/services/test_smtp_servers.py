@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.tasks import Lane
 from services.mailer.message import Mail
 from services.mailer.relays.pool import Relays
 from services.mailer.relays.replies import Cause, Kind, Verdict

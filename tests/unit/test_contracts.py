@@ -7,10 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from bellhop.contracts.base import Contract
-from bellhop.contracts.mail import CancelTask, MailTask
+from bellhop.contracts.mail import MailTask
 from bellhop.contracts.notifications import Notification
 from bellhop.contracts.outcomes import Outcome
 from bellhop.contracts.scores import ScoreBatch
+from bellhop.contracts.tasks import CancelTask
 
 MESSAGES: dict[type[Contract], dict[str, Any]] = {
     MailTask: {"task_id": "1", "owner": "shop", "to": "ada@example.com", "subject": "Hello", "text": "Hello"},

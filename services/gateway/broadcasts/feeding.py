@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
-from bellhop.contracts.mail import Lane, MailTask
+from bellhop.contracts.mail import MailTask
 from bellhop.contracts.outcomes import State
+from bellhop.contracts.tasks import Lane
 from bellhop.sql.bulk import insert_many
 from services.gateway.broadcasts.merge_fields import CannotFill, Words
 from services.gateway.broadcasts.store import HELD, OPEN, Phase, counting, counts_of, queued_in

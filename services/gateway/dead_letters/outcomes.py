@@ -11,14 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.amqp.message import MAX_ATTEMPT, Delivery
 from bellhop.contracts.base import now
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.kinds import kind_of_queue
 from bellhop.contracts.outcomes import Outcome, State
 from services.gateway.broadcasts.store import HELD, Phase
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import broadcasts, tasks
 from services.gateway.tasks.store import locked_tasks
 
-_QUEUES = frozenset(lane.queue for lane in Lane)
 _OF_REACTION = ("event_id", "to", "owner", "template", "lane")
 
 
@@ -34,7 +33,7 @@ class _Task:
 
 def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
     """Return the task of a message on a queue of tasks, as far as the message can be read."""
-    if queue not in _QUEUES:
+    if kind_of_queue(queue) is None:
         return None
     try:
         document = orjson.loads(body)

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from bellhop.contracts.addresses import CanonicalAddress, canonical
 from bellhop.contracts.base import Contract, Data, Line, Time
-from bellhop.contracts.mail import Lane, PersonName
+from bellhop.contracts.mail import PersonName
+from bellhop.contracts.tasks import Lane
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem, invalid

@@ -14,7 +14,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.tasks import Lane
 from bellhop.sql.database import Database
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.subscribers.addresses import subscriber_id

@@ -11,8 +11,8 @@ from typing import Any
 from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import GATEWAY
-from bellhop.contracts.mail import Lane
 from bellhop.contracts.outcomes import Outcome
+from bellhop.contracts.tasks import Lane
 from services.gateway.outbox.routing import NOTIFICATIONS
 from services.gateway.outbox.store import Entry
 

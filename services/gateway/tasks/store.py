@@ -15,8 +15,9 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.addresses import canonical
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import EVENT_OWNER, GATEWAY
-from bellhop.contracts.mail import CancelTask, Lane
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.outcomes import FINAL, Outcome, State
+from bellhop.contracts.tasks import CancelTask, Lane
 from bellhop.sql.bulk import insert_many, update_many
 from bellhop.sql.database import Database
 from services.gateway.acceptance import store as idempotency
@@ -91,7 +92,7 @@ def mail_entry(
     task_id = document["task_id"]
     envelope = Envelope(type="mail.requested", source=GATEWAY, subject=task_id, traceparent=traceparent)
     lane = Lane(document.get("lane", Lane.NORMAL))
-    return Entry("work", lane.queue, Message(packed, envelope, attempt), task_id, due_at, envelope.id)
+    return Entry("work", MAIL.queues[lane], Message(packed, envelope, attempt), task_id, due_at, envelope.id)
 
 
 def cancel_entry(task_id: str, round_: int, *, state: State = State.CANCELLED, reason: str | None = None) -> Entry:

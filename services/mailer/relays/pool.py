@@ -15,11 +15,11 @@ from contextlib import suppress
 from functools import partial
 
 from bellhop.background import Background
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.tasks import Lane
 from bellhop.observe.logs import get_logger
+from bellhop.tasks.breaker import Breaker
+from bellhop.tasks.lanes import Lanes
 from services.mailer import metrics
-from services.mailer.relays.breaker import Breaker
-from services.mailer.relays.lanes import Lanes
 from services.mailer.relays.replies import Cause, Kind, Verdict
 from services.mailer.relays.sendgrid import SendGrid
 from services.mailer.relays.settings import AnyRelay, SendGridRelay

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from bellhop.contracts.base import Name
-from services.mailer.rates import Rate
+from bellhop.tasks.rates import Rate
 
 
 class Tls(StrEnum):

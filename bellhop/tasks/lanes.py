@@ -1,20 +1,20 @@
-"""Who may use a connection to the relay: the lanes share them, and the more urgent lane goes first.
+"""The lanes share the connections of a worker, and the more urgent lane goes first.
 
-Bulk may fill 60 % of them, normal and bulk together 85 %; the rest is always free for urgent mail. Otherwise a
-newsletter whose recipients' servers are slow would hold every connection, for minutes, against a password reset.
+Bulk may use 60 % of the connections, normal and bulk together 85 %. The rest is always free for urgent tasks.
+Otherwise many slow bulk tasks would hold every connection for minutes while a password reset waits.
 """
 
 import asyncio
 from collections import deque
 
-from bellhop.contracts.mail import Lane
+from bellhop.contracts.tasks import Lane
 
-# From the most urgent down: the share of all slots that this lane and the less urgent ones may fill together.
+# From the most urgent down: the share of all slots that this lane and the less urgent ones may use together.
 SHARES = {Lane.URGENT: 1.0, Lane.NORMAL: 0.85, Lane.BULK: 0.6}
 
 
 class Lanes:
-    """A semaphore of `size` slots that knows who asks."""
+    """A semaphore with `size` slots and a limit for each lane."""
 
     def __init__(self, size: int) -> None:
         self._limits = {lane: max(1, int(size * share)) for lane, share in SHARES.items()}
@@ -31,14 +31,14 @@ class Lanes:
         return sum(self._busy.values())
 
     def try_enter(self, lane: Lane) -> bool:
-        """Take a slot if there is one now; then `leave` must follow."""
+        """Take a slot if one is free now, and say so; then the caller must call `leave`."""
         if self._waiting[lane] or not self._free(lane):
             return False
         self._busy[lane] += 1
         return True
 
     async def enter(self, lane: Lane) -> None:
-        """Wait for a slot and take it; `leave` must follow."""
+        """Wait for a slot and take it; then the caller must call `leave`."""
         if not self.try_enter(lane):
             await self._wait(lane)
 
@@ -48,17 +48,17 @@ class Lanes:
         self._wake()
 
     async def _wait(self, lane: Lane) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[lane].append(turn)
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[lane].append(slot)
         try:
-            await turn  # whoever frees a slot has counted it as ours
+            await slot  # `_wake` has counted the slot as ours
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if slot.done() and not slot.cancelled():
                 self.leave(lane)
             raise
 
     def _free(self, lane: Lane) -> bool:
-        """Say whether one more fits, for `lane` itself and for every more urgent lane that counts it in."""
+        """Say whether one more slot is within the limit of `lane` and of every more urgent lane."""
         busy = 0
         for each in reversed(SHARES):
             busy += self._busy[each]
@@ -69,10 +69,10 @@ class Lanes:
     def _wake(self) -> None:
         for lane, waiting in self._waiting.items():
             while waiting and self._free(lane):
-                turn = waiting.popleft()
-                if not turn.done():
+                slot = waiting.popleft()
+                if not slot.done():
                     self._busy[lane] += 1
-                    turn.set_result(None)
+                    slot.set_result(None)
 
 
 _ORDER = {lane: place for place, lane in enumerate(SHARES)}

@@ -1,4 +1,4 @@
-"""How fast: rates as people write them."""
+"""Rates as people write them in the settings: 20/s, 600/m, 5000/h, 100000/d."""
 
 import re
 from typing import Annotated
@@ -10,7 +10,11 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def per_second(text: str) -> float:
-    """Return the rate that `text` like 20/s, 600/m, 5000/h or 100000/d says, in mails a second."""
+    """Return the rate that `text` says, as tasks a second.
+
+    Raises:
+        ValueError: `text` is no rate.
+    """
     match = _RATE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"must be a rate like 20/s, 600/m, 5000/h or 100000/d, not {text!r}")

@@ -10,8 +10,11 @@ import sqlalchemy as sa
 
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.mailer import store
-from services.mailer.store import Claim, Inbox, Kept, Result, Verb
+from bellhop.tasks import heartbeats
+from bellhop.tasks import inbox as module
+from bellhop.tasks.claims import Claim, ClaimDecision, InboxState, Result
+from bellhop.tasks.inbox import Inbox
+from services.mailer.tables import INBOX
 
 KEY = ("task-1", 1)
 
@@ -25,7 +28,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def replica(database: Database, name: str) -> Inbox:
-    inbox = Inbox(database, name)
+    inbox = Inbox(database, INBOX, name)
     await inbox.beat()
     return inbox
 
@@ -35,49 +38,53 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: self.seconds))
+        monkeypatch.setattr(heartbeats, "time", SimpleNamespace(monotonic=lambda: self.seconds))
 
 
 async def test_a_new_task_may_be_sent(database: Database) -> None:
     """Nothing went before."""
     inbox = await replica(database, "a")
-    assert await inbox.claim(KEY, 1) == Claim(Verb.SEND)
+    assert await inbox.claim(KEY, 1) == Claim(ClaimDecision.RUN)
 
 
 async def test_many_claims_share_a_transaction(database: Database) -> None:
     """New ones, old ones and cancelled ones side by side each get their own answer."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    await inbox.record(Result(KEY, Kept.DONE, 1, outcome="{}"))
+    await inbox.record(Result(KEY, InboxState.FINISHED, 1, outcome="{}"))
     await inbox.cancel(("cancelled", 1))
     keys = [(f"new-{n}", 1) for n in range(300)]
     claims = await asyncio.gather(*(inbox.claim(key, 1) for key in [*keys, KEY, ("cancelled", 1), ("task-1", 2)]))
-    assert [claim.verb for claim in claims] == [Verb.SEND] * 300 + [Verb.OVER, Verb.OVER, Verb.SEND]
+    assert [claim.decision for claim in claims] == [ClaimDecision.RUN] * 300 + [
+        ClaimDecision.FINISHED,
+        ClaimDecision.FINISHED,
+        ClaimDecision.RUN,
+    ]
 
 
 async def test_what_is_done_is_over(database: Database) -> None:
     """With what was reported about it, for every attempt that comes late."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    await inbox.record(Result(KEY, Kept.DONE, 1, uncertain=True, outcome='{"state":"sent"}'))
+    await inbox.record(Result(KEY, InboxState.FINISHED, 1, uncertain=True, outcome='{"state":"sent"}'))
     for attempt in (1, 2):
-        assert await inbox.claim(KEY, attempt) == Claim(Verb.OVER, True, 1, '{"state":"sent"}')
+        assert await inbox.claim(KEY, attempt) == Claim(ClaimDecision.FINISHED, True, 1, '{"state":"sent"}')
 
 
 async def test_the_next_attempt_may_be_made_and_the_last_one_not_again(database: Database) -> None:
     """A redelivery of an attempt that failed is no further attempt."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    await inbox.record(Result(KEY, Kept.WAITING, 1, uncertain=True, outcome="{}"))
-    assert await inbox.claim(KEY, 1) == Claim(Verb.MADE, True, 1, "{}")
-    assert await inbox.claim(KEY, 2) == Claim(Verb.SEND, True, 1, "{}")
+    await inbox.record(Result(KEY, InboxState.RETRY_PENDING, 1, uncertain=True, outcome="{}"))
+    assert await inbox.claim(KEY, 1) == Claim(ClaimDecision.ALREADY_ATTEMPTED, True, 1, "{}")
+    assert await inbox.claim(KEY, 2) == Claim(ClaimDecision.RUN, True, 1, "{}")
 
 
 async def test_what_another_living_replica_sends_is_held(database: Database) -> None:
     """Two never send the same mail at once."""
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
-    assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+    assert await other.claim(KEY, 1) == Claim(ClaimDecision.IN_PROGRESS)
 
 
 async def test_what_a_dead_replica_claimed_is_sent_again_and_said_so(
@@ -86,8 +93,8 @@ async def test_what_a_dead_replica_claimed_is_sent_again_and_said_so(
     """An earlier copy may have gone out (RFC 1047)."""
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
-    monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
-    assert await other.claim(KEY, 1) == Claim(Verb.SEND, uncertain=True, attempt=1)
+    monkeypatch.setattr(heartbeats, "LEASE_SECONDS", 0.0)
+    assert await other.claim(KEY, 1) == Claim(ClaimDecision.RUN, uncertain=True, attempt=1)
 
 
 async def test_a_clock_that_is_wrong_kills_no_replica(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,11 +105,11 @@ async def test_a_clock_that_is_wrong_kills_no_replica(database: Database, monkey
     for seconds in (600, -600, 3 * 86_400):
         with monkeypatch.context() as wrong:
             wrong.setattr(time, "time", lambda skew=seconds: now() + skew)
-            assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+            assert await other.claim(KEY, 1) == Claim(ClaimDecision.IN_PROGRESS)
         with monkeypatch.context() as wrong:
             wrong.setattr(Database, "clock", property(lambda _, skew=seconds: clock + skew))
-            await other.forget(days=30)
-            assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+            await other.delete_old(days=30)
+            assert await other.claim(KEY, 1) == Claim(ClaimDecision.IN_PROGRESS)
 
 
 async def test_a_dead_replica_is_noticed_whatever_its_clock_said(
@@ -112,14 +119,14 @@ async def test_a_dead_replica_is_noticed_whatever_its_clock_said(
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
     async with database.write() as connection:
-        await connection.execute(sa.update(store.replicas).values(seen_at=store.replicas.c.seen_at + 3600))
+        await connection.execute(sa.update(INBOX.replicas).values(seen_at=INBOX.replicas.c.seen_at + 3600))
     watch = Watch(monkeypatch)
     await other.beat()
     for _ in range(3):
-        assert (await other.claim(KEY, 1)).verb is Verb.HELD
-        watch.seconds += store.LEASE_SECONDS * 0.4
+        assert (await other.claim(KEY, 1)).decision is ClaimDecision.IN_PROGRESS
+        watch.seconds += heartbeats.LEASE_SECONDS * 0.4
         await other.beat()
-    assert await other.claim(KEY, 1) == Claim(Verb.SEND, uncertain=True, attempt=1)
+    assert await other.claim(KEY, 1) == Claim(ClaimDecision.RUN, uncertain=True, attempt=1)
 
 
 async def test_a_hang_of_the_database_makes_nobody_look_dead(
@@ -130,9 +137,9 @@ async def test_a_hang_of_the_database_makes_nobody_look_dead(
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
     watch.seconds += 40
-    assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+    assert await other.claim(KEY, 1) == Claim(ClaimDecision.IN_PROGRESS)
     await one.beat()
-    assert await other.claim(KEY, 1) == Claim(Verb.HELD)
+    assert await other.claim(KEY, 1) == Claim(ClaimDecision.IN_PROGRESS)
 
 
 async def test_who_says_goodbye_holds_nothing(database: Database) -> None:
@@ -140,7 +147,7 @@ async def test_who_says_goodbye_holds_nothing(database: Database) -> None:
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
     await one.close()
-    assert (await other.claim(KEY, 1)).verb is Verb.SEND
+    assert (await other.claim(KEY, 1)).decision is ClaimDecision.RUN
 
 
 async def test_a_late_result_of_the_presumed_dead_counts_only_if_final(
@@ -150,38 +157,38 @@ async def test_a_late_result_of_the_presumed_dead_counts_only_if_final(
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "LEASE_SECONDS", 0.0)
+        patch.setattr(heartbeats, "LEASE_SECONDS", 0.0)
         await other.claim(KEY, 1)
-    await one.record(Result(KEY, Kept.WAITING, 1))
-    assert (await one.claim(KEY, 2)).verb is Verb.HELD
-    await one.record(Result(KEY, Kept.DONE, 1, outcome="{}"))
-    assert (await other.claim(KEY, 1)).verb is Verb.OVER
+    await one.record(Result(KEY, InboxState.RETRY_PENDING, 1))
+    assert (await one.claim(KEY, 2)).decision is ClaimDecision.IN_PROGRESS
+    await one.record(Result(KEY, InboxState.FINISHED, 1, outcome="{}"))
+    assert (await other.claim(KEY, 1)).decision is ClaimDecision.FINISHED
 
 
 async def test_a_task_is_cancelled_before_it_begins(database: Database) -> None:
     """And stays so."""
     inbox = await replica(database, "a")
-    assert await inbox.cancel(KEY) == Claim(Verb.OVER)
-    assert await inbox.cancel(KEY) == Claim(Verb.OVER)
-    assert await inbox.claim(KEY, 1) == Claim(Verb.OVER)
+    assert await inbox.cancel(KEY) == Claim(ClaimDecision.FINISHED)
+    assert await inbox.cancel(KEY) == Claim(ClaimDecision.FINISHED)
+    assert await inbox.claim(KEY, 1) == Claim(ClaimDecision.FINISHED)
 
 
 async def test_a_task_is_cancelled_between_two_attempts(database: Database) -> None:
     """Its attempts keep their number."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    await inbox.record(Result(KEY, Kept.WAITING, 1, outcome="{}"))
-    assert await inbox.cancel(KEY) == Claim(Verb.OVER, attempt=1)
-    assert await inbox.claim(KEY, 2) == Claim(Verb.OVER, attempt=1)
+    await inbox.record(Result(KEY, InboxState.RETRY_PENDING, 1, outcome="{}"))
+    assert await inbox.cancel(KEY) == Claim(ClaimDecision.FINISHED, attempt=1)
+    assert await inbox.claim(KEY, 2) == Claim(ClaimDecision.FINISHED, attempt=1)
 
 
 async def test_a_cancel_during_an_attempt_is_stored(database: Database) -> None:
     """A failed attempt ends the task, so no later attempt is made."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    assert (await inbox.cancel(KEY)).verb is Verb.HELD
-    assert await inbox.record(Result(KEY, Kept.WAITING, 1, outcome="{}")) is Kept.CANCELLED
-    assert await inbox.claim(KEY, 2) == Claim(Verb.OVER, attempt=1)
+    assert (await inbox.cancel(KEY)).decision is ClaimDecision.IN_PROGRESS
+    assert await inbox.record(Result(KEY, InboxState.RETRY_PENDING, 1, outcome="{}")) is InboxState.CANCELLED
+    assert await inbox.claim(KEY, 2) == Claim(ClaimDecision.FINISHED, attempt=1)
 
 
 async def test_a_cancel_during_an_attempt_that_succeeds_changes_nothing(database: Database) -> None:
@@ -189,8 +196,8 @@ async def test_a_cancel_during_an_attempt_that_succeeds_changes_nothing(database
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
     await inbox.cancel(KEY)
-    assert await inbox.record(Result(KEY, Kept.DONE, 1, outcome="{}")) is Kept.DONE
-    assert await inbox.claim(KEY, 1) == Claim(Verb.OVER, attempt=1, outcome="{}")
+    assert await inbox.record(Result(KEY, InboxState.FINISHED, 1, outcome="{}")) is InboxState.FINISHED
+    assert await inbox.claim(KEY, 1) == Claim(ClaimDecision.FINISHED, attempt=1, outcome="{}")
 
 
 async def test_a_cancel_during_an_attempt_survives_the_crash_of_its_replica(
@@ -200,17 +207,17 @@ async def test_a_cancel_during_an_attempt_survives_the_crash_of_its_replica(
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
     await other.cancel(KEY)
-    monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
-    assert await other.claim(KEY, 1) == Claim(Verb.OVER, uncertain=True, attempt=1)
-    assert await one.claim(KEY, 1) == Claim(Verb.OVER, uncertain=True, attempt=1)
+    monkeypatch.setattr(heartbeats, "LEASE_SECONDS", 0.0)
+    assert await other.claim(KEY, 1) == Claim(ClaimDecision.FINISHED, uncertain=True, attempt=1)
+    assert await one.claim(KEY, 1) == Claim(ClaimDecision.FINISHED, uncertain=True, attempt=1)
 
 
 async def test_a_cancel_of_a_task_that_is_done_returns_its_outcome(database: Database) -> None:
     """So that it can be reported once more."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    await inbox.record(Result(KEY, Kept.DONE, 1, outcome="{}"))
-    assert await inbox.cancel(KEY) == Claim(Verb.OVER, attempt=1, outcome="{}")
+    await inbox.record(Result(KEY, InboxState.FINISHED, 1, outcome="{}"))
+    assert await inbox.cancel(KEY) == Claim(ClaimDecision.FINISHED, attempt=1, outcome="{}")
 
 
 async def test_a_cancel_and_a_failed_attempt_at_two_replicas_end_cancelled(database: Database) -> None:
@@ -219,9 +226,10 @@ async def test_a_cancel_and_a_failed_attempt_at_two_replicas_end_cancelled(datab
     keys = [(f"task-{n}", 1) for n in range(100)]
     await asyncio.gather(*(one.claim(key, 1) for key in keys))
     await asyncio.gather(
-        *(one.record(Result(key, Kept.WAITING, 1)) for key in keys), *(other.cancel(key) for key in reversed(keys))
+        *(one.record(Result(key, InboxState.RETRY_PENDING, 1)) for key in keys),
+        *(other.cancel(key) for key in reversed(keys)),
     )
-    assert {(await one.claim(key, 2)).verb for key in keys} == {Verb.OVER}
+    assert {(await one.claim(key, 2)).decision for key in keys} == {ClaimDecision.FINISHED}
 
 
 async def test_two_replicas_claim_crosswise_without_deadlock(database: Database) -> None:
@@ -231,54 +239,54 @@ async def test_two_replicas_claim_crosswise_without_deadlock(database: Database)
     claims = await asyncio.gather(
         *(one.claim(key, 1) for key in keys), *(other.claim(key, 1) for key in reversed(keys))
     )
-    verbs = [claim.verb for claim in claims]
-    assert (verbs.count(Verb.SEND), verbs.count(Verb.HELD)) == (100, 100)
+    decisions = [claim.decision for claim in claims]
+    assert (decisions.count(ClaimDecision.RUN), decisions.count(ClaimDecision.IN_PROGRESS)) == (100, 100)
 
 
 async def test_old_tasks_are_forgotten(database: Database) -> None:
     """By their age, whatever became of them."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    await inbox.record(Result(KEY, Kept.DONE, 1))
-    assert await inbox.forget(days=1) == 0
-    assert await inbox.forget(days=0) == 1
-    assert (await inbox.claim(KEY, 1)).verb is Verb.SEND
+    await inbox.record(Result(KEY, InboxState.FINISHED, 1))
+    assert await inbox.delete_old(days=1) == 0
+    assert await inbox.delete_old(days=0) == 1
+    assert (await inbox.claim(KEY, 1)).decision is ClaimDecision.RUN
 
 
 async def test_a_large_inbox_is_forgotten_in_bites(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each transaction is short; what is younger stays."""
-    monkeypatch.setattr(store, "FORGOTTEN_AT_ONCE", 10)
-    monkeypatch.setattr(store, "FORGET_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(module, "DELETED_PER_TRANSACTION", 10)
+    monkeypatch.setattr(module, "DELETE_PAUSE_SECONDS", 0)
     inbox = await replica(database, "a")
     for number in range(35):
         await inbox.claim((f"old-{number}", 1), 1)
     async with database.write() as connection:
-        await connection.execute(sa.update(store.inbox).values(created_at=store.inbox.c.created_at - 2 * 86_400))
+        await connection.execute(sa.update(INBOX.tasks).values(created_at=INBOX.tasks.c.created_at - 2 * 86_400))
     for number in range(5):
         await inbox.claim((f"new-{number}", 1), 1)
     bites = []
-    forget_some = inbox._forget_some
+    delete_some = inbox._delete_some
 
     async def bite(days: float) -> int:
-        bites.append(await forget_some(days))
+        bites.append(await delete_some(days))
         return bites[-1]
 
-    monkeypatch.setattr(inbox, "_forget_some", bite)
+    monkeypatch.setattr(inbox, "_delete_some", bite)
 
-    assert await inbox.forget(days=1) == 35
+    assert await inbox.delete_old(days=1) == 35
 
     assert bites == [10, 10, 10, 5, 0]
     async with database.read() as connection:
-        assert (await connection.execute(sa.select(sa.func.count()).select_from(store.inbox))).scalar_one() == 5
+        assert (await connection.execute(sa.select(sa.func.count()).select_from(INBOX.tasks))).scalar_one() == 5
 
 
 async def test_freshness_ends_with_the_lease(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica knows when others take it for dead."""
-    inbox = Inbox(database, "a")
+    inbox = Inbox(database, INBOX, "a")
     assert not inbox.fresh
     await inbox.beat()
     assert inbox.fresh
-    monkeypatch.setattr(store, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeats, "LEASE_SECONDS", 0.0)
     assert not inbox.fresh
 
 
@@ -286,15 +294,15 @@ async def test_a_result_that_came_late_ends_the_claim(database: Database) -> Non
     """The next heartbeat of a living replica writes it; until then others hold the task."""
     one, other = await replica(database, "a"), await replica(database, "b")
     await one.claim(KEY, 1)
-    one.record_late(Result(KEY, Kept.DONE, 1, outcome="{}"))
-    assert (await other.claim(KEY, 1)).verb is Verb.HELD
+    one.record_late(Result(KEY, InboxState.FINISHED, 1, outcome="{}"))
+    assert (await other.claim(KEY, 1)).decision is ClaimDecision.IN_PROGRESS
     await one.beat()
-    assert await other.claim(KEY, 1) == Claim(Verb.OVER, attempt=1, outcome="{}")
+    assert await other.claim(KEY, 1) == Claim(ClaimDecision.FINISHED, attempt=1, outcome="{}")
 
 
 async def test_a_result_that_came_late_is_known_to_the_next_claim(database: Database) -> None:
     """The message may come again before the next heartbeat."""
     inbox = await replica(database, "a")
     await inbox.claim(KEY, 1)
-    inbox.record_late(Result(KEY, Kept.DONE, 1, outcome="{}"))
-    assert await inbox.claim(KEY, 1) == Claim(Verb.OVER, attempt=1, outcome="{}")
+    inbox.record_late(Result(KEY, InboxState.FINISHED, 1, outcome="{}"))
+    assert await inbox.claim(KEY, 1) == Claim(ClaimDecision.FINISHED, attempt=1, outcome="{}")

@@ -1,13 +1,13 @@
-"""A circuit breaker: what keeps failing is left alone for a while, then tried again by one alone."""
+"""A circuit breaker: after several failures in a row nothing is sent, except for a probe from time to time."""
 
 from collections.abc import Callable
 
 THRESHOLD = 3
-"""So many failures in a row open it. One may happen to anybody, such as a relay with a connection too many."""
+"""The breaker opens after this many failures in a row. A single failure is normal, such as a connection too many."""
 
 
 class Breaker:
-    """Closed: work goes through. Open: it does not, and somebody probes from time to time."""
+    """Closed: work goes through. Open: it does not, and the owner of the breaker probes from time to time."""
 
     def __init__(self, opened: Callable[[], None], closed: Callable[[], None]) -> None:
         """`opened` and `closed` are called when it opens and closes."""
@@ -23,7 +23,7 @@ class Breaker:
         return self.failure is None
 
     def failed(self, sentence: str) -> None:
-        """Count a failure."""
+        """Count a failure; `sentence` says what failed."""
         self._failures += 1
         if self._failures >= THRESHOLD:
             self.open(sentence)
@@ -35,15 +35,16 @@ class Breaker:
             self._opened()
 
     def succeeded(self) -> None:
-        """Work got through: all is well."""
+        """Close it, and count failures from 0."""
         self._failures = 0
-        if self.failure is not None:
-            self.failure = None
-            self._closed()
+        self._close()
 
     def half_open(self) -> None:
-        """A probe got through: let work through again, but the next failure opens at once."""
+        """Close it after a probe got through; the next failure opens it again."""
         self._failures = THRESHOLD - 1
+        self._close()
+
+    def _close(self) -> None:
         if self.failure is not None:
             self.failure = None
             self._closed()

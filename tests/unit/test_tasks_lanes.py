@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from bellhop.contracts.mail import Lane
-from services.mailer.relays.lanes import Lanes
+from bellhop.contracts.tasks import Lane
+from bellhop.tasks.lanes import Lanes
 
 
 async def fill(lanes: Lanes, lane: Lane, count: int) -> list[asyncio.Task[None]]:
