@@ -21,16 +21,18 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     amqp_url: SecretStr = Field(
-        description="amqp://user:password@host:port/vhost; amqps:// for TLS; commas between the nodes of a cluster"
+        description="amqp://user:password@host:port/vhost, or amqps:// for TLS; several nodes of a cluster"
+        " separated by commas"
     )
     database_url: SecretStr | None = Field(
-        None, description="sqlite+aiosqlite:///file or postgresql+asyncpg://…; a service without tables needs none"
+        None, description="sqlite+aiosqlite:///file or postgresql+asyncpg://…; not used by a service without tables"
     )
-    host: str = Field("127.0.0.1", description="address that the HTTP face listens on")
-    port: int = Field(ge=0, le=65535, description="port that the HTTP face listens on")
+    host: str = Field("127.0.0.1", description="address to listen on for HTTP")
+    port: int = Field(ge=0, le=65535, description="port to listen on for HTTP")
     trusted_proxies: Annotated[list[IPvAnyNetwork], NoDecode] = Field(
         default_factory=list,
-        description="addresses or networks, commas between them, whose X-Forwarded-For and -Proto are believed",
+        description="addresses or networks of proxies whose X-Forwarded-For and -Proto are trusted, separated"
+        " by commas",
     )
     log_format: str = Field(
         "console", pattern="^(console|json)$", description="`console` for people, `json` for a log collector"
@@ -44,16 +46,23 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^/?#]+/?$",
-        description="collector that takes traces by OTLP/HTTP, like http://127.0.0.1:4318; none: no traces are made",
+        description="URL of a collector that accepts traces by OTLP/HTTP, like http://127.0.0.1:4318; without"
+        " it, traces are off",
     )
     drain_seconds: float = Field(
         0.0,
         ge=0,
-        description="how long requests are still accepted after SIGTERM, with /readyz and /healthz at 503; longer than"
-        " a load balancer takes to see that. `compose.yaml`: 5",
+        description="seconds after SIGTERM in which requests are still answered, with /readyz and /healthz at 503;"
+        " must be longer than a load balancer needs to detect that. `compose.yaml` sets 5",
     )
-    shutdown_seconds: float = Field(15.0, gt=0, description="how long work in hand may take after that")
-    inbox_days: float = Field(30.0, gt=0, description="how long handled ids are remembered; beyond any redelivery")
+    shutdown_seconds: float = Field(
+        15.0, gt=0, description="seconds after draining in which work in progress may finish"
+    )
+    inbox_days: float = Field(
+        30.0,
+        gt=0,
+        description="days that the ids of handled messages are kept; must be longer than any redelivery takes",
+    )
 
     @field_validator("amqp_url")
     @classmethod
@@ -94,7 +103,8 @@ class TokenSettings(ServiceSettings):
     """Those of services that sign tokens, or let somebody in who brings one."""
 
     token_key: SecretStr = Field(
-        min_length=32, description="signs tokens (HS256); the same for the gateway, the notifier and the leaderboard"
+        min_length=32,
+        description="key that signs tokens (HS256); the same for the gateway, the notifier and the leaderboard",
     )
 
 
@@ -103,8 +113,8 @@ class LiveSettings(TokenSettings):
 
     live_types: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
-        description="further event types to show live, each with its channel: order.placed=orders:{subject},…"
-        " `{subject}` and `{type}` stand for those of the event. The same for the gateway and the notifier",
+        description="additional event types to show live, each with its channel: order.placed=orders:{subject},…"
+        " `{subject}` and `{type}` are replaced by those of the event. The same for the gateway and the notifier",
     )
 
     @field_validator("live_types", mode="before")

@@ -28,49 +28,58 @@ class MailerSettings(ServiceSettings):
     """What the mailer needs beyond what all services need."""
 
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
-    port: int = Field(PORTS["mailer"], ge=0, le=65535, description="port that the HTTP face listens on")
+    port: int = Field(PORTS["mailer"], ge=0, le=65535, description="port to listen on for HTTP")
 
     relays: Annotated[list[AnyRelay], NoDecode, BeforeValidator(read_relays)] = Field(
-        default_factory=list, description="several relays: JSON, TOML, or the path of a file; see docs/mail.md"
+        default_factory=list, description="several relays, as JSON, TOML, or the path of such a file; see docs/mail.md"
     )
-    smtp_host: str | None = Field(None, min_length=1, description="the one relay (smarthost) that takes our mail")
+    smtp_host: str | None = Field(None, min_length=1, description="host of the relay, if there is only one")
     smtp_port: int = Field(587, ge=1, le=65535, description="port of that relay")
-    smtp_tls: Tls = Field(Tls.STARTTLS, description="none, starttls (required, never skipped) or tls (from the start)")
-    smtp_ca_file: Path | None = Field(None, description="PEM file with the CA of the relay; else the system's CAs")
-    smtp_username: str | None = Field(None, description="login at the relay; with it goes a password")
+    smtp_tls: Tls = Field(Tls.STARTTLS, description="none, starttls (required, no fallback) or tls (from the start)")
+    smtp_ca_file: Path | None = Field(
+        None, description="PEM file with the CA of the relay; without it, the system's CAs"
+    )
+    smtp_username: str | None = Field(None, description="login at the relay; needs a password")
     smtp_password: SecretStr | None = Field(None, description="password of that login")
     development_relay: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9.-]+:[0-9]{1,5}$",
-        description="host:port of a development mailbox: takes all mail, in clear, while no relay is set",
+        description="host:port of a development mailbox that receives all mail, without TLS, while no relay is set",
     )
-    smtp_connections: int = Field(20, ge=1, le=1000, description="connections to the relay at most, per process")
-    smtp_mails_per_connection: int = Field(1000, ge=1, description="after so many mails a fresh connection is made")
-    smtp_idle_seconds: float = Field(30.0, gt=0, description="an unused connection is closed after this time")
+    smtp_connections: int = Field(
+        20, ge=1, le=1000, description="maximum number of connections to the relay, for each process"
+    )
+    smtp_mails_per_connection: int = Field(
+        1000, ge=1, description="number of mails after which a connection is replaced"
+    )
+    smtp_idle_seconds: float = Field(30.0, gt=0, description="seconds after which an unused connection is closed")
     smtp_timeout: float = Field(60.0, gt=0, description="seconds for connecting and for each command")
     # RFC 5321, 4.5.3.2.6: who gives up sooner than 10 minutes after the final dot makes duplicates.
     smtp_data_timeout: float = Field(600.0, gt=0, description="seconds to wait for the reply to the final dot")
 
-    mail_from: Address = Field(description="address in From: and MAIL FROM; fixed, no client can change it")
+    mail_from: Address = Field(description="address in From: and MAIL FROM; clients cannot change it")
     mail_from_name: Annotated[str, AfterValidator(one_line)] = Field(
         "", max_length=200, description="name of the sender, before the address in From:"
     )
     mail_domain: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9.-]+$", description="stands in Message-ID and EHLO; else the domain of mail_from"
+        None,
+        pattern=r"^[A-Za-z0-9.-]+$",
+        description="domain in Message-ID and EHLO; without it, the domain of mail_from",
     )
     domain_limits: dict[str, Rate] = Field(
-        default_factory=dict, description='mails to a domain at most: {"gmail.com": "20/s", "*": "50/s"}'
+        default_factory=dict, description='maximum rate of mails to a domain: {"gmail.com": "20/s", "*": "50/s"}'
     )
     sender_limits: dict[str, Rate] = Field(
-        default_factory=dict, description='mails of an API key at most, by its name: {"shop": "100/s", "*": "20/s"}'
+        default_factory=dict,
+        description='maximum rate of mails of an API key, by its name: {"shop": "100/s", "*": "20/s"}',
     )
     service_key: SecretStr | None = Field(
         None,
         min_length=32,
-        description="shared with the gateway: for template previews and uploaded attachments; see docs/mail.md",
+        description="key shared with the gateway, for template previews and uploaded attachments; see docs/mail.md",
     )
-    gateway_url: str = Field("http://127.0.0.1:8000", description="where uploaded attachments are fetched from")
-    attachments_folder: Path | None = Field(None, description="where fetched attachments are kept for a while")
+    gateway_url: str = Field("http://127.0.0.1:8000", description="URL of the gateway, for uploaded attachments")
+    attachments_folder: Path | None = Field(None, description="folder in which fetched attachments are cached")
     templates: Path = Field(TEMPLATES, description="folder of the template files")
 
     @field_validator("domain_limits")

@@ -12,20 +12,24 @@ from bellhop.settings import LiveSettings
 class NotifierSettings(LiveSettings):
     """The settings of all services, and the notifier's own."""
 
-    port: int = Field(PORTS["notifier"], ge=0, le=65535, description="port that the HTTP face listens on")
+    port: int = Field(PORTS["notifier"], ge=0, le=65535, description="port to listen on for HTTP")
 
     live_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
-        description="origins of other sites whose pages may read streams: https://shop.example,… Exact, no wildcards",
+        description="origins of other sites whose pages may read streams: https://shop.example,… No wildcards",
     )
-    window_events: int = Field(50_000, ge=1, description="events kept for those who resume")
-    window_bytes: int = Field(64 * 2**20, ge=1, description="the same in bytes of memory")
-    window_seconds: int = Field(3600, ge=1, description="the same in seconds")
-    max_subscribers: int = Field(12_000, ge=1, description="streams, sockets and polls at once in this process")
-    max_subscribers_per_subject: int = Field(50, ge=1, description="the same for one subject of tokens")
+    window_events: int = Field(
+        50_000, ge=1, description="maximum number of events that are kept for readers that resume"
+    )
+    window_bytes: int = Field(64 * 2**20, ge=1, description="maximum bytes of memory for these events")
+    window_seconds: int = Field(3600, ge=1, description="maximum age of these events in seconds")
+    max_subscribers: int = Field(
+        12_000, ge=1, description="maximum number of concurrent streams, sockets and polls in this process"
+    )
+    max_subscribers_per_subject: int = Field(50, ge=1, description="maximum number of these for one subject of tokens")
     # At least what is written at once (two pieces of PIECE bytes): it does not make a reader slow.
-    slow_reader_bytes: int = Field(2**20, ge=2**20, description="unsent bytes at which a slow reader is cut off")
-    ping_seconds: int = Field(15, ge=1, description="seconds between two signs of life on a quiet stream")
+    slow_reader_bytes: int = Field(2**20, ge=2**20, description="unsent bytes at which a slow reader is disconnected")
+    ping_seconds: int = Field(15, ge=1, description="seconds between two pings on a quiet stream")
 
     @field_validator("live_origins", mode="before")
     @classmethod
