@@ -7,6 +7,7 @@ from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
 from bellhop.amqp import spans
+from bellhop.amqp.backlog import Backlog
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.decoding import receive
 from bellhop.amqp.errors import GiveBack
@@ -22,7 +23,6 @@ BUDGET_BYTES = 32 * 1024 * 1024
 """Bodies of one queue whose handlers run at once, in bytes: a handler parses its body and makes others of it, several
 times its size in memory. RabbitMQ limits what it hands out by number only, so the rest of `prefetch` waits unparsed."""
 
-QUIET_SECONDS = 0.2
 CATCH_UP_SECONDS = 30.0
 """A consumer that comes after another waits so long at most, and then subscribes: the other one may be stuck."""
 
@@ -47,7 +47,8 @@ class Consumer:
     ) -> None:
         """`publisher` moves messages to the retry ladder and to the dead letters.
 
-        `after`: subscribe only when that consumer, of the same connection, has handled what lay in its queue.
+        `after`: subscribe only when that consumer, of the same connection, has handled what lay in its queue when it
+        subscribed.
 
         `prefetch`: deliveries at most that the broker has handed out and that are not settled. All of them may be as
         large as the largest message of the queue, so it must be small where foreign messages come.
@@ -58,7 +59,7 @@ class Consumer:
         self._prefetch = prefetch
         self._after = after
         self._subscribing: set[asyncio.Task[None]] = set()
-        self._busy_at = 0.0
+        self._backlog = Backlog(queue)
         self._channel: Channel | None = None
         self._tag = ""
         self._stopping = asyncio.Event()
@@ -111,33 +112,26 @@ class Consumer:
             spawn(self._subscribe_after(self._after, channel), self._subscribing, "subscribing")
 
     async def _subscribe_after(self, other: "Consumer", channel: Channel) -> None:
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + CATCH_UP_SECONDS
-        # Silence is no event that one could wait for.
-        while channel.is_open and not other.caught_up and loop.time() < give_up:  # noqa: ASYNC110
-            await asyncio.sleep(QUIET_SECONDS / 4)
+        try:
+            async with asyncio.timeout(CATCH_UP_SECONDS):
+                await other._backlog.handled.wait()
+        except TimeoutError:
+            if channel.is_open:
+                other._backlog.pass_over(CATCH_UP_SECONDS)
         if channel.is_open and not self._stopping.is_set():
             self._subscribe(channel)
 
     def _subscribe(self, channel: Channel) -> None:
         channel.add_on_cancel_callback(self._on_cancelled_by_broker)
         channel.basic_qos(prefetch_count=self._prefetch)
-        self._busy()
-        self._tag = channel.basic_consume(self._queue, self._on_delivery, callback=self._busy)
+        self._backlog.subscribe(channel)
+        self._tag = channel.basic_consume(self._queue, self._on_delivery)
         self._channel = channel
-
-    def _busy(self, _frame: object = None) -> None:
-        self._busy_at = asyncio.get_running_loop().time()
-
-    @property
-    def caught_up(self) -> bool:
-        """Say whether the queue was empty a moment ago: nothing is in hand, and nothing came for `QUIET_SECONDS`."""
-        quiet = asyncio.get_running_loop().time() - self._busy_at > QUIET_SECONDS
-        return self.consuming and quiet and not self._in_hand and not self._waiting
 
     def closed(self, reason: str) -> None:
         """Forget the channel and what waits; what is in hand goes on, and its ack will be dropped."""
         self._channel = None
+        self._backlog.forget()
         self._waiting.clear()  # the broker hands it out again
 
     def _on_cancelled_by_broker(self, frame: object) -> None:
@@ -151,7 +145,7 @@ class Consumer:
         if self._stopping.is_set():
             _settle(channel, method.delivery_tag, ack=False)
             return
-        self._busy()
+        self._backlog.delivered()
         self._waiting.append((channel, method, properties, body))
         self._start_handlers()
 
@@ -172,6 +166,7 @@ class Consumer:
             log.warning("handed a message back to other replicas", queue=self._queue, reason=str(signal))
         finally:
             _settle(channel, method.delivery_tag, ack=ack)
+            self._backlog.settled(channel, method.delivery_tag)
             self._bytes -= len(body)
             if not self._stopping.is_set():
                 self._start_handlers()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -440,3 +441,92 @@ async def test_a_consumer_comes_after_another_that_has_caught_up(harness: Harnes
     assert handled == ["mail.cancel"] * 20 + [QUEUE] * 20
     for consumer in (first, second):
         await consumer.stop(5)
+
+
+async def test_only_what_lay_in_the_queue_is_waited_for(harness: Harness) -> None:
+    """A slow handler and a steady stream: all of the old messages come first, and only some of the new ones."""
+    await harness.publish("mail")
+    old = {f"old-{number}" for number in range(12)}
+    handled: list[str] = []
+
+    async def publish(event_id: str) -> None:
+        envelope = Envelope(type="test.happened", source="tests", id=event_id)
+        await harness.publisher.publish("work", "mail.cancel", Message(b"{}", envelope))
+
+    async def cancel(delivery: Delivery) -> None:
+        await asyncio.sleep(0.1)
+        handled.append(delivery.envelope.id)
+
+    async def mail(delivery: Delivery) -> None:
+        handled.append(delivery.envelope.id)
+
+    async def more() -> None:
+        for number in count():
+            await publish(f"new-{number}")
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(*map(publish, old))
+    stream = asyncio.create_task(more())
+    first = Consumer(harness.consuming, harness.publisher, "mail.cancel", cancel, prefetch=3)
+    second = Consumer(harness.consuming, harness.publisher, QUEUE, mail, after=first)
+    second.start()
+    first.start()
+    await wait_until(lambda: "mail" in handled, 10, "the mail is handled")
+    stream.cancel()
+    before = handled[: handled.index("mail")]
+    assert old <= set(before)
+    assert len(before) < len(old) + 10, "it waited for messages that came later"
+    for consumer in (first, second):
+        await consumer.stop(5)
+
+
+async def test_what_other_replicas_handle_is_not_waited_for(harness: Harness) -> None:
+    """Two consumers share what lay in the queue: neither handles all of it, and neither waits for the rest."""
+    await harness.publish("mail")
+    envelope = Envelope(type="test.happened", source="tests")
+    for _ in range(20):
+        await harness.publisher.publish("work", "mail.cancel", Message(b"{}", envelope))
+    handled: list[str] = []
+
+    async def handle(delivery: Delivery) -> None:
+        handled.append(delivery.queue)
+        await asyncio.sleep(0.05)
+
+    first = Consumer(harness.consuming, harness.publisher, "mail.cancel", handle, prefetch=1)
+    rival = Consumer(harness.consuming, harness.publisher, "mail.cancel", handle, prefetch=1)
+    second = Consumer(harness.consuming, harness.publisher, QUEUE, handle, after=first)
+    for consumer in (first, rival, second):
+        consumer.start()
+    await wait_until(lambda: len(handled) == 21, 10, "all are handled")
+    assert handled[-1] == QUEUE
+    for consumer in (first, rival, second):
+        await consumer.stop(5)
+
+
+async def test_a_consumer_that_waited_too_long_for_another_says_so(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A handler that hangs stops the other queues for a limited time; one warning, however many queues waited."""
+    monkeypatch.setattr(consumer_module, "CATCH_UP_SECONDS", 0.5)
+    await harness.publish("mail")
+    await harness.publisher.publish("work", "mail.cancel", Message(b"{}", Envelope(type="test.happened", source="t")))
+    handled: list[str] = []
+
+    async def hang(_delivery: Delivery) -> None:
+        await asyncio.Event().wait()
+
+    async def mail(delivery: Delivery) -> None:
+        handled.append(delivery.queue)
+
+    first = Consumer(harness.consuming, harness.publisher, "mail.cancel", hang)
+    followers = [
+        Consumer(harness.consuming, harness.publisher, queue, mail, after=first) for queue in (QUEUE, "mail.bulk")
+    ]
+    for consumer in (first, *followers):
+        consumer.start()
+    await wait_until(lambda: handled == [QUEUE] and all(each.consuming for each in followers), 10, "they go on")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "not handled in time" in line]
+    assert len(warnings) == 1
+    assert "mail.cancel" in warnings[0]
+    for consumer in (first, *followers):
+        await consumer.stop(0.1)
