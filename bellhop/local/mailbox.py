@@ -302,9 +302,10 @@ _SAFE = {
 }
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
+body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; background: Canvas; color: CanvasText }
 table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #8884; vertical-align: top }
+td { overflow-wrap: anywhere }
 pre { white-space: pre-wrap; overflow-wrap: anywhere }
 iframe { width: 100%; height: 60vh; border: 1px solid #8884; background: #fff }
 """

@@ -123,6 +123,11 @@ class Page:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await self.call("Emulation.setDeviceMetricsOverride", **size)
 
+    async def prefer(self, scheme: str) -> None:
+        """Show pages as to a person who prefers the colour scheme `light` or `dark`."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        await self.call("Emulation.setEmulatedMedia", features=[feature])
+
     async def screenshot(self) -> bytes:
         """Return a picture of the page (PNG)."""
         return base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"])
