@@ -100,7 +100,7 @@ def sentence(place: tuple[int | str, ...], message: str) -> str:
 
 
 class TokenSettings(ServiceSettings):
-    """Those of services that sign tokens, or let somebody in who brings one."""
+    """Settings of services that sign or verify tokens."""
 
     token_key: SecretStr = Field(
         min_length=32,

@@ -1,4 +1,4 @@
-"""What the leaderboard can be told; `BELLHOP_` and the name in capitals is the variable."""
+"""The leaderboard's settings; the variable is `BELLHOP_` and the name in capitals."""
 
 from pydantic import Field, SecretStr
 
@@ -14,7 +14,7 @@ class LeaderboardSettings(TokenSettings):
     pull_seconds: float = Field(
         5.0, gt=0, description="maximum seconds between two batches of scores; a full batch is applied immediately"
     )
-    # A message carries up to 1,000 scores (100 KB), and three batches may be in memory at once.
+    # A message carries up to 1,000 scores (100 KB), and three batches may be in memory together.
     pull_messages: int = Field(200, ge=1, le=10_000, description="number of messages in a full batch")
     refresh_seconds: float = Field(2.0, gt=0, description="seconds between two reads of what other replicas wrote")
     past_seasons: int = Field(

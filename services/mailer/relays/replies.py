@@ -3,9 +3,9 @@
 `RULES` is the whole table, read from the top: the first rule that fits a reply to a command decides. docs/mail.md shows
 the same table, written by `scripts/write-tables`.
 
-Two things decide whose fault a reply is. The command that was answered: before RCPT the server has heard of no
-recipient, so a refusal of MAIL is about us. And the enhanced code (RFC 3463, registry of RFC 5248), which decides over
-the reply code (RFC 5321, 4.2) where there is one.
+Two things decide what a reply concerns. The command that was answered: before RCPT the server knows no recipient, so a
+refusal of MAIL is about us. And the enhanced code (RFC 3463, registry of RFC 5248), which takes precedence over the
+reply code (RFC 5321, 4.2).
 """
 
 import re
@@ -39,10 +39,10 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Consequence:
-    """What follows from a cause, whatever mail it met."""
+    """What follows from a cause, for every mail."""
 
-    fault: str
-    """Whose fault it is; for the documentation."""
+    concerns: str
+    """What the reply is about; for the documentation."""
     charged: bool = True
     """Whether the attempt counts against the mail."""
     next_relay: bool = False
@@ -54,11 +54,11 @@ class Consequence:
 CONSEQUENCES = {
     Cause.BAD_ADDRESS: Consequence("the recipient's address", suppress=True),
     Cause.MAILBOX_FULL: Consequence("the recipient's mailbox"),
-    Cause.POLICY: Consequence("the recipient's server refuses mail of this kind"),
-    Cause.GREYLISTED: Consequence("none: the server wants a retry"),
+    Cause.POLICY: Consequence("policy of the recipient's server"),
+    Cause.GREYLISTED: Consequence("nothing: the server asks for a retry"),
     Cause.THROTTLED: Consequence("our rate", charged=False),
-    Cause.RELAY: Consequence("ours or the relay's", charged=False, next_relay=True),
-    Cause.CONTENT: Consequence("the mail's content or size"),
+    Cause.RELAY: Consequence("our sender, host or login, or the relay", charged=False, next_relay=True),
+    Cause.CONTENT: Consequence("content or size of the mail"),
     Cause.OTHER: Consequence("unknown"),
 }
 
@@ -109,7 +109,7 @@ class Rule:
     """One row of the table. An empty field fits every reply."""
 
     reply: str
-    """The replies it fits, for people."""
+    """The replies that it matches, for the documentation."""
     cause: Cause
     example: str
     """One such reply."""
@@ -164,38 +164,38 @@ _PROTOCOL = frozenset({500, 502, 503, 504, 555})
 
 RULES = (
     Rule("any refusal", Cause.RELAY, "502 5.5.1 not implemented", steps=frozenset({Step.RSET}), kind=Kind.TRANSIENT),
-    Rule("530, 534, 535, 538: login or TLS wanted", Cause.RELAY, "530 5.7.0 authentication required",
+    Rule("530, 534, 535, 538: login or TLS required", Cause.RELAY, "530 5.7.0 authentication required",
          codes=_EXPLICIT, kind=Kind.TRANSIENT),
     Rule("421 with 4.7.x", Cause.THROTTLED, "421 4.7.28 unusual rate of mail",
          codes=frozenset({421}), enhanced=("7.",)),
-    Rule("421 that speaks of the rate", Cause.THROTTLED, "421 too many connections", codes=frozenset({421}),
+    Rule("421 with text about the rate", Cause.THROTTLED, "421 too many connections", codes=frozenset({421}),
          words=_RATE),
     Rule("421: the server closes the connection", Cause.RELAY, "421 4.3.2 shutting down", codes=frozenset({421}),
          kind=Kind.TRANSIENT),
-    Rule("a size that is refused (552, 5.3.4, 5.2.3)", Cause.CONTENT, "552 5.3.4 message too big",
+    Rule("5.3.4, 5.2.3: size refused", Cause.CONTENT, "552 5.3.4 message too big",
          steps=frozenset({Step.MAIL}), severity="5", enhanced=("3.4", "2.3"), kind=Kind.PERMANENT),
     Rule("552 without an enhanced code", Cause.CONTENT, "552 message exceeds the maximum size",
          steps=frozenset({Step.MAIL}), codes=frozenset({552}), bare=True),
-    Rule("4xx that speaks of greylisting", Cause.GREYLISTED, "451 4.7.1 greylisted", severity="4", words=_GREYLIST),
-    Rule("words that refuse to relay, our sender, our host or our login", Cause.RELAY,
+    Rule("4xx with text about greylisting", Cause.GREYLISTED, "451 4.7.1 greylisted", severity="4", words=_GREYLIST),
+    Rule("text that refuses relaying, our sender, our host or our login", Cause.RELAY,
          "554 5.7.1 <ada@example.com>: Relay access denied", words=_ABOUT_US, kind=Kind.TRANSIENT),
-    Rule("4xx that speaks of the rate", Cause.THROTTLED, "450 too many messages, slow down",
+    Rule("4xx with text about the rate", Cause.THROTTLED, "450 too many messages, slow down",
          steps=BEFORE_RECIPIENT, severity="4", words=_RATE),
     Rule("454", Cause.THROTTLED, "454 4.7.0 throttling failure", codes=frozenset({454}), severity="4"),
-    Rule("a sending limit, in any refusal", Cause.THROTTLED, "550 5.4.5 daily sending quota exceeded",
+    Rule("any refusal with text about a sending limit", Cause.THROTTLED, "550 5.4.5 daily sending quota exceeded",
          words=_SENDING_LIMIT, kind=Kind.TRANSIENT),
     Rule("any other refusal", Cause.RELAY, "550 5.1.0 invalid sender",
          steps=frozenset({Step.MAIL}), kind=Kind.TRANSIENT),
-    Rule("500, 502, 503, 504, 555: the conversation is out of step", Cause.RELAY, "503 need MAIL command",
+    Rule("500, 502, 503, 504, 555: protocol error", Cause.RELAY, "503 need MAIL command",
          steps=BEFORE_MESSAGE, codes=_PROTOCOL, bare=True, kind=Kind.TRANSIENT),
     Rule("5.5.0, 5.5.1, 5.5.2, 5.5.4: the same by its enhanced code", Cause.RELAY, "503 5.5.1 need MAIL command",
          steps=BEFORE_MESSAGE, severity="5", enhanced=("5.0", "5.1", "5.2", "5.4"), kind=Kind.TRANSIENT),
     Rule("5.1.7, 5.1.8: the sender's address", Cause.RELAY, "550 5.1.8 the sender's domain does not exist",
          severity="5", enhanced=("1.7", "1.8"), kind=Kind.TRANSIENT),
     Rule("x.2.2: mailbox full", Cause.MAILBOX_FULL, "552 5.2.2 mailbox full", enhanced=("2.2",), kind=Kind.TRANSIENT),
-    Rule("the same in words", Cause.MAILBOX_FULL, "452 mailbox quota exceeded", bare=True, words=_FULL,
+    Rule("text about a full mailbox", Cause.MAILBOX_FULL, "452 mailbox quota exceeded", bare=True, words=_FULL,
          kind=Kind.TRANSIENT),
-    Rule("4xx that speaks of the rate", Cause.THROTTLED, "451 4.3.2 too many requests",
+    Rule("4xx with text about the rate", Cause.THROTTLED, "451 4.3.2 too many requests",
          severity="4", words=_RATE),
     Rule("450, 451 with 4.7.x", Cause.GREYLISTED, "451 4.7.1 try again later", severity="4", enhanced=("7.",)),
     Rule("x.1.1, x.1.2, x.1.3, x.1.6, x.1.10, x.2.1: no such address", Cause.BAD_ADDRESS, "550 5.1.1 no such user",

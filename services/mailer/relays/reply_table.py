@@ -1,4 +1,4 @@
-"""The table of replies as docs/mail.md shows it: reply and command, whose fault, what happens."""
+"""The table of replies as docs/mail.md shows it: reply, command, what the reply concerns, what happens."""
 
 from services.mailer.relays.dialogue import Step
 from services.mailer.relays.replies import (
@@ -13,7 +13,7 @@ from services.mailer.relays.replies import (
 )
 
 HEADER = (
-    "| reply | for example | to | whose fault | the mail | counts | next relay | suppresses | `cause` |",
+    "| reply | example | to | concerns | the mail | attempt counts | next relay | suppresses | `cause` |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 
@@ -44,7 +44,7 @@ def _row(rule: Rule) -> str:
         rule.reply,
         f"`{rule.example}`",
         "any" if len(decided) == len(Step) else ", ".join(decided),
-        consequence.fault,
+        consequence.concerns,
         _action(rule, permanent),
         "yes" if verdict.charged else "no",
         "yes" if verdict.elsewhere else "no",
