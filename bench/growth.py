@@ -18,6 +18,7 @@ import asyncpg
 import orjson
 
 from bellhop.contracts.base import new_id
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
@@ -28,7 +29,8 @@ from services.gateway.outbox.store import now_ms
 from services.gateway.subscribers.store import Audience, Status
 from services.gateway.suppressions.store import Suppressions
 from services.gateway.tasks import store as ledger
-from services.gateway.tasks.store import Acceptance, Ledger, mail_entry, mail_task
+from services.gateway.tasks.messages import new_task, request_entry
+from services.gateway.tasks.store import Acceptance, Ledger
 from services.mailer.tables import INBOX as MAILER_INBOX
 from tests.support.postgresql import private_server
 
@@ -218,8 +220,8 @@ def _mail() -> Acceptance:
         "lane": "normal",
     }
     packed = orjson.dumps(document)
-    task = mail_task(document, packed, created_at=now_ms())
-    return Acceptance(answer=b"{}", tasks=[task], entries=[mail_entry(document, packed)])
+    task = new_task(MAIL, document, packed, created_at=now_ms())
+    return Acceptance(answer=b"{}", tasks=[task], entries=[request_entry(MAIL, document, packed)])
 
 
 async def _times(operation: Operation, times: int) -> tuple[float, float]:

@@ -97,7 +97,7 @@ EXCHANGES = (
 )
 
 WORK_QUEUES = (
-    *(Queue(queue, policy=_work()) for kind in KINDS.values() for queue in (*kind.queues.values(), kind.cancel_queue)),
+    *(Queue(queue, policy=_work()) for kind in KINDS.values() for queue in kind.work_queues),
     Queue("mailer.reactions", policy=_work()),
     Queue("leaderboard.scores", single_active_consumer=True, policy=_work()),
     Queue("gateway.outcomes", policy=_work()),

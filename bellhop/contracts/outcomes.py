@@ -1,4 +1,4 @@
-"""Outcomes of tasks: published by the service that does the work, applied to the ledger by the gateway."""
+"""The states of a task, and the outcomes that move it: the worker publishes them, the gateway applies them."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -13,7 +13,6 @@ class State(StrEnum):
 
     SCHEDULED = "scheduled"
     QUEUED = "queued"
-    SENDING = "sending"
     RETRYING = "retrying"
     SENT = "sent"
     FAILED = "failed"
@@ -29,8 +28,47 @@ class State(StrEnum):
 FINAL = frozenset({State.SENT, State.FAILED, State.CANCELLED, State.SUPPRESSED})
 
 
+class TaskEvent(StrEnum):
+    """What changes the state of a task. An outcome that reports a state is the event of the same name."""
+
+    QUEUED = "queued"
+    """A client or an event asked for the task."""
+    SCHEDULED = "scheduled"
+    """The same, for a later time."""
+    DUE = "due"
+    """The time has come, and the broker has the message."""
+    RETRYING = "retrying"
+    """An attempt failed, and another one follows."""
+    SENT = "sent"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUPPRESSED = "suppressed"
+    RETRY = "retry"
+    """A client asked for another round."""
+    REPLAY = "replay"
+    """A dead letter was published again, in the same round."""
+
+
+_UNFINISHED = (State.SCHEDULED, State.QUEUED, State.RETRYING)
+_REPORTED = (State.RETRYING, State.SENT, State.FAILED, State.CANCELLED, State.SUPPRESSED)
+
+TRANSITIONS: dict[tuple[State | None, TaskEvent], State] = {
+    # None: there is no task yet. It ends immediately where its recipient is suppressed or cannot be written to.
+    (None, TaskEvent.QUEUED): State.QUEUED,
+    (None, TaskEvent.SCHEDULED): State.SCHEDULED,
+    (None, TaskEvent.FAILED): State.FAILED,
+    (None, TaskEvent.SUPPRESSED): State.SUPPRESSED,
+    (State.SCHEDULED, TaskEvent.DUE): State.QUEUED,
+    # Outcomes may overtake each other, and the note that a scheduled task is due.
+    **{(state, TaskEvent(reported.value)): reported for state in _UNFINISHED for reported in _REPORTED},
+    **{(state, TaskEvent.RETRY): State.QUEUED for state in (State.FAILED, State.CANCELLED, State.SUPPRESSED)},
+    (State.FAILED, TaskEvent.REPLAY): State.QUEUED,
+}
+"""The states of a task are one machine: (state, event) -> state. What is not listed changes nothing."""
+
+
 class Outcome(Contract):
-    """One step of one task (type `mail.<state>`, exchange `outcomes`).
+    """One step of one task (type `<kind>.<state>`, exchange `outcomes`).
 
     Steps are ordered by (round, attempt, whether final): the ledger keeps the furthest, so that outcomes may
     arrive twice or in any order.
@@ -64,6 +102,8 @@ class Outcome(Contract):
     """Class of the failure, if known: `bad-address` may be suppressed, `policy` must not be (docs/mail.md)."""
     event_id: Id | None = None
     """Set if an event caused the task: the ledger then learns of the task by this outcome."""
+    kind: Annotated[Text, StringConstraints(max_length=16)] | None = None
+    """Of a task that an event set off; None is mail, as in messages from before there were other kinds."""
     event_source: Annotated[Text, StringConstraints(max_length=1024)] | None = None
     """Of the event, as the next two; in the first outcome alone."""
     event_type: Annotated[Text, StringConstraints(max_length=255)] | None = None

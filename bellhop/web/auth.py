@@ -105,7 +105,7 @@ class Require(Guard):
 
     async def identify(self, request: Request) -> Caller:
         """Count the request and return its caller; raise Problem 401, 403 or 429."""
-        caller = await _identify(request)
+        caller = await identify_caller(request)
         caller.check(self.scope)
         return caller
 
@@ -118,7 +118,8 @@ def require(scope: Scope) -> Require:
     return Require(scope)
 
 
-async def _identify(request: Request) -> Caller:
+async def identify_caller(request: Request) -> Caller:
+    """Count the request and return who calls, whatever their scopes; raise Problem 401 or 429."""
     state = request.app.state
     limiter: Limiter = state.limiter
     key = bearer(request)

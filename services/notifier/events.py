@@ -14,6 +14,7 @@ from bellhop.amqp.message import Delivery
 from bellhop.contracts.base import one_line
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import OUR_CHANNELS
+from bellhop.contracts.kinds import KINDS
 from bellhop.contracts.notifications import MAX_SHOWN_BYTES, Notification
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.contracts.scores import LeaderboardChanged
@@ -128,7 +129,7 @@ def _outcome(envelope: Envelope, body: bytes) -> Shown:
 SHOWN: dict[str, Callable[[Envelope, bytes], Shown]] = {
     "notification.raised": _notification,
     "leaderboard.changed": _leaderboard,
-    **{f"mail.{state}": _outcome for state in State},
+    **{kind.outcome_type(state): _outcome for kind in KINDS.values() for state in State},
 }
 _OF_CLIENTS: dict[str, Callable[[Envelope, bytes], Shown]] = {"notification.raised": _notification}
 

@@ -149,7 +149,7 @@ class Sinks:
         return [
             name
             for name in driver.books.accepted["mail"]
-            if tasks.get(name, ("queued", False))[0] in ("queued", "sending", "retrying")
+            if tasks.get(name, ("queued", False))[0] in ("queued", "retrying")
         ]
 
     def check_mails(self) -> None:

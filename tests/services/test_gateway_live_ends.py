@@ -10,12 +10,14 @@ import pytest
 import sqlalchemy as sa
 
 from bellhop.contracts.base import now
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.tables import outbox
-from services.gateway.tasks.store import Acceptance, Ledger, accept, mail_entry, mail_task
+from services.gateway.tasks.messages import new_task, request_entry
+from services.gateway.tasks.store import Acceptance, Ledger, accept
 from tests.services.gateway_support import RunningGateway, mail, running_gateway
 from tests.services.notifier_support import browser, running, token
 from tests.services.test_gateway_dead_tasks import bury
@@ -79,8 +81,8 @@ async def test_the_end_of_a_task_and_its_event_are_one_commit(vhost: Vhost, data
     document = {"task_id": "t-1", "owner": "admin", "to": "ada@example.com", "subject": "Hi", "text": "Hi"}
     due = now_ms() + 3_600_000
     async with database.write() as connection:
-        row = mail_task(document, b"{}", created_at=now_ms(), send_at=due)
-        entry: Entry = mail_entry(document, b"{}", due_at=due)
+        row = new_task(MAIL, document, b"{}", created_at=now_ms(), send_at=due)
+        entry: Entry = request_entry(MAIL, document, b"{}", due_at=due)
         await accept(connection, [Acceptance(b"{}", [row], [entry], claimed=False)])
     async with database.write() as connection:
         assert await Ledger(database).cancel(connection, ["t-1"]) == [State.CANCELLED]

@@ -9,6 +9,7 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
@@ -20,8 +21,9 @@ from services.gateway.public_pages.links import Links
 from services.gateway.suppressions.store import Suppressions
 from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
 from services.gateway.tables import outbox as outbox_table
+from services.gateway.tasks.messages import new_task, request_entry
 from services.gateway.tasks.overdue import LONGEST_MS, StaleTasks, due_at
-from services.gateway.tasks.store import Ledger, mail_entry, mail_task
+from services.gateway.tasks.store import Ledger
 from tests.services.gateway_support import mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost
@@ -46,7 +48,7 @@ def stale(database: Database, limit_seconds: float = 3600) -> StaleTasks:
 
 def row(task_id: str, to: str = "ada@example.com", **changes: Any) -> dict[str, Any]:
     document = {"task_id": task_id, "owner": "shop", "to": to, "subject": "s", "text": "t"}
-    return mail_task(document, orjson.dumps(document), created_at=outbox.now_ms() - 2 * HOUR) | changes
+    return new_task(MAIL, document, orjson.dumps(document), created_at=outbox.now_ms() - 2 * HOUR) | changes
 
 
 async def add(database: Database, *rows: dict[str, Any]) -> None:
@@ -104,7 +106,7 @@ async def test_only_what_waits_too_long_is_asked_for(databases: list[Database]) 
         row("sent", state="sent", finished_at=current),
     )
     async with databases[0].write() as connection:
-        await outbox.add(connection, [mail_entry({"task_id": "in-outbox"}, b"{}")])
+        await outbox.add(connection, [request_entry(MAIL, {"task_id": "in-outbox"}, b"{}")])
         for task_id, retry_at in (("retrying", current - HOUR - 1), ("resting", current - HOUR // 2)):
             values = {"task_id": task_id, "round": 1, "attempt": 3, "state": "retrying", "at": 1, "uncertain": False}
             await connection.execute(sa.insert(attempts).values(retry_at=retry_at, **values))

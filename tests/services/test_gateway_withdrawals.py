@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from orjson import dumps, loads
 
 from bellhop.contracts.base import new_id, now
+from bellhop.contracts.kinds import MAIL
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
@@ -18,7 +19,7 @@ from services.gateway.public_pages.links import Links
 from services.gateway.subscribers.addresses import subscriber_id
 from services.gateway.suppressions.store import Suppression, Suppressions
 from services.gateway.tables import tasks
-from services.gateway.tasks.store import mail_entry, mail_task
+from services.gateway.tasks.messages import new_task, request_entry
 from services.gateway.tasks.withdrawals import Withdrawals
 from tests.services.gateway_support import RunningGateway, json, mail, running_gateway
 from tests.support import wait_until
@@ -152,7 +153,11 @@ async def test_a_step_is_short_however_many_mails_wait_for_an_address(
     published = {row["id"] for row in waiting[:4]}
     async with database.write() as connection:
         await insert_many(connection, tasks, waiting)
-        here = [mail_entry(loads(row["document"]), row["document"]) for row in waiting if row["id"] not in published]
+        here = [
+            request_entry(MAIL, loads(row["document"]), row["document"])
+            for row in waiting
+            if row["id"] not in published
+        ]
         await outbox.add(connection, here)
     for address in ("ops@example.com", "bob@example.com"):
         await Suppressions(database, 90).add(Suppression(address, "asked", "admin"))
@@ -173,4 +178,4 @@ async def test_a_step_is_short_however_many_mails_wait_for_an_address(
 
 def mail_row(address: str) -> dict[str, Any]:
     document = {"task_id": new_id(), "owner": "shop", "to": address}
-    return mail_task(document, dumps(document), created_at=1)
+    return new_task(MAIL, document, dumps(document), created_at=1)

@@ -136,7 +136,7 @@ def _gateway(dialect: str) -> dict[str, list[dict[str, Any]]]:
             _task(LATER, "scheduled", send_at=NOW + 86_400_000),
             *(_task(name, "queued") for name in ("queue", "done", "claimed", "cancelled", "buried", LETTER)),
             _task("retrying", "retrying", attempt=1),
-            _task("reported", "sending", attempt=1),
+            _task("reported", "retrying", attempt=1),
             *(_task(name, "sent", **of_issue) for name in fed),
             _task("aa-outbox", "queued", **of_issue),
             _task("aa-queue", "queued", **of_issue),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bellhop.contracts.outcomes import Outcome, State
-from services.gateway.tasks.store import advances
+from services.gateway.tasks.progress import next_state
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -19,8 +19,8 @@ def outcome(state: State, attempt: int = 1, round_: int = 1) -> Outcome:
 def end(outcomes: tuple[Outcome, ...]) -> tuple[int, str]:
     place: dict[str, Any] = {"round": 1, "attempt": 0, "state": State.QUEUED}
     for each in outcomes:
-        if advances(place, each):
-            place = {"round": each.round, "attempt": each.attempt, "state": each.state.value}
+        if (state := next_state(place, each)) is not None:
+            place = {"round": each.round, "attempt": each.attempt, "state": state.value}
     return place["round"], place["state"]
 
 
@@ -28,8 +28,9 @@ def end(outcomes: tuple[Outcome, ...]) -> tuple[int, str]:
     ("outcomes", "expected"),
     [
         ([outcome(State.RETRYING, 1), outcome(State.RETRYING, 2), outcome(State.SENT, 3)], (1, "sent")),
-        ([outcome(State.SENDING, 1), outcome(State.RETRYING, 1), outcome(State.SENDING, 2)], (1, "sending")),
-        ([outcome(State.FAILED, 1), outcome(State.SENDING, 1, 2), outcome(State.SENT, 1, 2)], (2, "sent")),
+        ([outcome(State.QUEUED, 0), outcome(State.RETRYING, 1), outcome(State.RETRYING, 2)], (1, "retrying")),
+        ([outcome(State.FAILED, 1), outcome(State.RETRYING, 1, 2), outcome(State.SENT, 2, 2)], (2, "sent")),
+        ([outcome(State.SENT, 1), outcome(State.QUEUED, 0, 2)], (2, "queued")),
         ([outcome(State.RETRYING, 1), outcome(State.CANCELLED, 0)], (1, "cancelled")),
     ],
 )

@@ -159,15 +159,14 @@ class Feeder:
                 if await feeding.conclude(connection, broadcast_id, Phase.RUNNING):
                     log.info("a broadcast is finished", broadcast=broadcast_id)
         # What waits for its next attempt does so for minutes.
-        return fed > 0 or under_way[State.QUEUED] + under_way[State.SENDING] > 0
+        return fed > 0 or under_way[State.QUEUED] > 0
 
     def _room(self, under_way: dict[str, int], rate: float, total: int) -> int:
         """Return how many more may be under way."""
         ahead = min(
             self._window, max(MIN_AHEAD, round(rate * AHEAD_SECONDS)), max(LEAST_AHEAD, total // AUDIENCE_PARTS)
         )
-        before_mailer = under_way[State.QUEUED] + under_way[State.SENDING]
-        return min(ahead - before_mailer, RETRYING_FACTOR * self._window - under_way[State.RETRYING])
+        return min(ahead - under_way[State.QUEUED], RETRYING_FACTOR * self._window - under_way[State.RETRYING])
 
     async def _step(self, row: dict[str, Any], room: int) -> Step:
         claimed = self._relay.takes_more

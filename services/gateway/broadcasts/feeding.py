@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.mail import MailTask
 from bellhop.contracts.outcomes import State
 from bellhop.contracts.tasks import Lane
@@ -28,7 +29,7 @@ from services.gateway.subscribers.store import Status
 from services.gateway.suppressions.store import Suppressions, ended_attempt
 from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
 from services.gateway.tables import outbox as outbox_table
-from services.gateway.tasks.store import cancel_entry, mail_entry, mail_task
+from services.gateway.tasks.messages import cancel_entry, new_task, request_entry
 
 CHUNK = 250
 """Recipients a transaction: some 10 ms, so that other writers do not wait long. Fewer if the mail is large."""
@@ -246,7 +247,7 @@ class _Chunk:
             "lane": Lane.BULK.value,
             "round": old["round"] + 1,
         }
-        task = mail_task(document | {"template": self._content.get("template")}, b"", created_at=self._now)
+        task = new_task(MAIL, document | {"template": self._content.get("template")}, b"", created_at=self._now)
         # The document is not kept: a million copies of a newsletter would be. It is made again where it is needed.
         task |= {"document": None, "broadcast_id": self._row["id"]}
         self.tasks.append(task)
@@ -267,7 +268,7 @@ class _Chunk:
         except ValidationError as error:
             self._end(task, State.FAILED, f"The mail cannot be made for this person: {_first_problem(error)}")
             return
-        self.entries.append(mail_entry(document, packed))
+        self.entries.append(request_entry(MAIL, document, packed))
 
     def _end(self, task: dict[str, Any], state: State, reason: str) -> None:
         task |= {"state": state.value, "finished_at": self._now}
@@ -350,7 +351,7 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
         return Step(len(withdrawn))
     asked = (await connection.execute(_to_ask(broadcast_id, row["cancel_after"]))).all()
     if asked:
-        await outbox.add(connection, [cancel_entry(task_id, round_) for task_id, round_, _ in asked])
+        await outbox.add(connection, [cancel_entry(MAIL.name, task_id, round_) for task_id, round_, _ in asked])
         await _note(connection, broadcast_id, cancel_after=asked[-1].recipient)
     return Step(len(asked))
 

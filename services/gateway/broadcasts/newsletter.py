@@ -8,6 +8,7 @@ import orjson
 
 from bellhop.contracts.base import new_id
 from bellhop.contracts.identity import NEWSLETTER
+from bellhop.contracts.kinds import MAIL
 from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.rate_limit import Limiter, Rate
@@ -22,7 +23,8 @@ from services.gateway.settings import Settings
 from services.gateway.subscribers.addresses import subscriber_id
 from services.gateway.subscribers.store import Audience, SignedUp, SignUp
 from services.gateway.suppressions.store import Suppressions
-from services.gateway.tasks.store import Acceptance, mail_entry, mail_task
+from services.gateway.tasks.messages import new_task, request_entry
+from services.gateway.tasks.store import Acceptance
 
 # Of one network; a person signs up once, an office some times.
 SIGN_UPS = Rate(per_second=0.2, burst=20)
@@ -92,8 +94,8 @@ def build(settings: Settings, database: Database, suppressions: Suppressions, in
         packed = orjson.dumps(document)
         return Acceptance(
             answer=orjson.dumps({"id": document["task_id"]}),
-            tasks=[mail_task(document, packed, created_at=now_ms())],
-            entries=[mail_entry(document, packed)],
+            tasks=[new_task(MAIL, document, packed, created_at=now_ms())],
+            entries=[request_entry(MAIL, document, packed)],
             claimed=intake.relay.takes_more,
         )
 

@@ -38,7 +38,7 @@ LISTED = [column for column in broadcasts.c if column.name != "content"]
 """What is read to show broadcasts and to move them on: a content may have a megabyte."""
 
 # What is with the broker or the mailer, or about to be.
-OPEN = (State.QUEUED, State.SENDING, State.RETRYING)
+OPEN = (State.QUEUED, State.RETRYING)
 
 
 class Phase(StrEnum):

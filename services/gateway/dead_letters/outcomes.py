@@ -11,11 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.amqp.message import MAX_ATTEMPT, Delivery
 from bellhop.contracts.base import now
-from bellhop.contracts.kinds import kind_of_queue
-from bellhop.contracts.outcomes import Outcome, State
+from bellhop.contracts.kinds import TaskKind, kind_of_queue
+from bellhop.contracts.outcomes import Outcome, State, TaskEvent
 from services.gateway.broadcasts.store import HELD, Phase
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import broadcasts, tasks
+from services.gateway.tasks.progress import state_after
 from services.gateway.tasks.store import locked_tasks
 
 _OF_REACTION = ("event_id", "to", "owner", "template", "lane")
@@ -25,6 +26,7 @@ _OF_REACTION = ("event_id", "to", "owner", "template", "lane")
 class _Task:
     """The task that a message is about."""
 
+    kind: TaskKind
     id: str
     round: int | None
     """None where the message does not say."""
@@ -33,7 +35,8 @@ class _Task:
 
 def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
     """Return the task of a message on a queue of tasks, as far as the message can be read."""
-    if kind_of_queue(queue) is None:
+    kind = kind_of_queue(queue)
+    if kind is None:
         return None
     try:
         document = orjson.loads(body)
@@ -44,7 +47,7 @@ def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
     task_id, round_ = document.get("task_id", subject), document.get("round", 1 if "task_id" in document else None)
     if not isinstance(task_id, str):
         return None
-    return _Task(task_id, round_ if isinstance(round_, int) and not isinstance(round_, bool) else None, document)
+    return _Task(kind, task_id, round_ if isinstance(round_, int) and not isinstance(round_, bool) else None, document)
 
 
 async def failures(
@@ -80,7 +83,7 @@ def _failure(task: _Task, row: dict[str, Any], rounds: dict[str, int]) -> Outcom
     }
     origin = {name: task.document[name] for name in _OF_REACTION if name in task.document}
     if "event_id" in origin and task.round is not None:
-        values |= origin
+        values |= origin | {"kind": task.kind.name}
     try:
         return Outcome.model_validate(values)
     except ValidationError:
@@ -139,7 +142,7 @@ def _revival(letter: dict[str, Any], task: _Task, row: dict[str, Any], phase: Ph
     state = State(row["state"])
     later_round = task.round is not None and task.round != row["round"]
     stopped = phase in (Phase.CANCELLING, Phase.CANCELLED)
-    if later_round or stopped or (state.final and state is not State.FAILED):
+    if later_round or stopped or (state.final and state_after(row, TaskEvent.REPLAY) is None):
         return Revival(over=state)
     attempt = min(max(letter["attempts"], row["attempt"]) + 1, MAX_ATTEMPT)
     return Revival(row["id"], attempt, due_at=HELD if phase is Phase.PAUSED else None)

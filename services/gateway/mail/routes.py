@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.contracts.base import new_id
+from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.mail import MailRequest, mail_document
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.plain_route import PlainRoute
@@ -17,7 +18,8 @@ from services.gateway.acceptance.service import answer_202, traceparent
 from services.gateway.attachments import routes as attachments
 from services.gateway.outbox.store import now_ms, to_ms
 from services.gateway.parts import gateway
-from services.gateway.tasks.store import Acceptance, mail_entry, mail_task
+from services.gateway.tasks.messages import new_task, request_entry
+from services.gateway.tasks.store import Acceptance
 from services.gateway.templates import routes as templates
 
 router = APIRouter(route_class=PlainRoute, tags=["mail"])
@@ -48,8 +50,8 @@ async def send(
         await attachments.check(request, mail.attachments, caller, due_at or created_at)
     acceptance = Acceptance(
         answer=orjson.dumps({"id": task_id, "state": "scheduled" if due_at else "queued"}),
-        tasks=[mail_task(document, packed, created_at=created_at, send_at=due_at or None)],
-        entries=[mail_entry(document, packed, due_at=due_at, traceparent=traceparent(request))],
+        tasks=[new_task(MAIL, document, packed, created_at=created_at, send_at=due_at or None)],
+        entries=[request_entry(MAIL, document, packed, due_at=due_at, traceparent=traceparent(request))],
         key=key,
         claimed=intake.relay.takes_more,
     )

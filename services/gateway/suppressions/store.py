@@ -88,13 +88,13 @@ class Suppressions:
             return await _reasons(connection, addresses)
 
     async def accept(self, connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
-        """Do what `ledger.accept` does; the mail to a suppressed address ends at once, and nothing goes out.
+        """Do what `ledger.accept` does; a task for a suppressed address ends immediately, and nothing is sent.
 
         One look-up serves all that arrived together.
         """
         if self._empty:
             return await ledger.accept(connection, items)
-        wanted = [canonical(task["recipient"]) for item in items for task in item.tasks]
+        wanted = [task["address"] for item in items for task in item.tasks]
         found = await self.among(connection, wanted)
         if not found:
             return await ledger.accept(connection, items)
@@ -107,7 +107,7 @@ class Suppressions:
             if ended and each.new:
                 accepted[position] = replace(each, goes_out=False)
                 for task in ended:
-                    reason = f"The address is suppressed: {found[canonical(task['recipient'])]}"
+                    reason = f"The address is suppressed: {found[task['address']]}"
                     rows.append(ended_attempt(task, reason))
                     entries += live_entries([task], reason)
         await insert_many(connection, attempts, rows)
@@ -199,7 +199,7 @@ def ended_attempt(task: dict[str, Any], reason: str) -> dict[str, Any]:
 
 
 def _ended(item: Acceptance, found: dict[str, str]) -> Acceptance:
-    ended = {task["id"] for task in item.tasks if canonical(task["recipient"]) in found}
+    ended = {task["id"] for task in item.tasks if task["address"] in found}
     if not ended:
         return item
     over = {"state": State.SUPPRESSED.value, "finished_at": now_ms()}

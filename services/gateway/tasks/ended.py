@@ -1,6 +1,6 @@
 """Tasks that the gateway itself ends: cancelled, withdrawn, suppressed, or failed with a dead letter.
 
-Their ends are shown live as those that the mailer reports (`live.py`). The message stands in the outbox, written in the
+Their ends are shown live as those that a worker reports (`live.py`). The message stands in the outbox, written in the
 commit that ends the task, so a crash loses none.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import GATEWAY
+from bellhop.contracts.kinds import KINDS
 from bellhop.contracts.outcomes import Outcome
 from bellhop.contracts.tasks import Lane
 from services.gateway.outbox.routing import NOTIFICATIONS
@@ -48,6 +49,6 @@ def _entry(task: Mapping[str, Any], reply: str | None) -> Entry:
         to=task["recipient"],
         template=task["template"],
     )
-    envelope = Envelope(type=f"mail.{outcome.state}", source=GATEWAY, subject=outcome.task_id)
+    envelope = Envelope(type=KINDS[task["kind"]].outcome_type(outcome.state), source=GATEWAY, subject=outcome.task_id)
     body = outcome.model_dump_json(exclude_none=True).encode()
     return Entry(NOTIFICATIONS, envelope.type, Message(body, envelope))

@@ -1,4 +1,4 @@
-"""What single mails' outcomes look like to browsers: events of type `mail.<state>` on the notifier's stream."""
+"""Show outcomes to browsers: events of type `<kind>.<state>` on the notifier's stream."""
 
 from bellhop.amqp.errors import Hold, PublishError, Refused, Unconfirmed, Unroutable
 from bellhop.amqp.message import Delivery, Message

@@ -1,7 +1,7 @@
-"""Tasks that have waited too long for an outcome: their messages are published again, and the mailer answers for them.
+"""Tasks that have waited too long for an outcome: their messages are published again, and the worker reports again.
 
-A message or an outcome can be lost with a queue of the broker. The mailer's inbox knows every task that it began, so a
-copy that it did not need is answered with the outcome that it kept, and nothing is sent twice. What rightly waits in a
+A message or an outcome can be lost with a queue of the broker. The worker's inbox has every task that it began. So it
+answers an unneeded copy with the stored outcome, and does nothing twice. What rightly waits in a
 long queue gets copies that are rarer each time: after the limit, then after twice, four times, … as long.
 
 The open tasks are walked through in the order of their index, a bite at a time, so that a round costs the same however
@@ -15,6 +15,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bellhop.contracts.kinds import KINDS
 from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, clock_ms
@@ -25,7 +26,7 @@ from services.gateway.outbox.publisher import Relay
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.tables import attempts, broadcasts, tasks
 from services.gateway.tables import outbox as outbox_table
-from services.gateway.tasks.store import cancel_entry, mail_entry
+from services.gateway.tasks.messages import cancel_entry, request_entry
 
 BITE = 500
 BITE_SECONDS = 0.5
@@ -96,7 +97,9 @@ class StaleTasks:
     async def _republish(self, connection: AsyncConnection, state: State, ids: list[str]) -> None:
         """Write messages for tasks that still are in this state, and in no outbox."""
         waiting = sa.exists().where(outbox_table.c.task_id == tasks.c.id)
-        query = sa.select(tasks).where(tasks.c.id.in_(ids), tasks.c.state == state.value, ~waiting)
+        # A newer version may have made tasks of a kind that this one does not know.
+        known = tasks.c.kind.in_(list(KINDS))
+        query = sa.select(tasks).where(tasks.c.id.in_(ids), tasks.c.state == state.value, known, ~waiting)
         # Another replica is at those that are locked, or an outcome is.
         locked = query.order_by(tasks.c.id).with_for_update(skip_locked=True, of=tasks)
         rows = [dict(row) for row in (await connection.execute(locked)).mappings()]
@@ -112,7 +115,7 @@ class StaleTasks:
         )
         await outbox.add(connection, entries, maybe_delivered=True)
         kinds = Counter(entry.routing_key for entry in entries)
-        log.warning("no outcome came in time; asking the mailer again", state=state.value, **kinds)
+        log.warning("no outcome came in time; asking the worker again", state=state.value, **kinds)
 
     async def _entries(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> list[Entry]:
         ids = {row["broadcast_id"] for row in rows if row["broadcast_id"] is not None}
@@ -123,12 +126,16 @@ class StaleTasks:
         for row in rows:
             owner = owners.get(row["broadcast_id"])
             if row["cancel_requested_at"] is not None or (owner and owner["state"] == Phase.CANCELLING):
-                entries.append(cancel_entry(row["id"], row["round"]))
+                entries.append(cancel_entry(row["kind"], row["id"], row["round"]))
             elif owner is not None:
                 if owner["state"] == Phase.RUNNING:
                     fed.setdefault(owner["id"], []).append(row)
             elif row["document"] is not None:
-                entries.append(mail_entry(orjson.loads(row["document"]), row["document"], attempt=_next_attempt(row)))
+                entries.append(
+                    request_entry(
+                        KINDS[row["kind"]], orjson.loads(row["document"]), row["document"], attempt=_next_attempt(row)
+                    )
+                )
         for owner_id, some in fed.items():
             entries += await self._fed_again(connection, owners[owner_id], some)
         return entries
@@ -137,11 +144,11 @@ class StaleTasks:
         self, connection: AsyncConnection, owner: dict[str, Any], rows: list[dict[str, Any]]
     ) -> list[Entry]:
         made = await self._maker.messages(connection, owner, {row["id"]: _next_attempt(row) for row in rows}, rows)
-        # Nobody is mailed who left the list meanwhile; the mailer knows whether they were before.
-        return [made.get(row["id"]) or cancel_entry(row["id"], row["round"]) for row in rows]
+        # Nobody is mailed who left the list meanwhile; the worker knows whether they were before.
+        return [made.get(row["id"]) or cancel_entry(row["kind"], row["id"], row["round"]) for row in rows]
 
 
 def _next_attempt(row: dict[str, Any]) -> int:
-    """Return the attempt that the mailer's inbox would let through."""
+    """Return the attempt that the worker's inbox allows."""
     attempt: int = row["attempt"]
-    return max(attempt, 1) if row["state"] == State.SENDING else attempt + 1
+    return attempt + 1

@@ -5,6 +5,7 @@ list without a state reads the newest of each state and merges them, so that no 
 that do without a state would cost every accepted mail two more insertions. docs/decisions has the figures.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,20 +21,27 @@ def page_query(
     *,
     owner: str | None,
     state: str | None,
-    kind: str | None,
+    kinds: Sequence[str] | None,
     event_id: str | None,
     event_source: str | None = None,
     before: tuple[int, str] | None,
     limit: int,
 ) -> sa.Select[Any]:
-    """Return the query for tasks, newest first; `before`: when the last one before was made, and its id."""
+    """Return the query for tasks, newest first, of these kinds or of all.
+
+    `before`: when the last task before was made, and its id.
+    """
     if event_id is not None:
         # The index of events is in the order of time: an event has few tasks, and those of a few owners.
-        wanted = [tasks.c.event_id == event_id, *_same(event_source=event_source, owner=owner, state=state, kind=kind)]
+        wanted = [
+            tasks.c.event_id == event_id,
+            *_same(event_source=event_source, owner=owner, state=state),
+            *_of_kinds(kinds),
+        ]
         return sa.select(*LISTED).where(*wanted, *_before(before)).order_by(*_newest_first(tasks.c)).limit(limit)
     ranges = [
         sa.select(tasks.c.id, tasks.c.created_at)
-        .where(*_same(owner=owner, state=each, kind=kind), *_before(before))
+        .where(*_same(owner=owner, state=each), *_of_kinds(kinds), *_before(before))
         .order_by(*_newest_first(tasks.c))
         .limit(limit)
         .subquery()
@@ -48,6 +56,10 @@ def page_query(
 
 def _same(**values: str | None) -> list[sa.ColumnElement[bool]]:
     return [tasks.c[name] == value for name, value in values.items() if value is not None]
+
+
+def _of_kinds(kinds: Sequence[str] | None) -> list[sa.ColumnElement[bool]]:
+    return [] if kinds is None else [tasks.c.kind.in_(kinds)]
 
 
 def _before(place: tuple[int, str] | None) -> list[sa.ColumnElement[bool]]:

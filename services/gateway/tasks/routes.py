@@ -1,25 +1,28 @@
-"""Tasks: what became of them, and the two things one can ask for: cancel, and another round."""
+"""Tasks of every kind: how they ended, and the two things a client can ask for: cancel, and another round."""
 
 import asyncio
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query
+from pydantic import AfterValidator, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.contracts.addresses import canonical
 from bellhop.contracts.base import LATEST
-from bellhop.contracts.outcomes import State
-from bellhop.web.auth import Caller, Scope, require
+from bellhop.contracts.kinds import KINDS
+from bellhop.contracts.outcomes import State, TaskEvent
+from bellhop.web.auth import Caller, Scope
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.deadline import extend
 from bellhop.web.problems import Problem
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.broadcasts.store import Phase
 from services.gateway.parts import gateway
+from services.gateway.tasks.access import ACT, READ, TaskScope, known_kind
+from services.gateway.tasks.progress import state_after
 
 router = APIRouter(route_class=IdempotentRoute, tags=["tasks"])
 
@@ -109,7 +112,7 @@ def wait_seconds(request: Request, wait: int | None) -> tuple[int, bool]:
 async def show(
     request: Request,
     task_id: str,
-    caller: Annotated[Caller, Depends(require(Scope.MAIL_READ))],
+    caller: Annotated[Caller, Depends(READ)],
     wait: Annotated[int | None, Query(ge=0, le=MAX_WAIT_SECONDS)] = None,
 ) -> Response:
     """Return the task with all its attempts.
@@ -121,7 +124,7 @@ async def show(
     known = request.headers.get("if-none-match")
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
-        task = await _find(request, task_id, caller)
+        task = await _find(request, task_id, caller, READ)
         tag = _etag(task)
         remaining = deadline - asyncio.get_running_loop().time()
         changed = known is not None and known != tag
@@ -141,16 +144,24 @@ async def show(
 @router.get("/v1/tasks", summary="List tasks")
 async def show_all(
     request: Request,
-    caller: Annotated[Caller, Depends(require(Scope.MAIL_READ))],
+    caller: Annotated[Caller, Depends(READ)],
     state: State | None = None,
-    kind: Literal["mail"] | None = None,
+    kind: Annotated[str, AfterValidator(known_kind), WithJsonSchema({"enum": list(KINDS)})] | None = None,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """Return tasks, newest first; `next` is the cursor of the following page."""
     created_at_and_id = None if cursor is None else _PAGES.read(cursor)
+    kinds = READ.kinds(caller)
+    if kind is not None:
+        READ.check(caller, kind)
+        kinds = [kind]
     tasks = await gateway(request).ledger.page(
-        owner=owner_of(caller), state=state, kind=kind, before=created_at_and_id, limit=limit
+        owner=owner_of(caller),
+        state=state,
+        kinds=None if len(kinds) == len(KINDS) else kinds,
+        before=created_at_and_id,
+        limit=limit,
     )
     return {
         "tasks": [task_document(task) for task in tasks],
@@ -159,12 +170,10 @@ async def show_all(
 
 
 @router.post("/v1/tasks/{task_id}/cancel", status_code=202, summary="Cancel a task")
-async def cancel(
-    request: Request, task_id: str, caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
-) -> Response:
-    """Cancel what is not under way yet: 200 when it is cancelled, 202 when the mailer was asked and will tell."""
+async def cancel(request: Request, task_id: str, caller: Annotated[Caller, Depends(ACT)]) -> Response:
+    """Cancel what is not under way yet: 200 when it is cancelled, 202 when the worker was asked and will report."""
     parts = gateway(request)
-    await _find(request, task_id, caller)
+    await _find(request, task_id, caller, ACT)
     state: State = await parts.commits.write(parts.ledger.cancel, task_id)
     parts.waiters.wake([task_id])
     if state.final and state is not State.CANCELLED:
@@ -174,37 +183,36 @@ async def cancel(
 
 
 @router.post("/v1/tasks/{task_id}/retry", status_code=202, summary="Begin another round")
-async def retry(
-    request: Request, task_id: str, caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
-) -> Response:
-    """Send a failed, suppressed or cancelled mail after all, under the same id and Message-ID.
+async def retry(request: Request, task_id: str, caller: Annotated[Caller, Depends(ACT)]) -> Response:
+    """Begin another round of a failed, suppressed or cancelled task, under the same id (a mail: the same Message-ID).
 
     409 while its address is on the suppression list.
     """
     parts = gateway(request)
-    task = await _find(request, task_id, caller)
-    if not State(task["state"]).final or task["state"] == State.SENT:
+    task = await _find(request, task_id, caller, ACT)
+    if state_after(task, TaskEvent.RETRY) is None:
         raise Problem(409, "Conflict", f"The task is {task['state']}; only what ended unsent can be retried.")
     if task["broadcast_id"] is not None:
         phase: Phase = await parts.commits.write(parts.newsletter.maker.feed_again, task_id)
         if phase not in (Phase.RUNNING, Phase.FINISHED):
             raise Problem(409, "Conflict", f"The broadcast of this task is {phase.value}, so nothing of it is sent.")
-        task = await _find(request, task_id, caller)
+        task = await _find(request, task_id, caller, ACT)
         body = orjson.dumps({"id": task_id, "state": task["state"]})
         return Response(body, 202, {"Location": f"/v1/tasks/{task_id}"}, "application/json")
-    address = canonical(task["recipient"])
+    address = KINDS[task["kind"]].address(task["recipient"])
     if address in (suppressed := await parts.newsletter.suppressions.reasons([address])):
         raise Problem(409, "Conflict", f"The address is suppressed ({suppressed[address]}): release it first.")
     if task["document"] is None:
-        raise Problem(409, "Conflict", "An event set this mail off; publish the event again under a new id instead.")
+        raise Problem(409, "Conflict", "An event set this task off; publish the event again under a new id instead.")
     state: State = await parts.commits.write(parts.ledger.retry, task_id)
     return Response(
         orjson.dumps({"id": task_id, "state": state}), 202, {"Location": f"/v1/tasks/{task_id}"}, "application/json"
     )
 
 
-async def _find(request: Request, task_id: str, caller: Caller) -> dict[str, Any]:
+async def _find(request: Request, task_id: str, caller: Caller, scope: TaskScope) -> dict[str, Any]:
     task = await gateway(request).ledger.get(task_id, owner_of(caller))
-    if task is None:
+    if task is None or task["kind"] not in KINDS:
         raise Problem(404, "Not Found", "There is no such task, or it is another key's, or its retention is over.")
+    scope.check(caller, task["kind"])
     return task

@@ -2,13 +2,13 @@
 
 A mail may wait for hours on the retry ladder, or for a month until its `send_at`. So an address that gets no mail any
 more is written down here, in the commit that says so, and a loop ends the tasks that wait for it: what is certainly in
-the outbox immediately, the rest by asking the mailer, which begins no task that it was asked to cancel.
+the outbox immediately, the rest by asking the worker, which begins no task that it was asked to cancel.
 
 Each row is looked at twice, immediately and after `SETTLE_MS`: a task that was accepted at the same moment may be
 committed after the first look.
 
 However many tasks wait for one address, a step is short: it ends `BITE` of them, and the row comes again after the
-others. A task that the mailer was asked about is not looked at again.
+others. A task that the worker was asked about is not looked at again.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bellhop.contracts.kinds import KINDS
 from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
@@ -26,6 +27,7 @@ from services.gateway.tables import attempts, broadcasts, subscriptions, suppres
 from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks import store as ledger
 from services.gateway.tasks.ended import live_entries
+from services.gateway.tasks.messages import cancel_entry
 
 SETTLE_MS = 15_000
 CHUNK = 100
@@ -87,7 +89,10 @@ async def _end_waiting(connection: AsyncConnection, row: Any, limit: int) -> tup
     if reason is None:  # the address may have mail again
         return 0, []
     waiting = sa.select(tasks.c.id).where(
-        tasks.c.address == row["address"], tasks.c.finished_at.is_(None), tasks.c.cancel_requested_at.is_(None)
+        tasks.c.address == row["address"],
+        tasks.c.kind.in_(list(KINDS)),
+        tasks.c.finished_at.is_(None),
+        tasks.c.cancel_requested_at.is_(None),
     )
     if row["list"] is not None:
         of_list = sa.select(broadcasts.c.id).where(broadcasts.c.list == row["list"])
@@ -112,7 +117,7 @@ async def _reason(connection: AsyncConnection, row: Any) -> str | None:
 
 
 async def _end(connection: AsyncConnection, waiting: list[dict[str, Any]], reason: str) -> list[str]:
-    """End the tasks that have not begun, and ask the mailer to end the others; return the ids of those that ended."""
+    """End the tasks that have not begun, and ask the workers to end the others; return the ids of those that ended."""
     ids = [task["id"] for task in waiting]
     here = outbox_table.c.task_id.in_(ids) & outbox.CERTAINLY_HERE
     deleted = await connection.execute(sa.delete(outbox_table).where(here).returning(outbox_table.c.task_id))
@@ -126,6 +131,8 @@ async def _end(connection: AsyncConnection, waiting: list[dict[str, Any]], reaso
     begun = [task for task in waiting if task["id"] not in ended]
     asked = sa.update(tasks).where(tasks.c.id.in_([task["id"] for task in begun]))
     await connection.execute(asked.values(cancel_requested_at=current))
-    requests = [ledger.cancel_entry(task["id"], task["round"], state=State.SUPPRESSED, reason=reason) for task in begun]
+    requests = [
+        cancel_entry(task["kind"], task["id"], task["round"], state="suppressed", reason=reason) for task in begun
+    ]
     await outbox.add(connection, requests)
     return [task["id"] for task in waiting if task["id"] in ended]
