@@ -16,9 +16,8 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bellhop.observe.metrics import WatchedSend
 from bellhop.settings import ServiceSettings
 
 tracer: Tracer | None = None
@@ -108,6 +107,22 @@ def client_span(tracer: Tracer, name: str, attributes: Mapping[str, AttributeVal
         yield span
 
 
+class _WatchedSend:
+    """An ASGI `send` that records the status of the answer."""
+
+    __slots__ = ("_send", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        """HTTP status; 0 until the answer starts, and if the client disconnects before."""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
 class RequestSpans:
     """Middleware: a server span for every HTTP request, which continues the client's trace."""
 
@@ -121,7 +136,7 @@ class RequestSpans:
         if tracer is None or scope["type"] != "http" or scope["path"] in self._exempt:
             await self.app(scope, receive, send)
             return
-        watched = WatchedSend(send)
+        watched = _WatchedSend(send)
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         traceparent = Headers(scope=scope).get("traceparent")
         about = {"http.request.method": method, "url.scheme": scope["scheme"]}

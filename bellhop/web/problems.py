@@ -7,7 +7,6 @@ Unavailable              a dependency of this process: 503 with Retry-After
 anything else            our mistake: 500, told to nobody but the log, once, under a number the client gets too
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,10 @@ import orjson
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket, WebSocketState
 
-from bellhop.contracts.base import new_id
 from bellhop.errors import Unavailable
 from bellhop.web.sentences import sentence
 
@@ -106,7 +103,7 @@ def problem_response(problem: Problem) -> Response:
 def install(app: FastAPI) -> None:
     """Make `app` answer every error that happens inside its routes with a problem document.
 
-    What happens outside of them, in middleware, `CatchAll` turns into one: it must be the outermost but for metrics.
+    What happens outside of them, in middleware, `Edge` turns into one.
     """
     # Starlette calls one and the same handler with a Request or a WebSocket, which its types cannot say.
     app.add_exception_handler(Problem, _on_problem)  # type: ignore[arg-type]
@@ -117,74 +114,6 @@ def install(app: FastAPI) -> None:
 
 async def _on_unavailable(_request: Request, error: Exception) -> Response:
     return problem_response(unavailable(f"Nothing was done: {error}."))
-
-
-class CatchAll:
-    """The last resort: nothing but problem documents gets out, and a crash is logged exactly once.
-
-    Starlette's own `ServerErrorMiddleware` raises on after it has answered, so that uvicorn logs a second time and
-    cuts the connection; what is caught here never gets that far.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request or one WebSocket."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        started = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched_send)
-        except (ClientDisconnect, WebSocketDisconnect):
-            # Nobody is there to be answered, and a client that leaves is no fault of ours.
-            return
-        except asyncio.CancelledError:
-            # Shutting down took all the time it had, and this request is still at work.
-            if not started:
-                await problem_response(_cut_short())(scope, receive, send)
-            raise
-        except Problem as problem:
-            if started:
-                raise
-            await problem_response(problem)(scope, receive, send)
-        except Exception:
-            number = new_id()
-            log.exception("%s %s failed, problem %s", scope.get("method", "WebSocket"), scope["path"], number)
-            if started:
-                # The answer is half out. Only a cut connection tells the client that the rest will never come.
-                raise _AlreadyLogged from None
-            await problem_response(_unexpected(number))(scope, receive, send)
-
-
-class _AlreadyLogged(Exception):
-    """The answer was cut short; the reason stands in the log line before this one."""
-
-
-def _cut_short() -> Problem:
-    return Problem(
-        503,
-        "Service Unavailable",
-        "This server is shutting down; the request may or may not have taken effect. Send it again.",
-        headers={"Retry-After": "1"},
-    )
-
-
-def _unexpected(number: str) -> Problem:
-    return Problem(
-        500,
-        "Internal Server Error",
-        "This server made a mistake; the request may or may not have taken effect. If it goes on, give the number in"
-        " `instance` to whoever runs this server.",
-        extensions={"instance": f"urn:uuid:{number}"},
-    )
 
 
 async def _on_problem(connection: Request | WebSocket, error: Exception) -> Response | None:

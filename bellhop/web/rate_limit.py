@@ -8,9 +8,9 @@ import math
 import time
 from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from bellhop.web.problems import Problem, problem_response
+from bellhop.web.problems import Problem
 
 RATE = "bellhop.rate"
 """Where a scope says how its request was counted."""
@@ -126,56 +126,3 @@ def _count(scope: Scope, buckets: Buckets, name: str) -> None:
             headers={"Retry-After": str(wait)},
             extensions={"violated-policies": [policy]},
         )
-
-
-class RateLimit:
-    """Counts requests that bring no key, and tells every client where it stands (RateLimit header fields, draft).
-
-    A request with a key is counted where the key is checked, in `auth.py`: before that, a flood of made-up keys
-    would look like many clients. One whose key nothing has checked (an unknown path, a body that is too large) is
-    counted against its address when its answer begins. Health checks are not counted.
-    """
-
-    def __init__(
-        self, app: ASGIApp, limiter: Limiter, exempt: frozenset[str], counted_by_route: frozenset[str] = frozenset()
-    ) -> None:
-        """`counted_by_route`: paths whose routes look at a token first and count by its subject."""
-        self.app = app
-        self.limiter = limiter
-        self.exempt = exempt
-        self.counted_by_route = counted_by_route
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; raise Problem 429."""
-        if scope["type"] == "lifespan" or scope["path"] in self.exempt:
-            self.limiter.exempt(scope)
-            await self.app(scope, receive, send)
-            return
-        refused = False
-
-        async def send_with_rate(message: Message) -> None:
-            nonlocal refused
-            if refused:
-                return
-            if message["type"] == "http.response.start":
-                try:
-                    self.limiter.count_rest(scope)
-                except Problem as problem:
-                    refused = True
-                    await problem_response(problem)(scope, receive, with_rate)
-                    return
-            await with_rate(message)
-
-        async def with_rate(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *scope.get(RATE, ())]
-            await send(message)
-
-        has_key = scope["type"] == "http" and any(name == b"authorization" for name, _ in scope["headers"])
-        if not has_key and scope["path"] not in self.counted_by_route:
-            self.limiter.count_address(scope)
-        try:
-            await self.app(scope, receive, send_with_rate)
-        except Problem:
-            self.limiter.count_rest(scope)
-            raise

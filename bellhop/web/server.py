@@ -17,14 +17,14 @@ from starlette.middleware import Middleware
 from bellhop.background import Background
 from bellhop.observe import traces
 from bellhop.observe.logs import get_logger
-from bellhop.observe.metrics import RequestMetrics, describe_build, watch_loop
+from bellhop.observe.metrics import describe_build, watch_loop
 from bellhop.settings import ServiceSettings
 from bellhop.web import health, problems
 from bellhop.web.auth import Caller
-from bellhop.web.deadline import Deadline
+from bellhop.web.edge import Edge
 from bellhop.web.head import HeadAsGet
 from bellhop.web.protocol import LimitedProtocol
-from bellhop.web.rate_limit import Limiter, RateLimit
+from bellhop.web.rate_limit import Limiter
 from bellhop.web.request_limits import BodyLimit, Limits
 from bellhop.web.strict_json import StrictRoute
 
@@ -70,10 +70,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # The order is from the outside in:
         #   RequestSpans    where traces are made, so that all else happens within the request's span
-        #   RequestMetrics  sees every answer, also those that the layers below it give
-        #   CatchAll        turns what they raise into problem documents, so it must stand around them
-        #   Deadline        within it, because it answers with a problem document and cancels the rest
-        #   RateLimit       before anything of a body is read: whoever sends too much shall cost little
+        #   Edge            counts, limits and answers
         #   BodyLimit       stands between the route and the body
         #   HeadAsGet       innermost: to everything around it the request is a HEAD
         # Around them: the protocol's limits on head and time, and uvicorn's proxy headers, which set the address
@@ -81,10 +78,7 @@ def create_app(
         # before it reads the body.
         middleware=[
             *([] if traces.tracer is None else [Middleware(traces.RequestSpans, exempt=health.PATHS)]),
-            Middleware(RequestMetrics),
-            Middleware(problems.CatchAll),
-            Middleware(Deadline),
-            Middleware(RateLimit, limiter=limiter, exempt=health.PATHS, counted_by_route=frozenset(counted_by_route)),
+            Middleware(Edge, limiter=limiter, exempt=health.PATHS, counted_by_route=frozenset(counted_by_route)),
             Middleware(BodyLimit, size=limits.body, sizes=limits.bodies, in_hand=limits.bodies_in_hand),
             Middleware(HeadAsGet),
         ],
