@@ -3,7 +3,7 @@
 Files that cannot import it (compose.yaml, deploy/) are compared with it by tests/unit/test_catalog.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bellhop.contracts.kinds import MAIL
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
@@ -19,8 +19,10 @@ class Entry:
     """Of its HTTP face, unless BELLHOP_PORT says another."""
     publishes: tuple[str, ...] = ()
     """Exchanges. Whoever consumes a work queue may publish to the retry ladder and to `dead` as well."""
+    events: dict[str, str] = field(default_factory=dict)
+    """Type of events -> the queue of this service that the gateway publishes them to."""
     consumes: tuple[str, ...] = ()
-    """Queues and streams."""
+    """Queues and streams beside those of `events`."""
     tables: bool = True
     """Whether it has a database."""
     secrets: tuple[str, ...] = ()
@@ -29,6 +31,11 @@ class Entry:
     """Of its user at RabbitMQ (https://www.rabbitmq.com/docs/management#permissions)."""
     public: bool = False
     """Whether the front of the composed system publishes its port."""
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Return all queues and streams that it consumes."""
+        return (*self.consumes, *dict.fromkeys(self.events.values()))
 
 
 SERVICES = (
@@ -47,10 +54,12 @@ SERVICES = (
     Entry("notifier", 8001, consumes=("notifier.log",), tables=False, secrets=("token_key",), public=True),
     Entry(
         "leaderboard", 8002,
-        publishes=("notifications",), consumes=("leaderboard.scores",), secrets=("token_key",), public=True,
+        publishes=("notifications",), events={"score.submitted": "leaderboard.scores"},
+        secrets=("token_key",), public=True,
     ),
 )  # fmt: skip
 
 NAMES = tuple(one.name for one in SERVICES)
 WITH_TABLES = tuple(one.name for one in SERVICES if one.tables)
 PORTS = {one.name: one.port for one in SERVICES}
+EVENT_QUEUES = {type_: queue for one in SERVICES for type_, queue in one.events.items()}

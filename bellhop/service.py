@@ -99,6 +99,12 @@ class Base(Generic[S]):
     publisher: Publisher = field(init=False)
     """A connection only for consumers: an alarm of the broker blocks the connection that publishes."""
     database: Database = field(init=False)
+    """Where the settings name one."""
+
+    @property
+    def has_tables(self) -> bool:
+        """Say whether the settings name a database."""
+        return self.settings.database_url is not None
 
     @property
     def stopping(self) -> asyncio.Event:
@@ -109,12 +115,12 @@ class Base(Generic[S]):
     @asynccontextmanager
     async def opened(self, name: str) -> AsyncIterator[None]:
         """Start the connections, and close them at the end. Does not wait until they are open."""
-        assert self.settings.database_url is not None
         url = self.settings.amqp_url.get_secret_value()
         self.consuming = Connection(url, f"bellhop/{name}/{self.settings.instance}/consume")
         publishing = Connection(url, f"bellhop/{name}/{self.settings.instance}/publish")
         self.publisher = Publisher(publishing, window=2000)
-        self.database = Database(self.settings.database_url.get_secret_value())
+        if self.settings.database_url is not None:
+            self.database = Database(self.settings.database_url.get_secret_value())
         await publishing.start()
         await self.consuming.start()
         try:
@@ -122,7 +128,8 @@ class Base(Generic[S]):
         finally:
             await self.consuming.close()
             await publishing.close()
-            await self.database.close()
+            if self.has_tables:
+                await self.database.close()
 
 
 async def _nothing(_parts: Any) -> None:
@@ -184,7 +191,7 @@ class Service(Generic[S, P]):
 
     async def _prepare(self, parts: P, base: Base[S]) -> None:
         background: Background = base.app.state.background
-        if self.queues is not None:
+        if self.queues is not None and base.has_tables:
             await migrate(base.database.url, f"services.{self.name}")
         await self.prepare(parts)
         for consumer in base.consumers:
@@ -203,8 +210,9 @@ class Service(Generic[S, P]):
             checks = {
                 "broker": base.publisher.failure or base.consuming.explanation,
                 "queues": f"not consuming from {', '.join(idle)}" if idle else "ok",
-                "database": await check(base.database.ping),
             }
+            if base.has_tables:
+                checks["database"] = await check(base.database.ping)
         return checks | await self.ready(parts)
 
 

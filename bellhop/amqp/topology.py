@@ -154,9 +154,9 @@ _RETRY_AND_DEAD = r"retry\..+|dead"
 
 def _rights(service: catalog.Entry) -> Rights:
     write = [re.escape(name) for name in service.publishes]
-    if {queue.name for queue in WORK_QUEUES} & set(service.consumes):
+    if {queue.name for queue in WORK_QUEUES} & set(service.queues):
         write.append(_RETRY_AND_DEAD)
-    return Rights(write=_any_of(write), read=_any_of([re.escape(name) for name in service.consumes]), tags=service.tags)
+    return Rights(write=_any_of(write), read=_any_of([re.escape(name) for name in service.queues]), tags=service.tags)
 
 
 def _any_of(patterns: list[str]) -> str:

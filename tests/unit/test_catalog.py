@@ -44,7 +44,7 @@ def test_a_service_with_tables_has_migrations(service: Entry) -> None:
 
 def test_every_queue_is_consumed_by_one_service() -> None:
     """A work queue that no service may read would only grow."""
-    consumed = [queue for service in catalog.SERVICES for queue in service.consumes]
+    consumed = [queue for service in catalog.SERVICES for queue in service.queues]
     ladder = {retry_queue.name for retry_queue in topology.RETRY_QUEUES}
     assert sorted(consumed) == sorted({queue.name for queue in topology.QUEUES} - ladder)
 

@@ -9,6 +9,8 @@ the event is kept in `unrouted`.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bellhop.catalog import EVENT_QUEUES
+
 EVENTS = "events"
 UNROUTED = "unrouted"
 NOTIFICATIONS = "notifications"
@@ -36,7 +38,7 @@ class Destination:
 
 
 class Routing:
-    """Knows the types that our own services need: fixed ones, those of the settings, those that templates name."""
+    """Knows the types that our own services need: those of the catalogue, of the settings, and of templates."""
 
     def __init__(self, live_types: Iterable[str] = ()) -> None:
         """`live_types`: event types that the notifier shows (`BELLHOP_LIVE_TYPES`)."""
@@ -69,8 +71,8 @@ class Routing:
         return found
 
     def _required(self, type_: str) -> Iterable[Destination]:
-        if type_ == "score.submitted":
-            yield Destination("work", SCORES_QUEUE, required=True)
+        if (queue := EVENT_QUEUES.get(type_)) is not None:
+            yield Destination("work", queue, required=True)
         if type_ in self._live:
             yield Destination(NOTIFICATIONS, type_, required=True)
         if type_ in self._reactions:

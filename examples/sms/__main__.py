@@ -1,0 +1,8 @@
+"""`python -m services.sms`."""
+
+from bellhop.service import run
+
+from .app import SERVICE
+from .settings import SmsSettings
+
+run("sms", SmsSettings, SERVICE.create_app)
