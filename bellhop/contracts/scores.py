@@ -88,8 +88,8 @@ class BoardSettings(Contract):
     """True: the board is not listed, and its changes are not announced. It can be read by its name."""
 
 
-class Place(Contract):
-    """One line of a ranking."""
+class TopPlayer(Contract):
+    """One of the first players of a ranking."""
 
     position: int
     """1, 2, 3, …: unique."""
@@ -109,7 +109,7 @@ class LeaderboardChanged(Contract):
     board: Name
     season: Text | None = None
     """Which season it was, on a board that has seasons; a late score may change a past one."""
-    top: list[Place]
+    top: list[TopPlayer]
     """The first ten."""
     entered: list[Name]
     """Players that entered the top ten, best first."""

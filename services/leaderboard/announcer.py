@@ -1,8 +1,8 @@
-"""Telling browsers what changed: the latest state of each board, at a bounded rate.
+"""Announce changed boards to live readers: the latest state of each board, at a bounded rate.
 
-A batch may change ten thousand boards, and a board in every batch. What is announced is the state at the moment of
-announcing, so a board waits here at most once: a further change joins the one that waits. Nothing is kept over a
-restart, because the next change of a board carries its whole top.
+A batch may change ten thousand boards. The announced state is the one at the time of publishing, so each board waits
+here at most once: further changes are merged into the one that waits. Nothing survives a restart; the next change of a
+board carries its whole top ten.
 """
 
 import asyncio
@@ -16,11 +16,13 @@ from bellhop.amqp.message import Message
 from bellhop.amqp.publisher import Publisher
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import LEADERBOARD
-from bellhop.contracts.scores import LeaderboardChanged, Place
+from bellhop.contracts.scores import LeaderboardChanged, TopPlayer
 from bellhop.observe.logs import get_logger
 from services.leaderboard import metrics
-from services.leaderboard.boards import from_micros
-from services.leaderboard.standings import AnyRanking, Change, Key
+from services.leaderboard.cache import Key
+from services.leaderboard.scoring import from_micros
+from services.leaderboard.small import AnyRanking
+from services.leaderboard.standings import Change
 
 TOP = 10
 ANNOUNCED_PER_SECOND = 500
@@ -30,42 +32,42 @@ log = get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingAnnouncement:
     earlier: list[str]
-    """The top as it was announced last."""
+    """Names of the top ten as it was announced last."""
     after: AnyRanking
     changed: int
 
 
 class Announcer:
-    """Publishes `leaderboard.changed`; boards that changed first come first."""
+    """Publishes `leaderboard.changed`, in the order in which boards changed."""
 
     def __init__(self, publisher: Publisher, as_of: Callable[[], datetime | None]) -> None:
         self._publisher = publisher
         self._as_of = as_of
-        self._waiting: dict[Key, _Waiting] = {}
+        self._waiting: dict[Key, _PendingAnnouncement] = {}
         self.some = asyncio.Event()
         """Set when there is something to announce."""
         self._failing = False
         metrics.ANNOUNCEMENTS.set_function(lambda: len(self._waiting))
 
     def add(self, changes: list[Change]) -> None:
-        """Take changes up for announcing."""
-        if changes and not self._waiting:  # what waits already has its time
+        """Add changes to be announced."""
+        if changes and not self._waiting:  # otherwise the next run is scheduled already
             self.some.set()
         for change in changes:
             waiting = self._waiting.get((change.board, change.season))
             if waiting is None:
                 earlier = change.before.top(TOP)
-                self._waiting[change.board, change.season] = _Waiting(earlier, change.after, change.changed)
+                self._waiting[change.board, change.season] = _PendingAnnouncement(earlier, change.after, change.changed)
             else:
                 waiting.after = change.after
                 waiting.changed += change.changed
 
     async def announce(self) -> float:
-        """Announce up to `ANNOUNCED_PER_SECOND` boards; return after how many seconds to call again.
+        """Announce up to `ANNOUNCED_PER_SECOND` boards; return the number of seconds until the next call.
 
-        What could not be published goes on waiting.
+        Boards that could not be published are kept for it, also after a cancellation.
         """
         took = {key: self._waiting.pop(key) for key in list(islice(self._waiting, ANNOUNCED_PER_SECOND))}
         try:
@@ -95,7 +97,7 @@ class Announcer:
         self._failing = bool(failed)
         return 1.0 if self._waiting else IDLE_SECONDS
 
-    def _put_back(self, key: Key, waiting: _Waiting) -> None:
+    def _put_back(self, key: Key, waiting: _PendingAnnouncement) -> None:
         later = self._waiting.get(key)
         if later is None:
             self._waiting[key] = waiting
@@ -104,10 +106,10 @@ class Announcer:
             later.changed += waiting.changed
 
 
-def message(key: Key, waiting: _Waiting, as_of: datetime | None) -> Message:
-    """Return the message that tells browsers of a change."""
+def message(key: Key, waiting: _PendingAnnouncement, as_of: datetime | None) -> Message:
+    """Return the message that announces a change."""
     board, season = key
-    top = _places(waiting.after)
+    top = _top_players(waiting.after)
     names = [place.player for place in top]
     body = LeaderboardChanged(
         board=board,
@@ -123,9 +125,9 @@ def message(key: Key, waiting: _Waiting, as_of: datetime | None) -> Message:
     return Message(body.model_dump_json().encode(), envelope)
 
 
-def _places(ranking: AnyRanking) -> list[Place]:
+def _top_players(ranking: AnyRanking) -> list[TopPlayer]:
     return [
-        Place(
+        TopPlayer(
             position=entry.position,
             rank=entry.rank,
             player=entry.player,

@@ -1,4 +1,4 @@
-"""The leaderboard: takes scores off their queue in batches, keeps the ranks in memory, answers questions about them."""
+"""The leaderboard: applies scores in batches, keeps rankings in memory, and serves them."""
 
 import time
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ log = get_logger(__name__)
 
 
 def queues(leaderboard: Leaderboard) -> Sequence[Batches[Leaderboard]]:
-    """Return what the leaderboard consumes.
+    """Return the queues of the leaderboard.
 
-    The queue has a single active consumer, so one replica counts and the others stand by; they read what it committed
+    The queue of scores has a single active consumer: one replica applies scores, and the others load what it committed
     at their next refresh.
     """
     return [
@@ -38,7 +38,7 @@ def queues(leaderboard: Leaderboard) -> Sequence[Batches[Leaderboard]]:
 
 
 async def prepare(leaderboard: Leaderboard) -> None:
-    """Read the rankings: a batch for a ranking that is half read would have to wait."""
+    """Load all current rankings before the first batch."""
     began = time.monotonic()
     await leaderboard.standings.refresh()
     give_memory_back()
@@ -47,7 +47,7 @@ async def prepare(leaderboard: Leaderboard) -> None:
 
 
 async def ready(leaderboard: Leaderboard) -> dict[str, str]:
-    """Return the leaderboard's own checks."""
+    """Return the leaderboard's own checks for /readyz."""
     standings = leaderboard.standings
     database = {"database": standings.failure} if standings.failure else {}
     return database | {"rankings": "ok" if standings.loaded else "being read from the database"}
@@ -56,7 +56,7 @@ async def ready(leaderboard: Leaderboard) -> dict[str, str]:
 SERVICE = Service(
     "leaderboard", LeaderboardSettings, open_leaderboard, [routes.router],
     queues=queues, jobs=jobs, prepare=prepare, ready=ready,
-    # Most requests come from the gateway under one name, and it has counted them by key already.
+    # Most requests come from the gateway, with one subject; it has limited them by API key already.
     limits=lambda _: Limits(key_rate=None),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the leaderboard does periodically."""
+"""Periodic jobs of the leaderboard."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,9 +9,9 @@ from bellhop.service import Job
 from bellhop.sql.database import DatabaseUnavailable
 from services.leaderboard import metrics
 from services.leaderboard.announcer import IDLE_SECONDS
-from services.leaderboard.boards import to_micros
 from services.leaderboard.parts import Leaderboard
 from services.leaderboard.progress import LOOK_SECONDS
+from services.leaderboard.scoring import to_micros
 
 PRUNE_SECONDS = 60.0
 PRUNE_LIMIT_SECONDS = 3600.0
@@ -20,7 +20,7 @@ log = get_logger(__name__)
 
 
 def jobs(leaderboard: Leaderboard) -> Sequence[Job[Leaderboard]]:
-    """Return the table."""
+    """Return the table of jobs."""
     return [
         Job("refreshing the rankings", leaderboard.settings.refresh_seconds, _refresh),
         Job("pruning the inbox", PRUNE_SECONDS, _prune, limit=PRUNE_LIMIT_SECONDS),
@@ -38,7 +38,7 @@ async def _refresh(leaderboard: Leaderboard) -> None:
     try:
         await leaderboard.standings.refresh()
     except DatabaseUnavailable as error:
-        # A replica that cannot read cannot count: one that can must not wait for this one.
+        # A replica that cannot read cannot apply scores: let another replica consume.
         leaderboard.give_back(str(error))
         raise
 
@@ -50,7 +50,7 @@ async def _prune(leaderboard: Leaderboard) -> None:
     oldest = now() - timedelta(days=leaderboard.settings.inbox_days)
     forgotten = await leaderboard.store.prune(to_micros(oldest))
     if forgotten:
-        log.info("forgot old ids of messages and scores", count=forgotten)
+        log.info("deleted expired ids of messages and scores", count=forgotten)
 
 
 async def _watch(leaderboard: Leaderboard) -> None:

@@ -1,7 +1,7 @@
-"""A million names in 30 MB: a table from name to slot and back.
+"""A hash table from names to slots and back: a million names take 30 MB.
 
-A dict of str takes 130 MB for as many. Here the names lie end to end in one piece of memory, and a hash table of
-32-bit numbers (open addressing, linear probing) finds them in half a microsecond.
+A dict of str takes 130 MB. Here the names are concatenated in one piece of memory, and a hash table of 32-bit numbers
+(open addressing, linear probing) finds a name in half a microsecond.
 """
 
 import mmap
@@ -11,20 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from services.leaderboard.boards import Flags, Slots, Times
+from services.leaderboard.scoring import Flags, Slots, Times
 
 _SMALLEST = 64
-_LENGTH = 16  # bytes that a name is expected to have
-_MAPPED = 65_536  # bytes from which a mapping of its own pays; the system allows some 65,000 mappings a process
-_HUGE = 4_000_000  # bytes from which huge pages pay
-_PART = 8192  # names looked up at once: few enough for the processor's cache
+_LENGTH = 16  # expected bytes of a name
+_MAPPED = 65_536  # from this many bytes on, use a mapping of its own; Linux allows about 65,000 mappings a process
+_HUGE = 4_000_000  # from this many bytes on, use huge pages
+_PART = 8192  # names looked up together: few enough for the processor's cache
 
 
 class Names:
-    """Slots count from 0, in the order of arrival, and never change. One thread adds; any thread reads meanwhile."""
+    """Slots count from 0, in the order of insertion, and never change. One thread may add while other threads read."""
 
     def __init__(self, expected: int = 0) -> None:
-        """Make room for `expected` names, so that the table need not grow on the way there."""
+        """`expected`: number of names to make room for, so that the table need not grow."""
         self._text = _text(_LENGTH * max(expected, _SMALLEST))
         self._ends = array("I", [0])  # where each name ends in _text; the first entry is where the first begins
         size = _SMALLEST
@@ -60,7 +60,7 @@ class Names:
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
     def add_new(self, names: Sequence[str]) -> Slots:
-        """Do the same for names that are all different and surely not here yet; it takes half the time."""
+        """Do the same in half the time, for names that are all different and not in the table."""
         return np.array([self._insert(name.encode()) for name in names], np.int32)
 
     def _add(self, names: Sequence[str]) -> Slots:
@@ -86,14 +86,14 @@ class Names:
             self._text = text
         text[begin:end] = raw
         ends.append(end)
-        table[place] = number  # last: a reader that sees the number finds the name
+        table[place] = number  # written last, so that a concurrent reader that sees the number finds the name
         if 3 * number > 2 * len(table):
             self._table = self._enlarged()
         return number - 1
 
     def _find_all(self, raws: list[bytes]) -> Slots:
-        """Return the slot of each name, or -1: `find` on columns, with all memory accesses of a step at once."""
-        # Views of memory that may not grow while they exist.
+        """Return the slot of each name, or -1: `find` on columns, with the memory accesses of a step together."""
+        # The memory must not grow while these views exist.
         table, ends, text = (
             np.asarray(self._table),
             np.frombuffer(self._ends, np.uint32),
@@ -131,8 +131,8 @@ class Names:
 def _text(size: int) -> "mmap.mmap | bytearray":
     if size < _MAPPED:
         return bytearray(size)
-    # A slice of it is bytes, which are made and compared faster than slices of a bytearray; the system can be asked for
-    # huge pages; and what holds no name yet takes no memory.
+    # Slices of a mapping are bytes, which are faster to make and compare than slices of a bytearray; a mapping can have
+    # huge pages; and its unused part takes no memory.
     text = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         text.madvise(mmap.MADV_HUGEPAGE)
@@ -140,14 +140,14 @@ def _text(size: int) -> "mmap.mmap | bytearray":
 
 
 def _free(size: int) -> "memoryview[int]":
-    # Through NumPy because it asks for huge pages; reading a number through the view costs half as much as from NumPy.
+    # NumPy allocates with huge pages; reading a number through the view costs half as much as from NumPy.
     return memoryview(np.zeros(size, np.int32))  # type: ignore[arg-type]
 
 
 def _equal(
     text: NDArray[np.uint8], starts: Times, other: NDArray[np.uint8], other_starts: Times, lengths: Times
 ) -> Flags:
-    """Say for each pair of pieces, which have the same length, whether they are the same."""
+    """Return for each pair of pieces, which have the same length, whether they are equal."""
     if not len(lengths):
         return np.empty(0, np.bool_)
     edges = np.cumsum(lengths) - lengths

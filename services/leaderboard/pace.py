@@ -1,4 +1,4 @@
-"""How much work one transaction gets."""
+"""Adapts the amount of work of one transaction."""
 
 from services.leaderboard.scores import MAX_WORK
 
@@ -6,7 +6,7 @@ MIN_WORK = 1000
 
 
 class Pace:
-    """Less work after a transaction that did not end in time, for it may have been too much; then more again."""
+    """Work of the next transaction: halved after one that exceeded its limit, doubled after one that succeeded."""
 
     def __init__(self) -> None:
         self.work = MAX_WORK

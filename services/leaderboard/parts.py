@@ -1,4 +1,4 @@
-"""What the leaderboard's handlers, jobs and routes work with."""
+"""Parts that handlers, jobs and routes of the leaderboard use."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ from services.leaderboard.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
-    """Everything that is open."""
+    """The open parts of the service."""
 
     settings: LeaderboardSettings
     store: Store
@@ -28,17 +28,17 @@ class Leaderboard:
     announcer: Announcer
     publisher: Publisher
     consumers: list[Consumer | BatchPuller]
-    """Those of the table, once the service is opened."""
+    """Consumers of the service's table; set when the service has been opened."""
     pace: Pace = field(default_factory=Pace)
 
     @property
     def pending(self) -> int | None:
-        """Return how many messages with scores wait; None while another replica takes them off the queue."""
+        """Return how many messages with scores wait; None while another replica consumes them."""
         waiting = [each.pending for each in self.consumers if isinstance(each, BatchPuller)]
         return None if None in waiting else sum(count or 0 for count in waiting)
 
     def give_back(self, reason: str) -> None:
-        """Let another replica take scores off the queue, because this one cannot count them."""
+        """Stop consuming scores, so that another replica can. Idempotent."""
         for each in self.consumers:
             if isinstance(each, BatchPuller):
                 each.give_back(reason)
@@ -46,7 +46,7 @@ class Leaderboard:
 
 @asynccontextmanager
 async def open_leaderboard(base: Base[LeaderboardSettings]) -> AsyncIterator[Leaderboard]:
-    """Open the leaderboard; nothing of it has to be closed."""
+    """Open the parts; none of them has to be closed."""
     settings = base.settings
     store = Store(base.database)
     standings = Standings(store, past_seasons=settings.past_seasons, boards_limit=settings.boards_limit)

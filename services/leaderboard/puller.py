@@ -1,4 +1,4 @@
-"""What is done with a batch of messages from `leaderboard.scores`."""
+"""Handler of batches of messages from `leaderboard.scores`."""
 
 import asyncio
 from dataclasses import replace
@@ -18,29 +18,28 @@ from bellhop.contracts.base import derived_id
 from bellhop.contracts.scores import MARK, ScoreMark
 from bellhop.sql.database import DatabaseUnavailable
 from services.leaderboard import metrics
-from services.leaderboard.boards import to_micros
 from services.leaderboard.parts import Leaderboard
 from services.leaderboard.process import give_memory_back
 from services.leaderboard.scores import NO_SCORES, Scores, accepted_at, read_in_parts
+from services.leaderboard.scoring import to_micros
 from services.leaderboard.standings import Standings
 
 NAMED = 10
-"""Boards that a dead letter names at most; all of them stand in its body."""
+"""Boards that the reason of a dead letter names, at most; its body has all of them."""
 
 
 async def apply_scores(leaderboard: Leaderboard, deliveries: list[Delivery]) -> None:
-    """Apply the scores of all `deliveries`, each message once, and announce what changed.
+    """Apply the scores of all `deliveries`, and announce changed boards. Idempotent: each message is applied once.
 
-    One transaction takes about a second, however many boards the scores are for; the next one begins when it is
-    committed and readable.
+    The scores are split into transactions of about a second; each is readable when it is committed.
 
-    Scores on new boards for which there is no room become dead letters, a message with them alone. A message that fails
-    alone goes to the retry ladder or the dead letters; `as_of` does not pass it while it waits on the ladder.
+    Scores on new boards beyond the limit are dead-lettered, in a message with only these scores. A single message that
+    fails goes to a retry queue or to the dead letters; `as_of` does not advance beyond it while it waits.
 
     Raises:
-        Reject: a message among them breaks its contract; nothing was applied.
+        Reject: a message breaks its contract; nothing was applied.
         GiveBack: the database is unavailable; some of the messages may be applied, and are not applied again.
-        Hold: a dead letter could not be published; the same holds.
+        Hold: a dead letter could not be published; some of the messages may be applied, and are not applied again.
     """
     try:
         await _apply(leaderboard, deliveries)
@@ -76,7 +75,7 @@ async def _apply(leaderboard: Leaderboard, deliveries: list[Delivery]) -> None:
             if refused := standings.refused(scores.boards):
                 scores = await _dead_letter(scores, refused, scores_only, leaderboard.publisher)
             with metrics.BATCH.time():
-                # What a mark says is true once all is applied that came before it.
+                # A mark holds when all messages before it are applied.
                 changes = await standings.apply(scores, max(marks, default=None) if number == len(parts) else None)
             faults.point("scores.committed")
             metrics.SCORES.inc(len(scores))
@@ -99,10 +98,10 @@ def _until(delivery: Delivery) -> int:
 
 
 async def _dead_letter(scores: Scores, refused: set[str], deliveries: list[Delivery], publisher: Publisher) -> Scores:
-    """Move the scores on `refused` boards to the dead letters; return the others.
+    """Dead-letter the scores on `refused` boards; return the others.
 
-    It comes before the others are applied: after a crash in between there are two such letters with one id, and a
-    replay of both counts once.
+    Done before the others are applied: after a crash in between there are two dead letters with one id, and a replay of
+    both counts once.
     """
     of_message = {one.envelope.identity: one for one in deliveries}
     letters: dict[int, list[dict[str, Any]]] = {}
@@ -113,7 +112,7 @@ async def _dead_letter(scores: Scores, refused: set[str], deliveries: list[Deliv
         delivery = of_message[scores.messages[number]]
         envelope = replace(delivery.envelope, id=derived_id(delivery.envelope.id, "refused"))
         named = ", ".join(sorted({document["board"] for document in documents})[:NAMED])
-        reason = Reject(f"there are as many boards as there may be (BELLHOP_BOARDS_LIMIT), so none begins: {named}")
+        reason = Reject(f"the limit of boards (BELLHOP_BOARDS_LIMIT) is reached, so these are not created: {named}")
         letter = replace(delivery, body=orjson.dumps({"scores": documents}), envelope=envelope)
         try:
             await dead_letter(publisher, letter, reason)

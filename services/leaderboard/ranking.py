@@ -1,7 +1,7 @@
-"""One ranking in memory: an immutable snapshot that readers use without waiting while the next one is made.
+"""One ranking in memory: an immutable snapshot, which readers use while the next one is made.
 
-The order is total and stated: key (see boards.py), then time reached, then name. So a tie never displaces who was
-first, and every replica shows the same. Twenty-eight bytes a player, beside the name.
+The order is total: key (see scoring.py), then time, then name. So of equal scores the earlier one is first, and every
+replica shows the same order. Twenty-eight bytes for each player, in addition to the name.
 """
 
 import bisect
@@ -11,15 +11,15 @@ from typing import Self, TypeVar
 import numpy as np
 
 from bellhop.contracts.scores import Order
-from services.leaderboard.boards import Flags, Floats, Result, Results, Slots, Times, to_keys
 from services.leaderboard.names import Names
+from services.leaderboard.scoring import Flags, Floats, PlayerResult, ResultColumns, Slots, Times, to_keys
 
 Values = TypeVar("Values", Floats, Times)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a ranking."""
+class RankedPlayer:
+    """A player with position and score."""
 
     position: int
     """1, 2, 3, …: unique."""
@@ -33,24 +33,24 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """Who stands where. `names` is shared by all snapshots of a ranking; all else belongs to this one."""
+    """An immutable snapshot. Only `names` is shared by all snapshots of a ranking."""
 
     names: Names
     order: Order
     keys: Floats
     at: Times
     places: Slots
-    """By slot: position - 1, or -1 for a name without a result."""
+    """Position - 1 by slot; -1 for a name without a result."""
     ranks: "memoryview[int]"
-    """By slot: competition rank, or 0. One number read through a view costs half as much as from NumPy."""
+    """Competition rank by slot, or 0. Reading one number through a view costs half as much as from NumPy."""
     players: Slots
-    """By position: the slot."""
+    """Slot by position."""
 
     @classmethod
     def empty(cls, order: Order, expected: int = 0) -> Self:
-        """Return a ranking without players; `expected` many are about to come."""
-        nobody = np.empty(0, np.int32)
-        return cls(Names(expected), order, np.empty(0), np.empty(0, np.int64), nobody, _view(nobody), nobody)
+        """Return a ranking without players, with room for the names of `expected` players."""
+        none = np.empty(0, np.int32)
+        return cls(Names(expected), order, np.empty(0), np.empty(0, np.int64), none, _view(none), none)
 
     def __len__(self) -> int:
         return len(self.players)
@@ -62,20 +62,20 @@ class Ranking:
             return None
         try:
             return self.ranks[slot] or None
-        except IndexError:  # the name is known before the snapshot that holds its result is swapped in
+        except IndexError:  # the name is added before the snapshot with its result is shown
             return None
 
-    def entry(self, player: str) -> Entry | None:
-        """Return the line of `player`, or None."""
+    def entry(self, player: str) -> RankedPlayer | None:
+        """Return `player` with position and score, or None."""
         place = self._place(player)
         return self._entry(place) if place >= 0 else None
 
-    def page(self, after: int, limit: int) -> list[Entry]:
-        """Return up to `limit` lines behind position `after`."""
+    def page(self, after: int, limit: int) -> list[RankedPlayer]:
+        """Return up to `limit` players behind position `after`."""
         return [self._entry(place) for place in range(after, min(after + limit, len(self)))]
 
-    def around(self, player: str, count: int) -> list[Entry]:
-        """Return the line of `player` with up to `count` before and behind it; nothing if there is none."""
+    def around(self, player: str, count: int) -> list[RankedPlayer]:
+        """Return `player` with up to `count` players before and behind it; empty if there is no such player."""
         place = self._place(player)
         if place < 0:
             return []
@@ -83,29 +83,29 @@ class Ranking:
         return self.page(first, place + count + 1 - first)
 
     def percentile(self, rank: int) -> float:
-        """Return the share of players, in per cent, who stand no better than `rank`; the first have 100."""
+        """Return the share of players, in per cent, whose rank is `rank` or worse; the first have 100."""
         return percentile(len(self), rank)
 
     def top(self, count: int) -> list[str]:
         """Return the names of the first `count` players."""
         return [self.names[slot] for slot in self.players[:count].tolist()]
 
-    def result(self, player: str) -> Result | None:
-        """Return what `player` has, or None."""
+    def result(self, player: str) -> PlayerResult | None:
+        """Return the result of `player`, or None."""
         slot = self.names.find(player)
         if not 0 <= slot < len(self.places) or self.places.item(slot) < 0:
             return None
         return self.keys.item(slot), self.at.item(slot)
 
     def known(self, slots: Slots) -> Flags:
-        """Say for each slot whether it has a result."""
+        """Return for each slot whether it has a result."""
         known = np.zeros(len(slots), np.bool_)
         inside = slots < len(self.places)
         known[inside] = self.places[slots[inside]] >= 0
         return known
 
     def held(self, slots: Slots) -> tuple[Flags, Floats, Times]:
-        """Return whether each slot has a result, and which: key and time."""
+        """Return for each slot whether it has a result, and its key and time."""
         known = self.known(slots)
         keys = np.zeros(len(slots))
         at = np.zeros(len(slots), np.int64)
@@ -113,10 +113,10 @@ class Ranking:
         at[known] = self.at[slots[known]]
         return known, keys, at
 
-    def with_results(self, results: Results) -> Self:
-        """Return the next snapshot, in which each player in `results` has that result.
+    def with_results(self, results: ResultColumns) -> Self:
+        """Return the next snapshot, with these results; other players keep theirs.
 
-        Sorting is left to the few who changed; they are then merged into the others, who are in order already.
+        Only the players that changed are sorted; they are then merged into the others, which are sorted already.
         """
         slots = results.slots
         if not len(slots):
@@ -154,10 +154,10 @@ class Ranking:
         slot = self.names.find(player)
         return self.places.item(slot) if 0 <= slot < len(self.places) else -1
 
-    def _entry(self, place: int) -> Entry:
+    def _entry(self, place: int) -> RankedPlayer:
         slot = self.players.item(place)
         score = float(to_keys(self.keys[slot], self.order))
-        return Entry(place + 1, self.ranks[slot], self.names[slot], score, self.at.item(slot))
+        return RankedPlayer(place + 1, self.ranks[slot], self.names[slot], score, self.at.item(slot))
 
     def _sorted(self, keys: Floats, at: Times, slots: Slots) -> Slots:
         """Return the indices that put the given results in order."""
@@ -175,7 +175,7 @@ class Ranking:
         staying_keys, moving_keys, moving_at = keys[staying], keys[moving], at[moving]
         low = np.searchsorted(staying_keys, moving_keys, "left")
         high = np.searchsorted(staying_keys, moving_keys, "right")
-        open_ = np.flatnonzero(low < high)  # somebody has the same score: who was first?
+        open_ = np.flatnonzero(low < high)  # others have the same key: compare the times
         while len(open_):
             middle = (low[open_] + high[open_]) // 2
             later = at[staying[middle]] < moving_at[open_]
@@ -186,7 +186,7 @@ class Ranking:
         if len(staying):
             neighbour = staying[beside]
             tied = (low < len(staying)) & (keys[neighbour] == moving_keys) & (at[neighbour] == moving_at)
-            for index in np.flatnonzero(tied).tolist():  # the same instant as well: the name decides
+            for index in np.flatnonzero(tied).tolist():  # the same time as well: compare the names
                 low[index] = self._by_name(staying, moving.item(index), low.item(index), keys, at)
         return low.astype(np.int32)
 
@@ -200,7 +200,7 @@ class Ranking:
 
 
 def percentile(players: int, rank: int) -> float:
-    """Return the share of `players`, in per cent, who stand no better than `rank`."""
+    """Return the share of `players`, in per cent, whose rank is `rank` or worse."""
     return round(100 * (players - rank + 1) / players, 4)
 
 

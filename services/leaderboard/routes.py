@@ -28,11 +28,12 @@ from bellhop.observe.logs import get_logger
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.plain_route import PlainRoute
 from bellhop.web.problems import Problem
-from services.leaderboard.boards import SEASON_FORMS, current_season, from_micros
+from services.leaderboard.errors import BoardInUse, TooManyBoards, UnknownBoard
 from services.leaderboard.parts import Leaderboard
 from services.leaderboard.progress import Freshness
-from services.leaderboard.ranking import Entry
-from services.leaderboard.standings import AnyRanking, BoardInUse, TooManyBoards, UnknownBoard
+from services.leaderboard.ranking import RankedPlayer
+from services.leaderboard.scoring import SEASON_FORMS, current_season, from_micros
+from services.leaderboard.small import AnyRanking
 
 log = get_logger(__name__)
 
@@ -324,13 +325,13 @@ def _no_player(service: Leaderboard, board: str, player: str) -> Problem:
 
 
 def _entries(
-    service: Leaderboard, board: str, season: str, ranking: AnyRanking, entries: Iterable[Entry], **more: Any
+    service: Leaderboard, board: str, season: str, ranking: AnyRanking, entries: Iterable[RankedPlayer], **more: Any
 ) -> Response:
     head = {"board": board, "season": season or None, "players": len(ranking)}
     return _json(head | {"entries": [_line(ranking, entry) for entry in entries]} | more | _age(service))
 
 
-def _line(ranking: AnyRanking, entry: Entry) -> dict[str, Any]:
+def _line(ranking: AnyRanking, entry: RankedPlayer) -> dict[str, Any]:
     return {
         "position": entry.position,
         "rank": entry.rank,

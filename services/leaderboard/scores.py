@@ -1,7 +1,7 @@
-"""From the bodies of messages to columns of scores, at less than a microsecond a score.
+"""Decode the bodies of messages to columns of scores, in less than a microsecond a score.
 
-What the gateway writes takes the fast way: the same rules as the contract's, on whole columns at once. Whatever does
-not fit it exactly is judged by the contract itself, which takes twice as long but knows the reason.
+Bodies that the gateway writes take the fast path: the rules of the contract, applied to whole columns. All other bodies
+are validated by the contract itself, which takes twice as long and gives the reason of a refusal.
 """
 
 import re
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.scores import ACCEPTED_AT, EXACT, ScoreBatch
-from services.leaderboard.boards import DAY, Flags, Floats, Times, from_micros, to_micros
+from services.leaderboard.scoring import DAY, Flags, Floats, Times, from_micros, to_micros
 
 # The patterns of `PathName` in bellhop/contracts/scores.py and `Id` in bellhop/contracts/base.py.
 _NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\n)+").fullmatch
@@ -26,9 +26,9 @@ _ID = re.compile("[^\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]{1,255}").fullmat
 _MAX_SCORES = 1000
 
 MAX_WORK = 200_000
-"""What one transaction applies at most, in scores on one board: some second of work."""
+"""Work of one transaction, at most, in scores on one board: about a second."""
 WORK_PER_RANKING = 15
-"""What a ranking costs beside the scores themselves, in scores."""
+"""Fixed cost of a ranking, in scores."""
 
 _fields = itemgetter("board", "player", "score", "at")
 _NUMBERS = {int, float}
@@ -54,7 +54,7 @@ class Scores:
         return len(self.boards)
 
     def document(self, index: int) -> dict[str, Any]:
-        """Return one score as it stands in a message."""
+        """Return one score as in a message."""
         document = {
             "board": self.boards[index],
             "player": self.players[index],
@@ -81,7 +81,7 @@ class Scores:
 
 
 class _Micros(dict[str, int]):
-    """Time as text -> microseconds since 1970; the scores of one request mostly share theirs."""
+    """Microseconds since 1970 by text, cached: most scores of a request have the same time."""
 
     def __missing__(self, text: str) -> int:
         time = datetime.fromisoformat(text)
@@ -105,7 +105,7 @@ def read(deliveries: list[Delivery]) -> Scores:
 
 
 def read_in_parts(deliveries: list[Delivery], limit: int = MAX_WORK) -> list[Scores]:
-    """Do the same in parts, in sequence, each of up to `limit` work or one delivery, which is never split.
+    """Do the same in parts, in order, each of up to `limit` work, or of one delivery: a delivery is never split.
 
     Raises:
         Reject: as `read` does.
@@ -123,7 +123,7 @@ def read_in_parts(deliveries: list[Delivery], limit: int = MAX_WORK) -> list[Sco
 
 
 def _work(columns: _Columns) -> int:
-    """Return what applying the scores of one message costs at most, in scores."""
+    """Return the cost of applying the scores of one message, at most, in scores."""
     boards, days = len(set(columns[0])), len({at // DAY for at in columns[3]})
     return len(columns[0]) + WORK_PER_RANKING * min(len(columns[0]), boards * days)
 
@@ -148,8 +148,8 @@ def accepted_at(delivery: Delivery) -> int:
     """Return when a message was accepted, in microseconds since 1970."""
     text = delivery.headers.get(ACCEPTED_AT)
     try:
-        return to_micros(datetime.fromisoformat(text))  # type: ignore[arg-type]  # whatever it is
-    except (TypeError, ValueError):  # somebody published it without a gateway
+        return to_micros(datetime.fromisoformat(text))  # type: ignore[arg-type]  # of any type
+    except (TypeError, ValueError):  # published by another client than a gateway
         return to_micros(delivery.envelope.time)
 
 
@@ -161,7 +161,7 @@ def _read_one(delivery: Delivery, micros: _Micros) -> _Columns:
 
 
 def _read_fast(body: bytes, micros: _Micros) -> _Columns:
-    """Any exception of the kinds above means: not what the gateway writes."""
+    """Decode a body of the gateway; any of the exceptions above means that another client wrote it."""
     document = orjson.loads(body)
     items: list[dict[str, Any]] = document["scores"]
     if len(document) != 1 or type(items) is not list or not 1 <= len(items) <= _MAX_SCORES:
@@ -172,7 +172,7 @@ def _read_fast(body: bytes, micros: _Micros) -> _Columns:
     if lengths != {4}:
         ids = [item.get("id") for item in items]
         given = [id for id in ids if id is not None]
-        # So many fields as that, and no other.
+        # Exactly these fields.
         if not lengths <= {4, 5} or sum(map(len, items)) != 4 * len(items) + sum("id" in item for item in items):
             raise ValueError
         if not all(map(_ID, given)):
@@ -187,7 +187,7 @@ def _read_fast(body: bytes, micros: _Micros) -> _Columns:
 
 def _are_names(texts: tuple[str, ...]) -> bool:
     joined = "\n".join(texts) + "\n"
-    # One look at all of them costs half as much as a look at each; but none may have brought a line end of its own.
+    # One match of all names costs half as much as a match of each, if no name contains a line end.
     return _NAMES(joined) is not None and joined.count("\n") == len(texts)
 
 

@@ -1,8 +1,8 @@
-"""A ranking of few players: the same as `Ranking` (ranking.py) for readers, at a tenth of its fixed cost.
+"""A ranking of few players: the interface of `Ranking` (ranking.py), at a tenth of its fixed cost.
 
-There may be a hundred thousand boards, and most have ten or a hundred players. Here a ranking is three objects: the
-names in order of position, one text with a line for each, and two arrays beside it. Everything is found by scanning,
-which takes less than a microsecond at this size.
+There may be a hundred thousand boards, and most have ten to a hundred players. Here a ranking is three objects: the
+names in order of position, as one text with a line for each, and two arrays. Every search is a scan, which takes less
+than a microsecond at this size.
 """
 
 from array import array
@@ -14,26 +14,26 @@ from typing import Self
 import numpy as np
 
 from bellhop.contracts.scores import Order
-from services.leaderboard.boards import Result, Results
-from services.leaderboard.ranking import Entry, Ranking, percentile
+from services.leaderboard.ranking import RankedPlayer, Ranking, percentile
+from services.leaderboard.scoring import PlayerResult, ResultColumns
 
 SMALL = 128
-"""Players that a small ranking holds at most."""
+"""Players of a small ranking, at most."""
 
-_FEW = 8  # changes from which sorting everything is cheaper than moving each to its place
+_FEW = 8  # from this many changes on, sorting all players is cheaper than moving each
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SmallRanking:
-    """Who stands where; an immutable snapshot. No name holds a line end."""
+    """An immutable snapshot. No name contains a line end."""
 
     order: Order
     names: bytes
-    """By position, with a line end before and behind each."""
+    """Names by position, with a line end before and behind each."""
     keys: "array[float]"
-    """By position, ascending."""
+    """Keys (scoring.py) by position, ascending."""
     at: "array[int]"
-    """By position: microseconds since 1970."""
+    """Times by position, in microseconds since 1970."""
 
     @classmethod
     def empty(cls, order: Order) -> Self:
@@ -56,23 +56,23 @@ class SmallRanking:
         place = self._place(player.encode())
         return bisect_left(self.keys, self.keys[place]) + 1 if place >= 0 else None
 
-    def entry(self, player: str) -> Entry | None:
-        """Return the line of `player`, or None."""
+    def entry(self, player: str) -> RankedPlayer | None:
+        """Return `player` with position and score, or None."""
         place = self._place(player.encode())
         return self.page(place, 1)[0] if place >= 0 else None
 
-    def page(self, after: int, limit: int) -> list[Entry]:
-        """Return up to `limit` lines behind position `after`."""
-        entries: list[Entry] = []
+    def page(self, after: int, limit: int) -> list[RankedPlayer]:
+        """Return up to `limit` players behind position `after`."""
+        entries: list[RankedPlayer] = []
         for place, name in enumerate(islice(self._lines(), after, after + limit), start=after):
             key = self.keys[place]
             rank = bisect_left(self.keys, key) + 1
             score = (key if self.order is Order.ASCENDING else -key) + 0.0
-            entries.append(Entry(place + 1, rank, name.decode(), score, self.at[place]))
+            entries.append(RankedPlayer(place + 1, rank, name.decode(), score, self.at[place]))
         return entries
 
-    def around(self, player: str, count: int) -> list[Entry]:
-        """Return the line of `player` with up to `count` before and behind it; nothing if there is none."""
+    def around(self, player: str, count: int) -> list[RankedPlayer]:
+        """Return `player` with up to `count` players before and behind it; empty if there is no such player."""
         place = self._place(player.encode())
         if place < 0:
             return []
@@ -80,20 +80,20 @@ class SmallRanking:
         return self.page(first, place + count + 1 - first)
 
     def percentile(self, rank: int) -> float:
-        """Return the share of players, in per cent, who stand no better than `rank`; the first have 100."""
+        """Return the share of players, in per cent, whose rank is `rank` or worse; the first have 100."""
         return percentile(len(self), rank)
 
     def top(self, count: int) -> list[str]:
         """Return the names of the first `count` players."""
         return [name.decode() for name in islice(self._lines(), count)]
 
-    def result(self, player: str) -> Result | None:
-        """Return what `player` has, or None."""
+    def result(self, player: str) -> PlayerResult | None:
+        """Return the result of `player`, or None."""
         place = self._place(player.encode())
         return (self.keys[place], self.at[place]) if place >= 0 else None
 
-    def with_results(self, results: dict[str, Result]) -> Self:
-        """Return the next snapshot, in which each player in `results` has that result."""
+    def with_results(self, results: dict[str, PlayerResult]) -> Self:
+        """Return the next snapshot, with these results; other players keep theirs."""
         if len(results) > _FEW:
             kept = [
                 (key, at, name)
@@ -126,11 +126,11 @@ class SmallRanking:
         return type(self)(self.order, names, keys, at)
 
     def enlarged(self) -> Ranking:
-        """Return the same ranking for any number of players."""
+        """Return the same ranking as a `Ranking`, which holds any number of players."""
         large = Ranking.empty(self.order, len(self))
         slots = large.names.add_new([name.decode() for name in self._lines()])
         keys, at = np.array(self.keys, np.float64), np.array(self.at, np.int64)
-        return large.with_results(Results(slots, keys, at, np.arange(len(slots))))
+        return large.with_results(ResultColumns(slots, keys, at, np.arange(len(slots))))
 
     def _lines(self) -> list[bytes]:
         return self.names.split(b"\n")[1:-1]
@@ -140,8 +140,18 @@ class SmallRanking:
         return self.names.count(b"\n", 0, begin) if begin >= 0 else -1
 
 
-def shrunk(ranking: Ranking) -> SmallRanking:
-    """Return a `ranking` of few players as a small one."""
+AnyRanking = Ranking | SmallRanking
+
+
+def as_large(ranking: AnyRanking) -> Ranking:
+    """Return the same ranking as a `Ranking`."""
+    return ranking if isinstance(ranking, Ranking) else ranking.enlarged()
+
+
+def as_small(ranking: AnyRanking) -> SmallRanking:
+    """Return the same ranking, of at most `SMALL` players, as a `SmallRanking`."""
+    if isinstance(ranking, SmallRanking):
+        return ranking
     slots = ranking.players.tolist()
     keys = ranking.keys[ranking.players].tolist()
     at = ranking.at[ranking.players].tolist()
@@ -160,5 +170,5 @@ def _without(name: bytes, names: bytes, keys: "array[float]", at: "array[int]") 
 
 
 def _offset(names: bytes, place: int) -> int:
-    """Return where in `names` the one at `place` begins."""
+    """Return the index in `names` at which the name at `place` begins."""
     return len(names) - len(names.split(b"\n", place + 1)[-1])

@@ -30,22 +30,22 @@ from services.leaderboard.tables import (
     results,
 )
 
-LOCK = 0x6C656164  # any number would do; it names the writers' lock for ever
+LOCK = 0x6C656164  # the writers' lock; the number is arbitrary and must never change
 PAGE = 2_000  # small enough for the processor cache: larger ones take half as long again
-PRUNED_AT_ONCE = 10_000
+PRUNE_BATCH_ROWS = 10_000
 
-# Results are written once and read once, in order: a large page cache would be memory for nothing. And a batch touches
-# most pages of a large board, so copying them from the log to the file every few batches instead of after each
-# saves a fifth of the time; the log may take 160 MB of disk for it.
+# Results are written once and read once, in order, so a large page cache would be of no use. A batch changes most pages
+# of a large board: a checkpoint every few batches, instead of after each, saves a fifth of the time, and the log takes
+# up to 160 MB of disk.
 SQLITE_PRAGMAS = ("PRAGMA cache_size=-1000", "PRAGMA wal_autocheckpoint=40000")
 
 Row = tuple[int, str, float, int, int]
 """ranking, player, score, at, version: a row of `results`."""
 
 SumRow = tuple[int, str, float, int, int, int]
-"""The same, and the rest."""
+"""ranking, player, score, at, version, rest: a row of `results` on a board that adds up."""
 
-# Written in the dialects' own words: SQLAlchemy would spend more on each of 200,000 rows than the database does.
+# Plain SQL: SQLAlchemy would spend more on each of 200,000 rows than the database does.
 SAVE = (
     "INSERT INTO results (ranking, player, score, at, version) {} ON CONFLICT (ranking, player)"
     " DO UPDATE SET score = excluded.score, at = excluded.at, version = excluded.version"
@@ -59,7 +59,7 @@ SAVE_SUM_COLUMNS = SAVE_SUMS.format(
     "SELECT * FROM unnest($1::int[], $2::text[], $3::float8[], $4::bigint[], $5::bigint[], $6::bigint[])"
 )
 SAVE_COLUMNS = SAVE.format("SELECT * FROM unnest($1::int[], $2::text[], $3::float8[], $4::bigint[], $5::int[])")
-# SQLite lets go of Python's interpreter lock for each call, and getting it back from a busy thread takes milliseconds:
+# SQLite releases the interpreter's lock for each call, and reacquiring it from a busy thread takes milliseconds:
 # `executemany`, a call for each row, slows down from 1.5 to 500 us a row. So many rows go into one call, in few sizes,
 # because preparing a statement costs more than running it.
 SIZES = (2000, 200, 20, 1)
@@ -83,7 +83,7 @@ SAVE_HEADS = (
     " ON CONFLICT (id) DO UPDATE SET players = excluded.players, version = excluded.version,"
     " erasures = excluded.erasures"
 )
-FIND_HEADS = (
+FIND_RECORDS = (
     "SELECT id, board, season, players, version, erasures FROM rankings"
     " WHERE (board, season) IN (SELECT value ->> 0, value ->> 1 FROM {each})"
 )
@@ -103,9 +103,9 @@ CLAIM = {
 
 
 IDLE_MS = 5_000
-"""A transaction whose process says nothing for so long is rolled back: it may be cut off, and it holds the lock."""
-PATIENT_SECONDS = 300.0
-"""Millions of results, where all are read at the start."""
+"""A transaction is rolled back after this idle time: its process may be disconnected, and it holds the lock."""
+RELOAD_SECONDS = 300.0
+"""Limit of a transaction that loads all current rankings, with millions of results."""
 
 ResultRow = tuple[int, str, float, int]
 """ranking, player, score, at."""
@@ -115,7 +115,7 @@ FIND_RESTS = (
     " AND (ranking, player) IN (SELECT CAST(value ->> 0 AS INTEGER), value ->> 1 FROM {each})"
 )
 
-# An id that was applied to a board that was deleted since counts again.
+# An id that was applied to a board before the board was deleted counts again.
 REUSED = (
     "DO UPDATE SET applied_at = excluded.applied_at WHERE applied_scores.applied_at <="
     " (SELECT deleted_at FROM deleted_boards WHERE deleted_boards.board = applied_scores.board)"
@@ -124,7 +124,7 @@ REUSED = (
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far the database is; tables.py says what it means."""
+    """Progress of the database; see tables.py."""
 
     version: int
     last_ranking: int
@@ -133,8 +133,8 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What the store knows of one ranking beside its results."""
+class RankingRecord:
+    """The row of one ranking, without its results."""
 
     id: int
     board: str
@@ -154,7 +154,10 @@ class Page:
 
 
 class Store:
-    """The leaderboard's part of a database. Methods that take a connection belong inside `writing` or `reading`."""
+    """The leaderboard's tables. Call methods with a connection only inside `writing` or `reading`.
+
+    All methods raise `DatabaseUnavailable`.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -169,7 +172,7 @@ class Store:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """Give the connection of the only writing transaction there is; it commits at the end."""
+        """Open the only writing transaction; it waits for others, commits at the end and rolls back on an exception."""
         async with self._database.write() as connection:
             if self._database.dialect == "postgresql":
                 await connection.execute(
@@ -183,25 +186,29 @@ class Store:
             yield connection
 
     async def check_writable(self) -> None:
-        """Write nothing new; raise DatabaseUnavailable if even that is impossible."""
+        """Check that the database accepts writes.
+
+        Raises:
+            DatabaseUnavailable: it does not.
+        """
         async with self.writing() as connection:
             await connection.execute(sa.update(progress).values(version=progress.c.version))
 
     @asynccontextmanager
     async def reading(self, limit: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """Give a connection whose statements all see the same state, for `limit` seconds."""
+        """Open a read-only transaction that sees one consistent state, for up to `limit` seconds."""
         async with self._database.read(limit) as connection:
             if self._database.dialect == "postgresql":
                 await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     async def progress(self, connection: AsyncConnection) -> Reached:
-        """Return how far the database is."""
+        """Return the progress of the database."""
         row = (await connection.execute(sa.select(progress))).one()
         return Reached(row.version, row.last_ranking, row.as_of)
 
     async def save_progress(self, connection: AsyncConnection, reached: Reached) -> None:
-        """Write how far the database is after this transaction."""
+        """Write the progress of the database after this transaction."""
         values = {"version": reached.version, "last_ranking": reached.last_ranking, "as_of": reached.as_of}
         await connection.execute(sa.update(progress).values(values))
 
@@ -223,15 +230,15 @@ class Store:
             await self._with_list(connection, SAVE_BOARDS, rows)
 
     async def deleted_boards(self, connection: AsyncConnection, since: int) -> dict[str, int]:
-        """Return when each board that was deleted after version `since` was deleted, in microseconds."""
+        """Return the boards that were deleted after version `since`, with the time in microseconds since 1970."""
         chosen = sa.select(deleted_boards.c.board, deleted_boards.c.deleted_at)
         rows = await connection.execute(chosen.where(deleted_boards.c.version > since))
         return {row.board: row.deleted_at for row in rows}
 
     async def delete_board(self, connection: AsyncConnection, board: str, at: int, version: int) -> int:
-        """Delete a board and its rankings; return when it was deleted. Its results are left to `discard`.
+        """Delete a board and its rankings; return the time of the deletion. Its results are left to `discard`.
 
-        That is `at`, but not before any score was applied: the clocks of replicas may differ.
+        The time is `at`, or later if scores were applied later: the clocks of replicas may differ.
         """
         latest = await connection.scalar(sa.select(sa.func.max(applied_scores.c.applied_at)))
         values = {"deleted_at": max(at, latest or 0), "version": version}
@@ -243,23 +250,23 @@ class Store:
         await connection.execute(sa.delete(boards).where(boards.c.board == board))
         return values["deleted_at"]
 
-    async def heads_since(self, connection: AsyncConnection, since: int) -> list[Head]:
-        """Return the heads of all rankings that changed after version `since`."""
-        return await self._heads(connection, rankings.c.version > since)
+    async def records_since(self, connection: AsyncConnection, since: int) -> list[RankingRecord]:
+        """Return all rankings that changed after version `since`."""
+        return await self._records(connection, rankings.c.version > since)
 
-    async def heads_in(self, connection: AsyncConnection, seasons: Iterable[str]) -> list[Head]:
-        """Return the heads of all rankings of certain `seasons`."""
-        return await self._heads(connection, rankings.c.season.in_(list(seasons)))
+    async def records_in(self, connection: AsyncConnection, seasons: Iterable[str]) -> list[RankingRecord]:
+        """Return all rankings of these `seasons`."""
+        return await self._records(connection, rankings.c.season.in_(list(seasons)))
 
-    async def heads_of(self, connection: AsyncConnection, board: str) -> list[Head]:
-        """Return the heads of all rankings of one board."""
-        return await self._heads(connection, rankings.c.board == board)
+    async def records_of(self, connection: AsyncConnection, board: str) -> list[RankingRecord]:
+        """Return all rankings of one board."""
+        return await self._records(connection, rankings.c.board == board)
 
-    async def heads(self, connection: AsyncConnection, keys: list[tuple[str, str]]) -> list[Head]:
-        """Return the heads of those rankings `keys`, board and season each, that there are."""
-        return [Head(*row) for row in await self._with_list(connection, FIND_HEADS, keys)] if keys else []
+    async def records(self, connection: AsyncConnection, keys: list[tuple[str, str]]) -> list[RankingRecord]:
+        """Return the existing rankings among `keys`, which are pairs of board and season."""
+        return [RankingRecord(*row) for row in await self._with_list(connection, FIND_RECORDS, keys)] if keys else []
 
-    async def _heads(self, connection: AsyncConnection, wanted: Any) -> list[Head]:
+    async def _records(self, connection: AsyncConnection, wanted: Any) -> list[RankingRecord]:
         chosen = sa.select(
             rankings.c.id,
             rankings.c.board,
@@ -268,11 +275,11 @@ class Store:
             rankings.c.version,
             rankings.c.erasures,
         )
-        return [Head(*row) for row in await connection.execute(chosen.where(wanted))]
+        return [RankingRecord(*row) for row in await connection.execute(chosen.where(wanted))]
 
-    async def save_heads(self, connection: AsyncConnection, heads: list[Head]) -> None:
+    async def save_records(self, connection: AsyncConnection, records: list[RankingRecord]) -> None:
         """Write rankings, new or not."""
-        rows = [(head.id, head.board, head.season, head.players, head.version, head.erasures) for head in heads]
+        rows = [(one.id, one.board, one.season, one.players, one.version, one.erasures) for one in records]
         if rows:
             await self._with_list(connection, SAVE_HEADS, rows)
 
@@ -281,12 +288,12 @@ class Store:
         return await connection.exec_driver_sql(statement.format(each=EACH[dialect]), (orjson.dumps(rows).decode(),))
 
     async def results_of(self, connection: AsyncConnection, ids: list[int], since: int) -> list[ResultRow]:
-        """Return the results of several rankings that came with a version later than `since`, in no order."""
+        """Return the results of several rankings that changed after version `since`, unordered."""
         after = "" if since < 0 else f" AND version > {since:d}"
         return list(await self._with_list(connection, FIND_RESULTS + after, [(id,) for id in ids]))
 
     async def results(self, connection: AsyncConnection, ranking: int, since: int = 0) -> AsyncIterator[Page]:
-        """Return all results that came with a version later than `since`, page by page."""
+        """Yield pages of the results that changed after version `since`."""
         chosen = sa.select(results.c.player, results.c.score, results.c.at).where(
             results.c.ranking == ranking, results.c.version > since
         )
@@ -319,7 +326,7 @@ class Store:
                 begin += size
 
     async def rests(self, connection: AsyncConnection, keys: list[tuple[int, str]]) -> dict[tuple[int, str], int]:
-        """Return the rest of each total `keys`, ranking and player each, that has one."""
+        """Return the rests that are not 0, among the totals of `keys`, which are pairs of ranking and player."""
         if not keys:
             return {}
         rows = await self._with_list(connection, FIND_RESTS, keys)
@@ -332,7 +339,7 @@ class Store:
         return set(deleted.scalars())
 
     async def postpone(self, message: tuple[str, str], accepted_at: int, at: int) -> None:
-        """Note that a message waits for another attempt, with scores that were accepted at `accepted_at`."""
+        """Note that a message waits for another attempt; its scores were accepted at `accepted_at`. Idempotent."""
         source, id = message
         values = {"source": source, "id": id, "accepted_at": accepted_at, "postponed_at": at}
         insert = self._database.insert(postponed_messages).values(values)
@@ -342,12 +349,12 @@ class Store:
             )
 
     async def oldest_postponed(self, connection: AsyncConnection) -> int | None:
-        """Return when the oldest scores in messages that wait for another attempt were accepted."""
+        """Return the time at which the oldest scores in postponed messages were accepted; None if there are none."""
         oldest: int | None = await connection.scalar(sa.select(sa.func.min(postponed_messages.c.accepted_at)))
         return oldest
 
     async def end_postponed(self, connection: AsyncConnection, messages: list[tuple[str, str]]) -> None:
-        """Note that messages wait for no other attempt."""
+        """Note that messages do not wait any longer. Idempotent."""
         key = sa.tuple_(postponed_messages.c.source, postponed_messages.c.id)
         waiting = sa.select(postponed_messages.c.source, postponed_messages.c.id)
         ended = {(source, id) for source, id in await connection.execute(waiting)} & set(messages)
@@ -357,13 +364,13 @@ class Store:
     async def claim_messages(
         self, connection: AsyncConnection, keys: list[tuple[str, str]], at: int
     ) -> set[tuple[str, str]]:
-        """Note the identities of messages as applied; return those that were not yet."""
+        """Note messages as applied; return those that were not applied before."""
         return await self._claim(connection, applied_messages, ("source", "id"), keys, at)
 
     async def claim_scores(
         self, connection: AsyncConnection, keys: list[tuple[str, str]], at: int
     ) -> set[tuple[str, str]]:
-        """Note (board, id) of scores as applied; return those that were not yet, on the board that there is now."""
+        """Note (board, id) of scores as applied; return those that were not applied since the board was created."""
         different = list(dict.fromkeys(keys))  # PostgreSQL updates a row once in a statement
         return await self._claim(connection, applied_scores, ("board", "id"), different, at, again=REUSED)
 
@@ -382,7 +389,7 @@ class Store:
         return {(one, two) for one, two in rows}
 
     async def discard(self) -> int:
-        """Delete the results of deleted boards, a part at a time; return how many there were."""
+        """Delete the results of deleted boards, in batches; return their number."""
         discarded = 0
         while True:
             async with self._database.write() as connection:
@@ -390,35 +397,35 @@ class Store:
                 if ranking is None:
                     return discarded
                 theirs = results.c.ranking == ranking
-                some = sa.select(results.c.player).where(theirs).limit(PRUNED_AT_ONCE)
+                some = sa.select(results.c.player).where(theirs).limit(PRUNE_BATCH_ROWS)
                 deleted = await connection.execute(sa.delete(results).where(theirs, results.c.player.in_(some)))
-                if deleted.rowcount < PRUNED_AT_ONCE:
+                if deleted.rowcount < PRUNE_BATCH_ROWS:
                     await connection.execute(
                         sa.delete(discarded_rankings).where(discarded_rankings.c.ranking == ranking)
                     )
                 discarded += deleted.rowcount
 
     async def prune(self, before: int) -> int:
-        """Forget what was applied earlier than `before`, a part at a time; return how many ids were forgotten."""
+        """Delete ids that were applied earlier than `before`, in batches; return their number."""
         async with self._database.write() as connection:
             await connection.execute(sa.delete(deleted_boards).where(deleted_boards.c.deleted_at < before))
-            # Longer ago than any message waits: somebody deleted it from its queue.
+            # Longer ago than any message waits: it was deleted from its queue.
             await connection.execute(sa.delete(postponed_messages).where(postponed_messages.c.postponed_at < before))
         forgotten = 0
         for table in (applied_messages, applied_scores):
             columns = list(table.primary_key.columns)
             key = sa.tuple_(*columns)
-            old = sa.select(*columns).where(table.c.applied_at < before).limit(PRUNED_AT_ONCE)
+            old = sa.select(*columns).where(table.c.applied_at < before).limit(PRUNE_BATCH_ROWS)
             while True:
                 async with self._database.write(BACKGROUND_SECONDS) as connection:
                     deleted = (await connection.execute(sa.delete(table).where(key.in_(old)))).rowcount
                 forgotten += deleted
-                if deleted < PRUNED_AT_ONCE:
+                if deleted < PRUNE_BATCH_ROWS:
                     break
         return forgotten
 
 
 @lru_cache
 def _settings(order: str, operator: str, season: str, hidden: bool) -> BoardSettings:
-    """Return the settings with these values: one object for all boards that share them."""
+    """Return the settings with these values; boards with the same settings share one object."""
     return BoardSettings.model_validate({"order": order, "operator": operator, "season": season, "hidden": hidden})

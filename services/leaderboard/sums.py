@@ -1,8 +1,9 @@
-"""Sums that do not depend on the sequence of their addends, nor on which of them arrived together.
+"""Sums that depend neither on the sequence of their addends nor on how they are batched.
 
-Inside, a total is a whole number of millionths. A score counts with its first 15 significant digits, which are those
-that a decimal number keeps as a double, and at most 6 of them behind the point. What is shown and stored is the double
-next to the total. Below `EXACT` that double alone tells the total; beyond, the difference is stored as its `rest`.
+Internally a total is a whole number of millionths. A score counts with its first 15 significant digits, which are those
+that a decimal number keeps as a double, and at most 6 of them behind the point. The score that is shown and stored is
+the double next to the total. Below `EXACT` that double identifies the total; beyond, the difference is stored as
+`rest`.
 
 A total was reached at the time of the last addend that changed it. Before any did, it is 0 since the first addend; that
 state has a `rest` of its own (`ZEROS`), because a total can also come back to 0.
@@ -12,7 +13,7 @@ import math
 from bisect import bisect_right
 from typing import NamedTuple
 
-from services.leaderboard.boards import Result
+from services.leaderboard.scoring import PlayerResult
 
 STEP = 10**6
 PLACES = 6
@@ -24,13 +25,13 @@ _POWERS = [int(10.0**exponent) for exponent in range(DIGITS + 2)]
 
 
 class Total(NamedTuple):
-    """What the scores of one player add up to."""
+    """The sum of the scores of one player."""
 
     millionths: int
     at: int
-    """When it was reached, in microseconds since 1970."""
+    """Time of the last addend that changed it, in microseconds since 1970."""
     zeros: bool
-    """True: no addend was anything but 0."""
+    """Whether all addends were 0."""
 
 
 def millionths(score: float) -> int:
@@ -43,7 +44,7 @@ def millionths(score: float) -> int:
     return whole * STEP + round(rest * _POWERS[places]) * _POWERS[PLACES - places]
 
 
-def total_of(held: Result, rest: int) -> Total:
+def total_of(held: PlayerResult, rest: int) -> Total:
     """Return the total that is shown as `held` and stored with `rest`."""
     key, at = held
     if not key and rest == ZEROS:
@@ -63,13 +64,13 @@ def add(total: Total | None, score: float, at: int) -> Total:
     return Total(total.millionths + addend, max(total.at, at), zeros=False)
 
 
-def shown(total: Total) -> tuple[Result, int]:
-    """Return what to show of a total, and its rest."""
+def shown(total: Total) -> tuple[PlayerResult, int]:
+    """Return the result that shows a total, and its rest."""
     key = total.millionths / STEP  # the nearest double
     rest = ZEROS if total.zeros else total.millionths - millionths(key)
     return (key, total.at), rest
 
 
-def is_told_by(held: Result) -> bool:
-    """Say whether `held` alone tells the total, so that its rest is 0."""
+def is_exact(held: PlayerResult) -> bool:
+    """Return whether `held` identifies its total, so that the rest is 0."""
     return 0 < abs(held[0]) < EXACT

@@ -1,6 +1,6 @@
 """The leaderboard's tables. Times are whole microseconds since 1970 (UTC).
 
-There is no index on scores: ranks are worked out in memory, and an index would cost more than all other writing.
+There is no index on scores: ranks are computed in memory, and an index would cost more than all other writes.
 """
 
 import sqlalchemy as sa
@@ -90,7 +90,7 @@ applied_messages = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# Messages on the retry ladder, by the same identity: `as_of` must not pass `accepted_at` of any.
+# Messages in retry queues, by the same identity: `as_of` must not pass `accepted_at` of any.
 postponed_messages = sa.Table(
     "postponed_messages",
     metadata,

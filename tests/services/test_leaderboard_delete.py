@@ -107,7 +107,7 @@ async def test_scores_accepted_before_the_deletion_do_not_bring_a_board_back(dat
 
 async def test_the_results_of_a_deleted_board_are_deleted_part_by_part(database, monkeypatch: pytest.MonkeyPatch):
     """In transactions of bounded size, and those of the board that has its name now stay."""
-    monkeypatch.setattr("services.leaderboard.store.PRUNED_AT_ONCE", 10)
+    monkeypatch.setattr("services.leaderboard.store.PRUNE_BATCH_ROWS", 10)
     standings, store = await replica(database), Store(database)
     await standings.apply(read([message(*((f"p{n}", n) for n in range(35)))]))
     await standings.delete("b")

@@ -16,8 +16,8 @@ from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.scores import BoardSettings, Operator, Order, Season
 from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.migrations import migrate
-from services.leaderboard.boards import to_micros
 from services.leaderboard.scores import read
+from services.leaderboard.scoring import to_micros
 from services.leaderboard.standings import BoardInUse, Standings, UnknownBoard
 from services.leaderboard.store import Store
 

@@ -10,8 +10,8 @@ from bellhop.amqp.handling import retry
 from bellhop.amqp.publisher import Publisher
 from bellhop.amqp.retry import DEFAULT
 from bellhop.contracts.scores import ACCEPTED_AT
+from services.leaderboard import standings
 from services.leaderboard.scores import Scores
-from services.leaderboard.standings import Standings
 from tests.faults.proxy import proxy_to
 from tests.services.test_leaderboard_service import Service, mark, publisher, scores, submit
 from tests.support import Vhost, wait_until
@@ -104,14 +104,14 @@ async def test_as_of_waits_for_scores_on_the_retry_ladder(
     vhost: Vhost, database_url: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, attempt: int
 ) -> None:
     """At every replica, until they are counted; not for those that became a dead letter."""
-    fails, works = True, Standings._work_out
+    fails, works = True, standings.compute_updates
 
-    async def failing(standings: Standings, connection: Any, found: Scores, new: Any) -> Any:
+    async def failing(store: Any, cache: Any, loader: Any, connection: Any, found: Scores, new: Any) -> Any:
         if fails and "ann" in found.players:
             raise LookupError("a defect")
-        return await works(standings, connection, found, new)
+        return await works(store, cache, loader, connection, found, new)
 
-    monkeypatch.setattr(Standings, "_work_out", failing)
+    monkeypatch.setattr(standings, "compute_updates", failing)
     monkeypatch.setattr(retry, "expiration_ms", lambda _: 2000)
     accepted = {ACCEPTED_AT: "2026-11-21T08:00:00+00:00"}
     async with Service(vhost.amqp_url, database_url) as one, Service(vhost.amqp_url, database_url) as other:

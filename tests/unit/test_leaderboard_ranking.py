@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellhop.contracts.scores import Operator, Order
-from services.leaderboard.boards import Result, collapse, join, joined, to_keys
 from services.leaderboard.names import Names
 from services.leaderboard.ranking import Ranking
-from services.leaderboard.small import SmallRanking, shrunk
+from services.leaderboard.scoring import PlayerResult, collapse, join, joined, to_keys
+from services.leaderboard.small import SmallRanking, as_small
 
 Score = tuple[str, float, int]
 """Player, score, time."""
@@ -30,7 +30,7 @@ def applied(ranking: Ranking, operator: Operator, scores: list[Score]) -> Rankin
 def applied_to_few(ranking: SmallRanking, operator: Operator, scores: list[Score]) -> SmallRanking:
     """The same for a small ranking."""
     sign = 1 if ranking.order is Order.ASCENDING else -1
-    results: dict[str, Result] = {}
+    results: dict[str, PlayerResult] = {}
     for player, score, at in scores:
         results[player] = joined(operator, results.get(player) or ranking.result(player), (sign * score, at))
     return ranking.with_results(results)
@@ -107,7 +107,7 @@ def test_a_ranking_is_the_same_small_and_large(scores, order, player):
     """It grows and shrinks without a change that a reader could see, and erases alike."""
     small = applied_to_few(SmallRanking.empty(order), Operator.BEST, scores)
     large = small.enlarged()
-    assert lines(large) == lines(small) == lines(shrunk(large))
+    assert lines(large) == lines(small) == lines(as_small(large))
     assert lines(large.without(player)) == lines(small.without(player))
     for count in range(3):
         assert small.around(player, count) == large.around(player, count)

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellhop.contracts.scores import BoardSettings, Operator, Order
-from services.leaderboard import standings, sums
+from services.leaderboard import sums
+from services.leaderboard.cache import CachedRanking
 from services.leaderboard.ranking import Ranking
 from services.leaderboard.scores import Scores
-from services.leaderboard.small import SmallRanking
-from services.leaderboard.standings import AnyRanking, Live
-from services.leaderboard.store import Head
+from services.leaderboard.small import AnyRanking, SmallRanking
+from services.leaderboard.store import RankingRecord
+from services.leaderboard.updates import held_results, updates_of
 
 Score = tuple[str, float, int]
 """Player, score, time."""
@@ -31,7 +32,7 @@ class Board:
     """One ranking that adds up, with the rests that a database would hold."""
 
     def __init__(self, ranking: AnyRanking) -> None:
-        self.live = Live(Head(1, "b", "", 0, 0, 0), ranking)
+        self.cached = CachedRanking(RankingRecord(1, "b", "", 0, 0, 0), ranking)
         self.rests: dict[tuple[int, str], int] = {}
         self.settings = BoardSettings(operator=Operator.SUM, order=ranking.order)
 
@@ -42,18 +43,18 @@ class Board:
             np.array(values), np.array(times, np.int64), [None] * len(scores),
         )  # fmt: skip
         key, indices = ("b", ""), np.arange(len(scores))
-        held, doubtful = standings._held({key: self.live}, columns, {key: indices})
+        held, doubtful = held_results({key: self.cached}, columns, {key: indices})
         known = {one: rest for one, rest in self.rests.items() if one in doubtful}
-        version = self.live.head.version + 1
-        for update in standings._updates(
-            {key: self.live}, {"b": self.settings}, columns, {key: indices}, version, held, known
+        version = self.cached.record.version + 1
+        for update in updates_of(
+            {key: self.cached}, {"b": self.settings}, columns, {key: indices}, version, held, known
         ):
             self.rests |= {(1, row[1]): rest for row, rest in zip(update.rows, update.rests, strict=True)}
-            self.live = Live(update.head, update.make())
+            self.cached = CachedRanking(update.record, update.make())
         return self
 
     def lines(self) -> list[tuple[int, int, str, float, int]]:
-        return [(one.position, one.rank, one.player, one.score, one.at) for one in self.live.ranking.page(0, 100)]
+        return [(one.position, one.rank, one.player, one.score, one.at) for one in self.cached.ranking.page(0, 100)]
 
 
 def model(order: Order, scores: list[Score]) -> list[tuple[int, int, str, float, int]]:
@@ -102,7 +103,7 @@ def test_what_is_shown_and_stored_tells_the_total(score, at):
     total = reduce(lambda so_far, _: sums.add(so_far, score, at), range(7), None)
     held, rest = sums.shown(total)
     assert sums.total_of(held, rest) == total
-    if sums.is_told_by(held):
+    if sums.is_exact(held):
         assert rest == 0
 
 
@@ -111,6 +112,6 @@ def test_a_board_of_sums_grows_beyond_the_small_form():
     board = Board(SmallRanking.empty(Order.DESCENDING))
     for number in range(3):
         board.apply([(f"p{n}", n / 10, number) for n in range(100 * number, 100 * number + 100)])
-    assert isinstance(board.live.ranking, Ranking)
-    assert board.live.head.players == len(board.live.ranking) == 300
-    assert board.live.ranking.result("p7") == (-0.7, 0)
+    assert isinstance(board.cached.ranking, Ranking)
+    assert board.cached.record.players == len(board.cached.ranking) == 300
+    assert board.cached.ranking.result("p7") == (-0.7, 0)

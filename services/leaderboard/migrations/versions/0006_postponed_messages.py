@@ -1,4 +1,4 @@
-"""Messages on the retry ladder: `as_of` must not pass the scores in them."""
+"""Messages in retry queues: `as_of` must not pass the scores in them."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -10,8 +10,8 @@ from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.scores import EXACT, Season
-from services.leaderboard.boards import season_of, split_by_season, to_micros
 from services.leaderboard.scores import read
+from services.leaderboard.scoring import season_of, split_by_season, to_micros
 
 AT = "2026-11-21T09:00:00Z"
 

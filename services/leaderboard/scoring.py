@@ -1,7 +1,7 @@
-"""What the settings of a board mean: which season a score falls into, and how it joins what is there.
+"""Arithmetic of scores: which season a score belongs to, and how it combines with the result that the board has.
 
-Inside this service a time is a whole number of microseconds since 1970 (UTC), and a score is a *key*: the score
-itself on a board where the lowest wins, its negative where the highest does. So the lesser key is always the better.
+Inside this service a time is a whole number of microseconds since 1970 (UTC), and a score is a *key*: the score itself
+on a board where the lowest score is first, its negative where the highest is. The lesser key is always the better one.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 ALL_TIME = ""
-"""The season of a board that never starts anew."""
+"""The only season of a board without seasons."""
 
 SEASON_FORMS = {
     Season.NONE: "",
@@ -44,7 +44,7 @@ def from_micros(micros: int) -> datetime:
 
 
 def season_of(day: date, season: Season) -> str:
-    """Return the name of the season that `day` (UTC) lies in: 2026-11-21, 2026-W47 (ISO 8601, 2.2.10), 2026-11."""
+    """Return the name of the season of `day` (UTC), like 2026-11-21, 2026-W47 (ISO 8601, 2.2.10) or 2026-11."""
     match season:
         case Season.NONE:
             return ALL_TIME
@@ -58,12 +58,12 @@ def season_of(day: date, season: Season) -> str:
 
 
 def current_season(settings: BoardSettings) -> str:
-    """Return the name of the season that a score reached now falls into."""
+    """Return the name of the current season."""
     return season_of(datetime.now(UTC).date(), settings.season)
 
 
 def current_seasons() -> list[str]:
-    """Return the names of the seasons of all kinds that a score reached now falls into."""
+    """Return the names of the current seasons of all kinds."""
     today = datetime.now(UTC).date()
     return [season_of(today, season) for season in Season]
 
@@ -79,12 +79,12 @@ def split_by_season(at: Times, season: Season) -> dict[str, NDArray[np.intp]]:
     return {name: np.flatnonzero(season_number == number) for name, number in numbers.items()}
 
 
-Result = tuple[float, int]
-"""Key and time: what one player has."""
+PlayerResult = tuple[float, int]
+"""Key and time of one player."""
 
 
-def joined(operator: Operator, held: Result | None, new: Result) -> Result:
-    """Join one further score of a player with what is `held`: `collapse` and `join` for a single one."""
+def joined(operator: Operator, held: PlayerResult | None, new: PlayerResult) -> PlayerResult:
+    """Return the result of a player after one more score: `collapse` and `join` for a single score."""
     if held is None:
         return new
     if operator is Operator.BEST:
@@ -93,17 +93,17 @@ def joined(operator: Operator, held: Result | None, new: Result) -> Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
-    """At most one result for each player: who (`slots`), how good (`keys`), when (`at`)."""
+class ResultColumns:
+    """At most one result for each player, in columns: slot, key and time."""
 
     slots: Slots
     keys: Floats
     at: Times
     example: NDArray[np.intp]
-    """For each: the index of one score of this player in what was collapsed."""
+    """For each: the index of the score that gave the result, among the scores that were collapsed."""
 
     def only(self, wanted: Flags) -> Self:
-        """Return those where `wanted` is true."""
+        """Return the results where `wanted` is true."""
         return type(self)(self.slots[wanted], self.keys[wanted], self.at[wanted], self.example[wanted])
 
 
@@ -112,11 +112,11 @@ def to_keys(scores: Floats, order: Order) -> Floats:
     return (scores if order is Order.ASCENDING else -scores) + 0.0
 
 
-def collapse(operator: Operator, slots: Slots, keys: Floats, at: Times) -> Results:
-    """Join the scores of each player among themselves, on a board that takes the best or the last (sums: sums.py).
+def collapse(operator: Operator, slots: Slots, keys: Floats, at: Times) -> ResultColumns:
+    """Combine the scores of each player to one result, on a board of the best or the last scores (sums: sums.py).
 
-    `best` takes score and time as one pair; of equal scores the first counts, and the sequence makes no difference.
-    `last` takes the latest; of two at the same time the one that stands later in the sequence.
+    `best` takes the best score; of equal scores the earliest, in any sequence.
+    `last` takes the latest score; of two at the same time the later one in the sequence.
     """
     if operator is Operator.BEST:
         sequence = np.lexsort((at, keys, slots))
@@ -125,13 +125,13 @@ def collapse(operator: Operator, slots: Slots, keys: Floats, at: Times) -> Resul
     first = np.ones(len(slots), np.bool_)
     first[1:] = slots[sequence][1:] != slots[sequence][:-1]
     example = sequence[first]
-    return Results(slots[example], keys[example], at[example], example)
+    return ResultColumns(slots[example], keys[example], at[example], example)
 
 
-def join(operator: Operator, new: Results, known: Flags, keys: Floats, at: Times) -> Results:
-    """Join `new` results with what the board holds for the same players, and return those that change it.
+def join(operator: Operator, new: ResultColumns, known: Flags, keys: Floats, at: Times) -> ResultColumns:
+    """Return those of `new` that replace the results which the board has for the same players.
 
-    `keys` and `at` are what the board holds where `known` is true, and arbitrary elsewhere.
+    `keys` and `at` are the results of the board where `known` is true, and arbitrary elsewhere.
     """
     if operator is Operator.BEST:
         return new.only(~known | (new.keys < keys) | ((new.keys == keys) & (new.at < at)))
