@@ -52,6 +52,21 @@ def test_every_variable_of_the_page_exists(page: str) -> None:
     assert set(VARIABLE.findall((ROOT / page).read_text())) - known_variables() == set()
 
 
+def test_the_calls_of_the_architecture_page_exist() -> None:
+    """Each numbered step names a file and its functions; a path has at most six, and visits no file twice."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    paths = [section for section in page.split("\n## ") if section.startswith("The path of ")]
+    assert len(paths) == 3
+    for path in paths:
+        steps = re.findall(r"^\d\. `([^`]+)`([^:]*):", path, re.MULTILINE)
+        assert 1 < len(steps) <= 6
+        assert len({file for file, _ in steps}) == len(steps)
+        for file, calls in steps:
+            code = (ROOT / "services" / file).read_text()
+            for name in re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", calls))):
+                assert re.search(rf"^ *(?:class|(?:async )?def) {name}\b", code, re.MULTILINE), (file, name)
+
+
 @pytest.mark.parametrize("page", ALL_PAGES)
 def test_the_page_is_written_in_plain_words(page: str) -> None:
     """One meaning for each word."""
