@@ -42,7 +42,7 @@ def flask_celery(place: stage.Stage, programs: Path, workers: int) -> Iterator[i
     options = ["--worker-class", "gthread", "--workers", str(workers), "--threads", str(THREADS)]
     running = subprocess.Popen(
         [programs / "gunicorn", *options, "--bind", f"127.0.0.1:{port}", "--log-level", "error", "flask_celery:app"],
-        cwd=PEER, env=os.environ | {"BENCH_AMQP_URL": place.amqp_url}, preexec_fn=processes.dies_with_us(),
+        cwd=PEER, env=os.environ | {"BENCH_AMQP_URL": place.amqp_url}, preexec_fn=processes.ends_with_us(),
     )  # fmt: skip
     try:
         stage.wait_ready(running, f"http://127.0.0.1:{port}/readyz", "gunicorn")

@@ -165,7 +165,7 @@ def celery(stage: Stage, smtp_port: int, programs: Path, mails: int, *, workers:
     worker = subprocess.Popen(
         [str(programs / "celery"), "-A", "celery_mail", "worker", "-c", str(workers), *quiet],
         cwd=PEER, env=variables | {"C_FORCE_ROOT": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        preexec_fn=processes.dies_with_us(),
+        preexec_fn=processes.ends_with_us(),
     )  # fmt: skip
     try:
         rate, cost = asyncio.run(watch(stage.amqp_url, "celery-mail", mails, rising=False, pids=[worker.pid]))

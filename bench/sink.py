@@ -36,7 +36,7 @@ def smtp_sink(port: int, binary: str = "", *, pipelining: bool = True) -> Iterat
         command = [found, *([] if pipelining else ["-p"]), "-m", str(CONNECTIONS)]
         command += ["-u", "nobody"] if os.geteuid() == 0 else []
         command += [f"127.0.0.1:{port}", str(CONNECTIONS)]
-    running = subprocess.Popen(command, preexec_fn=processes.dies_with_us())
+    running = subprocess.Popen(command, preexec_fn=processes.ends_with_us())
     try:
         deadline = time.monotonic() + PATIENCE
         while True:

@@ -77,7 +77,7 @@ def process(*command: str, port: int, **environment: str) -> Iterator[subprocess
         [sys.executable, *command],
         env=os.environ | names | {"BELLHOP_PORT": str(port)},
         stdout=subprocess.DEVNULL,
-        preexec_fn=processes.dies_with_us(),
+        preexec_fn=processes.ends_with_us(),
     )
     try:
         wait_ready(running, f"http://127.0.0.1:{port}/readyz", " ".join(command))

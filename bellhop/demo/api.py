@@ -1,4 +1,4 @@
-"""HTTP that does not give up: whatever answers may be killed and started again at any moment."""
+"""HTTP with retries: any service may be killed and restarted at any time."""
 
 import asyncio
 import random
@@ -10,28 +10,29 @@ import httpx
 
 from bellhop.cli.errors import CannotRun
 
-PATIENCE = 90.0
-"""Seconds that one call may take in all; a supervisor starts a killed service again long before that."""
+CALL_SECONDS = 90.0
+"""Limit of one call with all its retries; a supervisor restarts a killed service long before that."""
 
 LONGEST_PAUSE = 2.0
-AWAY = frozenset({429, 502, 503, 504})
-"""Statuses that say "not now"."""
+UNAVAILABLE = frozenset({429, 502, 503, 504})
+"""Statuses of a temporary failure."""
 
 
 class Api:
-    """One HTTP service. A call is made again until it is answered: make only calls that may be made twice.
+    """One HTTP service. A call is retried until it is answered, so it must be idempotent.
 
-    Those are reads, and writes under an `Idempotency-Key` or an event id.
+    That is, a read, or a write with an `Idempotency-Key` or an event id. All calls raise `CannotRun` when the service
+    refuses the key or does not answer within `CALL_SECONDS`.
     """
 
     def __init__(self, name: str, base_url: str, say: Callable[[str], None], key: str | None = None) -> None:
-        """`say` is told when the service goes away and when it is back."""
+        """`say` is called with a sentence when the service becomes unavailable, and when it answers again."""
         self.name = name
         self.base_url = base_url.rstrip("/")
         self.retries = 0
-        """Calls that had to be made again."""
+        """Number of retries."""
         self._say = say
-        self._away_since: float | None = None
+        self._unavailable_since: float | None = None
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
@@ -44,11 +45,11 @@ class Api:
         await self._http.aclose()
 
     async def get(self, path: str, *, timeout: float = 30, **query: Any) -> Any:
-        """Return what `path` says; `timeout` in seconds, longer than the wait of a long poll."""
+        """Return the document at `path`; `timeout`: seconds, longer than the wait of a long poll."""
         return (await self._call("GET", path, params=query, timeout=timeout)).json()
 
     async def find(self, path: str, **query: Any) -> Any | None:
-        """Return what `path` says; None where there is nothing."""
+        """Return the document at `path`; None for 404."""
         response = await self._call("GET", path, fine=(404,), params=query)
         return response.json() if response.is_success else None
 
@@ -69,20 +70,20 @@ class Api:
         return (await self._call("POST", path, content=content.encode(), headers=headers, params=query)).json()
 
     async def delete(self, path: str) -> None:
-        """Delete; what is gone already is deleted, too."""
+        """Delete `path`; 404 counts as deleted."""
         await self._call("DELETE", path, fine=(404,))
 
     async def page(self, path: str) -> str:
-        """Return the text at `path`; "" where there is nothing."""
+        """Return the text at `path`; "" for 404."""
         response = await self._call("GET", path, fine=(404,))
         return response.text if response.is_success else ""
 
     async def fill_in(self, path: str, **fields: str) -> str:
-        """Post a form, as a browser does, and return the page that comes back."""
+        """Post a form, as a browser does, and return the page of the answer."""
         return (await self._call("POST", path, data=fields)).text
 
     async def look(self, path: str) -> tuple[bool, str]:
-        """Ask once, without patience: say whether anything answers, and what is wrong with it ("" if nothing is)."""
+        """Ask once, without retries; return whether a server answers, and why it is not ready ("" if it is)."""
         try:
             response = await self._http.get(path, timeout=5)
         except httpx.TransportError as error:
@@ -90,7 +91,7 @@ class Api:
         return True, "" if response.is_success else detail_of(response)
 
     async def _call(self, method: str, path: str, fine: Collection[int] = (), **options: Any) -> httpx.Response:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + CALL_SECONDS
         pause = 0.1
         while True:
             try:
@@ -98,15 +99,15 @@ class Api:
             except httpx.TransportError as error:
                 reason = reason_of(error)
             else:
-                if response.status_code not in AWAY:
-                    self._is_back()
+                if response.status_code not in UNAVAILABLE:
+                    self._note_answer()
                     if response.status_code not in fine:
                         self._check(response, f"{method} {path}")
                     return response
                 reason = f"{response.status_code}, {detail_of(response)}"
-            self._is_away(reason)
+            self._note_failure(reason)
             if time.monotonic() > deadline:
-                raise CannotRun(f"{method} {path} was not answered for {PATIENCE:.0f} seconds: {reason}.")
+                raise CannotRun(f"{method} {path} was not answered for {CALL_SECONDS:.0f} seconds: {reason}.")
             self.retries += 1
             await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(LONGEST_PAUSE, 2 * pause)
@@ -120,19 +121,19 @@ class Api:
         if not response.is_success:
             raise CannotRun(f"{what}: {response.status_code}, {detail_of(response)}")
 
-    def _is_away(self, reason: str) -> None:
-        if self._away_since is None:
-            self._away_since = time.monotonic()
+    def _note_failure(self, reason: str) -> None:
+        if self._unavailable_since is None:
+            self._unavailable_since = time.monotonic()
             self._say(f"the {self.name} does not answer ({reason.rstrip('.')}); trying again")
 
-    def _is_back(self) -> None:
-        if self._away_since is not None:
-            self._say(f"the {self.name} answers again after {time.monotonic() - self._away_since:.1f} s")
-            self._away_since = None
+    def _note_answer(self) -> None:
+        if self._unavailable_since is not None:
+            self._say(f"the {self.name} answers again after {time.monotonic() - self._unavailable_since:.1f} s")
+            self._unavailable_since = None
 
 
 def detail_of(response: httpx.Response) -> str:
-    """Return what a problem document says (RFC 9457), or the beginning of whatever else came but a page."""
+    """Return the detail of a problem document (RFC 9457), or the beginning of another answer that is not a page."""
     if "html" in response.headers.get("content-type", ""):
         return response.reason_phrase
     try:
@@ -147,12 +148,12 @@ def detail_of(response: httpx.Response) -> str:
 
 
 def reason_of(error: httpx.TransportError) -> str:
-    """Return why there was no answer."""
+    """Return why there was no answer, as a phrase."""
     return str(error) or type(error).__name__
 
 
 async def gather_limited(work: Collection[Callable[[], Any]], limit: int) -> None:
-    """Await all of `work`, at most `limit` at once; the first error ends the rest."""
+    """Await all of `work`, at most `limit` concurrently; the first error cancels the rest."""
     queue = iter(work)
 
     async def worker() -> None:

@@ -12,21 +12,21 @@ from typing import Any
 import httpx
 
 from bellhop.cli.errors import CannotRun
-from bellhop.demo.steps import Result, Stopwatch, System
+from bellhop.demo.steps import StepResult, Stopwatch, System
 
 CLIENTS = 20
 TEAMS = 4
 NOTIFICATIONS = 200
 LEAVE_AFTER = 40
-"""Every fifth client goes away after so many notifications, and comes back where it was."""
+"""Every fifth client disconnects after this number of notifications, and resumes."""
 PAUSE_SECONDS = 0.01
 LONGEST_SILENCE = 40.0
-"""Seconds; the notifier gives a sign of life every 15."""
+"""Seconds; the notifier sends a ping every 15."""
 
 
-async def notifications(system: System) -> Result:
-    """Follow channels with many clients, raise notifications, and compare what each client has seen."""
-    result, watch = Result(f"{NOTIFICATIONS} notifications, {CLIENTS} clients"), Stopwatch()
+async def notifications(system: System) -> StepResult:
+    """Follow channels with many clients, raise notifications, and check what each client has received."""
+    result, watch = StepResult(f"{NOTIFICATIONS} notifications, {CLIENTS} clients"), Stopwatch()
     clients = await clients_of(system)
     following = [asyncio.create_task(client.follow()) for client in clients]
     try:
@@ -43,20 +43,20 @@ async def notifications(system: System) -> Result:
 
 
 class Client:
-    """One reader of Server-Sent Events that comes back as a browser does, with the last id it has seen.
+    """One reader of Server-Sent Events that reconnects as a browser does, with the last id it has received.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
 
     def __init__(self, url: str, token: str, channels: frozenset[str], leave_after: int | None) -> None:
-        """`leave_after`: close the connection once, after so many notifications."""
+        """`leave_after`: close the connection once, after this number of notifications."""
         self.channels = channels
         self.ready = asyncio.Event()
         self.seen: Counter[str] = Counter()
         self.sequence: list[str] = []
-        """Ids of events, in the order in which they came."""
+        """Ids of events, in the order of receipt."""
         self.delays: list[float] = []
-        """Seconds from before the POST until here."""
+        """Seconds from before the POST to the receipt."""
         self.gaps = 0
         self.resumed = 0
         self._url = url
@@ -78,7 +78,7 @@ class Client:
                                 self._leave_after = None
                                 break
                 except httpx.TransportError:
-                    await asyncio.sleep(random.uniform(0.2, 1.0))  # not all at once
+                    await asyncio.sleep(random.uniform(0.2, 1.0))  # not all together
 
     async def _events(self, http: httpx.AsyncClient) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         headers = {} if self._last_id is None else {"Last-Event-ID": self._last_id}
@@ -146,18 +146,18 @@ async def raise_all(system: System) -> dict[str, frozenset[str]]:
 
 
 def channels_of(run: str, number: int) -> list[str]:
-    """Return the channels of notification `number`: everybody's, one team's, or both, which is still one sight."""
+    """Return the channels of notification `number`: the common one, a team's, or both; a client receives it once."""
     team = f"{run}:team-{number // 3 % TEAMS}"
     return ([f"{run}:news"], [team], [f"{run}:news", team])[number % 3]
 
 
 async def all_ready(clients: list[Client], following: list["asyncio.Task[None]"]) -> None:
-    """Wait until every client is live: what is raised before, it need not see."""
+    """Wait until every client is live: earlier notifications are not for it."""
     watch = Stopwatch()
     while not all(client.ready.is_set() for client in clients):
         raise_failure(following)
         if watch.stalled(sum(client.ready.is_set() for client in clients)):
-            raise CannotRun("The notifier lets no client read: see its log, or set BELLHOP_NOTIFIER_URL.")
+            raise CannotRun("The notifier accepts no client: see its log, or set BELLHOP_NOTIFIER_URL.")
         await asyncio.sleep(0.05)
 
 
@@ -168,7 +168,7 @@ async def all_seen(
     sent: dict[str, frozenset[str]],
     watch: Stopwatch,
 ) -> None:
-    """Wait until every client has seen everything, or nothing comes any more."""
+    """Wait until every client has received everything, or the count stalls."""
     expected = sum(len(wanted(client, sent)) for client in clients)
     bar = system.progress.add_task("  seen by clients", total=expected)
     while True:
@@ -181,7 +181,7 @@ async def all_seen(
 
 
 def raise_failure(following: list["asyncio.Task[None]"]) -> None:
-    """Raise what ended a client, if anything did."""
+    """Raise the error that ended a client, if there is one."""
     for task in following:
         if task.done():
             task.result()
@@ -192,8 +192,8 @@ def wanted(client: Client, sent: dict[str, frozenset[str]]) -> set[str]:
     return {event_id for event_id, channels in sent.items() if channels & client.channels}
 
 
-def judge(clients: list[Client], sent: dict[str, frozenset[str]], result: Result) -> None:
-    """Count, for every client, what it did not see, saw twice, or saw out of order."""
+def judge(clients: list[Client], sent: dict[str, frozenset[str]], result: StepResult) -> None:
+    """Count, for every client, notifications that are missing, doubled, or out of order."""
     for number, client in enumerate(clients):
         expected = wanted(client, sent)
         result.accepted += len(expected)
@@ -206,7 +206,7 @@ def judge(clients: list[Client], sent: dict[str, frozenset[str]], result: Result
         if client.seen.keys() - expected:
             result.wrong.append(f"client {number} saw notifications of channels that it does not follow")
         if client.gaps:
-            result.wrong.append(f"client {number} was told {client.gaps} times that events are missing")
+            result.wrong.append(f"client {number} received {client.gaps} gaps: events are missing")
         offsets = [int(event_id.rpartition(":")[2]) for event_id in client.sequence]
         if offsets != sorted(offsets):
             result.wrong.append(f"client {number} saw notifications out of order")

@@ -1,4 +1,4 @@
-"""Mails: one that is waited for, many on three lanes, and some that an event sets off."""
+"""Mails: one with a long poll, many on three lanes, and some that an event causes."""
 
 import asyncio
 from collections import Counter
@@ -13,27 +13,27 @@ from typing import Any
 
 from bellhop.cli.errors import CannotRun
 from bellhop.demo.api import Api, gather_limited
-from bellhop.demo.steps import Result, Stopwatch, System
+from bellhop.demo.steps import StepResult, Stopwatch, System
 
 MAILS = 500
 ORDERS = 10
 REQUESTS = 5
 FOLLOWERS = 15
-AT_ONCE = 16
+CONCURRENT_REQUESTS = 16
 LOOK_SECONDS = 0.25
 PAGE = 500
-# RFC 2606, 3: nobody has an address there, so that no mail of a demo can reach a person.
+# RFC 2606, 3: the domain has no mailboxes, so no mail of a demo can reach a person.
 DOMAIN = "example.com"
 # The same scale for all, so that the table shows which lane is which: 10 % urgent, 40 % normal, 50 % bulk.
 LANES = ("urgent", *["normal"] * 4, *["bulk"] * 5)
 
 
-async def one_mail(system: System) -> Result:
-    """Send one mail, wait for its end in one long poll, and see it in the mailbox.
+async def one_mail(system: System) -> StepResult:
+    """Send one mail, wait for its outcome with one long poll, and find it in the mailbox.
 
-    It also proves that mails really go to the mailbox, before there are hundreds of them.
+    This also checks that mails go to the mailbox, before hundreds are sent.
     """
-    result, watch = Result("one mail, a long poll"), Stopwatch()
+    result, watch = StepResult("one mail, a long poll"), Stopwatch()
     request = {
         "to": f"first@{DOMAIN}",
         "subject": subject(system, "first"),
@@ -56,9 +56,9 @@ async def one_mail(system: System) -> Result:
     return result
 
 
-async def mails(system: System) -> Result:
-    """Send mails on all lanes: some by a template, some a second ahead, some asked for twice under one key."""
-    result, watch = Result(f"{MAILS} mails, three lanes"), Stopwatch()
+async def mails(system: System) -> StepResult:
+    """Send mails on all lanes: some by a template, some due in a second, some twice with the same key."""
+    result, watch = StepResult(f"{MAILS} mails, three lanes"), Stopwatch()
     bar = system.progress.add_task("  accepted", total=MAILS)
     due: dict[str, datetime] = {}
 
@@ -73,7 +73,7 @@ async def mails(system: System) -> Result:
         due[answer["id"]] = datetime.fromisoformat(request["send_at"]) if "send_at" in request else datetime.min
         system.progress.advance(bar)
 
-    await gather_limited([partial(send, number) for number in range(MAILS)], AT_ONCE)
+    await gather_limited([partial(send, number) for number in range(MAILS)], CONCURRENT_REQUESTS)
     result.accepted = len(due)
     if len(due) != MAILS:
         result.wrong.append(f"{MAILS} mails under as many keys made only {len(due)} tasks")
@@ -86,7 +86,7 @@ async def mails(system: System) -> Result:
 
 
 def mail_request(system: System, number: int) -> dict[str, Any]:
-    """Return mail `number`: every fourth by a template, every tenth a second ahead."""
+    """Return mail `number`: every fourth by a template, every tenth due in a second."""
     request: dict[str, Any] = {"to": f"reader-{number}@{DOMAIN}", "lane": LANES[number % len(LANES)]}
     if number % 4 == 0:
         request |= {"template": "welcome", "data": {"name": subject(system, str(number))}}
@@ -98,18 +98,18 @@ def mail_request(system: System, number: int) -> dict[str, Any]:
 
 
 async def _set_off(system: System, event: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the tasks that an event set off; none where it is not known yet."""
+    """Return the tasks that an event caused; none while the ledger does not know them."""
     found = await system.gateway.find("/v1/events", id=event["id"], source=event["source"])
     return [] if found is None else list(found["tasks"])
 
 
-async def reactions(system: System) -> Result:
+async def reactions(system: System) -> StepResult:
     """Publish events that templates react to, each twice under one id: an order and a friend request send one mail.
 
     A new book sends one to each follower of its genre.
     """
     mails = ORDERS + REQUESTS + FOLLOWERS
-    result, watch = Result(f"{mails} mails that events send"), Stopwatch()
+    result, watch = StepResult(f"{mails} mails that events send"), Stopwatch()
     events = {event["id"]: (event, count) for event, count in _reactions(system)}
     bar = system.progress.add_task("  events accepted", total=len(events))
     for event, _ in events.values():
@@ -140,7 +140,7 @@ async def reactions(system: System) -> Result:
 
 
 def _reactions(system: System) -> Iterator[tuple[dict[str, Any], int]]:
-    """Give events, and how many mails each sends."""
+    """Yield events, each with the number of mails that it causes."""
     for number in range(ORDERS):
         yield order(system, number), 1
     for number in range(REQUESTS):
@@ -174,7 +174,7 @@ def _event(system: System, name: str, event_type: str, data: dict[str, Any]) -> 
 
 
 async def follow(system: System, wanted: set[str], watch: Stopwatch) -> dict[str, dict[str, Any]]:
-    """Return the tasks among `wanted` that have ended, once all have or nothing moves any more."""
+    """Return the ended tasks among `wanted`, when all have ended or the count stalls."""
     bar = system.progress.add_task("  sent", total=len(wanted))
     while True:
         found: dict[str, dict[str, Any]] = {}
@@ -192,10 +192,10 @@ async def follow(system: System, wanted: set[str], watch: Stopwatch) -> dict[str
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def judge(system: System, tasks: dict[str, dict[str, Any] | None], result: Result, watch: Stopwatch) -> None:
-    """Compare what the ledger says of `tasks` with what lies in the mailbox.
+async def judge(system: System, tasks: dict[str, dict[str, Any] | None], result: StepResult, watch: Stopwatch) -> None:
+    """Compare `tasks` in the ledger with the mails in the mailbox.
 
-    A second copy is at-least-once delivery, and is right where the task says `uncertain` (RFC 1047).
+    A second copy is at-least-once delivery, and is correct if the task is marked `uncertain` (RFC 1047).
     """
     result.seconds = watch.seconds
     bar = system.progress.add_task("  in the mailbox", total=len(tasks))
@@ -210,7 +210,7 @@ async def judge(system: System, tasks: dict[str, dict[str, Any] | None], result:
             result.remark = f"{len(sent - arrived)} of them only counted: the mailbox does not list them"
             arrived = sent
         system.progress.update(bar, completed=len(arrived))
-        # The ledger says `sent` after the mailbox took the mail: what is not there now never will be.
+        # The ledger has `sent` after the mailbox accepted the mail: a mail that is missing now is lost.
         if arrived == sent or looking.seconds > 10:
             break
         await asyncio.sleep(LOOK_SECONDS)
@@ -232,7 +232,7 @@ async def judge(system: System, tasks: dict[str, dict[str, Any] | None], result:
 
 
 async def last_reply(system: System, task_id: str) -> str:
-    """Return what the mail server said last."""
+    """Return the last reply of the mail server."""
     attempts = (await system.gateway.get(f"/v1/tasks/{task_id}")).get("attempts", [])
     return str(attempts[-1].get("reply")) if attempts else "no attempt was made"
 
@@ -245,14 +245,14 @@ class Mailbox:
     run: str
 
     async def look(self) -> "Contents":
-        """Return the mails of this run: its name is in their subject, or in whom they are to."""
+        """Return the mails of this run: its name is in their subject or in their recipient."""
         found: dict[str, Arrived] = {}
         start = 0
         while True:
             answer = await self.api.get("/api/v1/messages", start=start, limit=PAGE)
             page = answer["messages"]
             ours = {mail["ID"]: _arrived(mail) for mail in page if self._is_ours(mail)}
-            # By the mailbox's own id: a mail that arrives meanwhile moves others on to the next page.
+            # By the mailbox's own id: a mail that arrives meanwhile shifts others to the next page.
             found |= ours
             # The newest come first, and nothing of this run is older than its first mail.
             if found and not ours:
@@ -262,7 +262,7 @@ class Mailbox:
             start += PAGE
 
     async def open(self, arrived: "Arrived") -> EmailMessage | None:
-        """Return a mail whole, as it came over the wire; None from a mailbox that only lists mails."""
+        """Return the source of a mail; None from a mailbox that only lists mails."""
         source = await self.api.page(f"/api/v1/message/{arrived.id}/raw")
         return message_from_string(source, policy=default) if source else None
 
@@ -281,7 +281,7 @@ class Arrived:
     """One mail in the mailbox."""
 
     id: str
-    """The mailbox's own."""
+    """The mailbox's own id."""
     task_id: str
     to: str
     subject: str
@@ -289,11 +289,11 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a mailbox showed."""
+    """Mails that a mailbox lists."""
 
     mails: list[Arrived]
     hidden: int
-    """Further mails that it counts and does not list: some list no more than their newest, whatever they are asked."""
+    """Further mails that it counts and does not list: some mailboxes list only their newest."""
 
     @property
     def copies(self) -> Counter[str]:

@@ -1,7 +1,7 @@
-"""The newsletter: people sign up at the form, confirm by mail, are mailed, and one of them leaves by one click.
+"""The newsletter: people sign up at the form, confirm by mail, are mailed, and one unsubscribes with one click.
 
-Whoever lives on the public list besides must get no mail of a demo. So those who confirmed are put on a list of this
-run's own, with some more people from a file, and at the end all of them are forgotten.
+Other subscribers of the public list must get no mail of a demo. So those who confirmed are added to a list of this run,
+with more people from a file, and at the end all of them are erased.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 from bellhop.cli.errors import CannotRun
 from bellhop.demo.api import gather_limited
-from bellhop.demo.mail import AT_ONCE, DOMAIN, LOOK_SECONDS, Arrived, Mailbox, judge, subject
-from bellhop.demo.steps import Result, Stopwatch, System
+from bellhop.demo.mail import CONCURRENT_REQUESTS, DOMAIN, LOOK_SECONDS, Arrived, Mailbox, judge, subject
+from bellhop.demo.steps import StepResult, Stopwatch, System
 
 MEMBERS = 6
-"""People who sign up at the form. It takes some 20 at once from one address, so demos can follow each other closely."""
+"""People who sign up at the form. It accepts about 20 in a burst from one address, so demos can run in succession."""
 READERS = 200
 PAGE = 1000
 ENDED = ("sent", "failed", "cancelled", "suppressed")
@@ -26,21 +26,21 @@ _LINK = re.compile(r"https?://\S+")
 
 
 def members(system: System) -> list[str]:
-    """Return the addresses of who signs up at the form."""
+    """Return the addresses of the people who sign up at the form."""
     return [f"{system.run}-member-{number}@{DOMAIN}" for number in range(MEMBERS)]
 
 
 def readers(system: System) -> list[str]:
-    """Return the addresses of who comes from a file."""
+    """Return the addresses of the people in the file."""
     return [f"{system.run}-reader-{number}@{DOMAIN}" for number in range(READERS)]
 
 
 # Double opt-in
 
 
-async def sign_ups(system: System) -> Result:
-    """Fill in the public form for some people, and confirm by the link in the mail that each of them gets."""
-    result, watch = Result(f"{MEMBERS} sign-ups, confirmed by mail"), Stopwatch()
+async def sign_ups(system: System) -> StepResult:
+    """Sign up people at the public form, and confirm each with the link in the mail."""
+    result, watch = StepResult(f"{MEMBERS} sign-ups, confirmed by mail"), Stopwatch()
     people = members(system)
     bar = system.progress.add_task("  signed up", total=MEMBERS)
     await system.visitor.page("/subscribe")
@@ -65,7 +65,7 @@ async def sign_ups(system: System) -> Result:
 
 
 async def questions(system: System, people: Collection[str], watch: Stopwatch) -> list[Arrived]:
-    """Return one mail to each of `people`, once all are there or nothing moves any more."""
+    """Return one mail to each of `people`, when all have arrived or the count stalls."""
     bar = system.progress.add_task("  asked by mail", total=len(people))
     mailbox = Mailbox(system.mailbox, system.run)
     while True:
@@ -76,8 +76,8 @@ async def questions(system: System, people: Collection[str], watch: Stopwatch) -
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def confirm(system: System, mail: Arrived, result: Result) -> bool:
-    """Open the link in a mail, as a scanner does, and then press the button; False where the mail is not shown."""
+async def confirm(system: System, mail: Arrived, result: StepResult) -> bool:
+    """Open the link in a mail, as a scanner does, and then press the button; False if the mailbox has no source."""
     message = await Mailbox(system.mailbox, system.run).open(mail)
     if message is None:
         return False
@@ -93,40 +93,42 @@ async def confirm(system: System, mail: Arrived, result: Result) -> bool:
 
 
 def path_of(link: str) -> str:
-    """Return what to ask the gateway for: a link in a mail has its public name, which may lead nowhere from here."""
+    """Return the path of a link in a mail; its host is the gateway's public name, which may not resolve here."""
     parts = urlsplit(link)
     return f"/{parts.path.rpartition('/')[2]}?{parts.query}"
 
 
 async def state(system: System, email: str) -> str:
-    """Return where a person is."""
+    """Return the state of a subscriber."""
     return str((await system.gateway.get(f"/v1/subscribers/{email}"))["state"])
 
 
 # Broadcasts
 
 
-async def broadcasts(system: System) -> Result:
-    """Send an issue to everybody, let one of them leave by one click, and send another."""
-    result, watch = Result(f"2 issues of a newsletter, {READERS + MEMBERS} people"), Stopwatch()
+async def broadcasts(system: System) -> StepResult:
+    """Send an issue to all subscribers, unsubscribe one with one click, and send another issue."""
+    result, watch = StepResult(f"2 issues of a newsletter, {READERS + MEMBERS} people"), Stopwatch()
     people = await subscribe_all(system)
     tasks = await issue(system, 1, people, result, watch)
     leaver = await leave(system, result)
     tasks |= await issue(system, 2, people - {leaver}, result, watch)
     await judge(system, tasks, result, watch)
     if leaver is None:
-        result.remark = "nobody left: the mailbox lists mails, but shows none of them"
+        result.remark = "no one unsubscribed: the mailbox lists mails, but shows none of them"
     else:
-        result.remark = result.remark or "one left by one click after the first"
+        result.remark = result.remark or "one unsubscribed with one click after the first"
     contents = await Mailbox(system.mailbox, system.run).look()
     if any(mail.to == leaver and mail.subject == title(system, 2) for mail in contents.mails):
-        result.wrong.append(f"{leaver} left, and got the next issue all the same")
-    await gather_limited([partial(system.gateway.delete, f"/v1/subscribers/{email}") for email in people], AT_ONCE)
+        result.wrong.append(f"{leaver} unsubscribed, and got the next issue")
+    await gather_limited(
+        [partial(system.gateway.delete, f"/v1/subscribers/{email}") for email in people], CONCURRENT_REQUESTS
+    )
     return result
 
 
 async def subscribe_all(system: System) -> set[str]:
-    """Put everybody on the list of this run."""
+    """Subscribe all people to the list of this run."""
     rows = "\n".join(f"{email},Reader {number}" for number, email in enumerate(readers(system)))
     await system.gateway.send(
         "/v1/subscribers/import", f"email,name\n{rows}\n", "text/csv", lists=system.run, confirmed="true"
@@ -142,9 +144,9 @@ def title(system: System, number: int) -> str:
 
 
 async def issue(
-    system: System, number: int, people: set[str], result: Result, watch: Stopwatch
+    system: System, number: int, people: set[str], result: StepResult, watch: Stopwatch
 ) -> dict[str, dict[str, Any] | None]:
-    """Send one broadcast, show how far it is, and return the task of each of `people`; None where there is none."""
+    """Send one broadcast, show its progress, and return the task of each of `people`; None if there is none."""
     wish = {
         "list": system.run,
         "subject": title(system, number),
@@ -165,7 +167,7 @@ async def issue(
 
 
 async def follow(system: System, broadcast_id: str, number: int, total: int, watch: Stopwatch) -> None:
-    """Show the progress of a broadcast until it is finished, or nothing moves any more."""
+    """Show the progress of a broadcast until it is finished, or the count stalls."""
     bar = system.progress.add_task(f"  issue {number}", total=total)
     while True:
         progress = await system.gateway.get(f"/v1/broadcasts/{broadcast_id}")
@@ -190,10 +192,10 @@ async def tasks_of(system: System, broadcast_id: str) -> list[dict[str, Any]]:
         query["cursor"] = page["next"]
 
 
-async def leave(system: System, result: Result) -> str | None:
-    """Unsubscribe one person as a mail program does, by one POST to the address in the mail's headers (RFC 8058).
+async def leave(system: System, result: StepResult) -> str | None:
+    """Unsubscribe one person as a mail program does, with one POST to the URL in the mail's headers (RFC 8058).
 
-    Returns who left; None where the mailbox does not show the mail.
+    Returns the address; None if the mailbox has no source of the mail.
     """
     mailbox = Mailbox(system.mailbox, system.run)
     mail = next((one for one in (await mailbox.look()).mails if one.subject == title(system, 1)), None)

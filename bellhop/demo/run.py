@@ -1,4 +1,4 @@
-"""The demo from beginning to end: a table of steps, a table of what became of them, and one sentence."""
+"""Run the demo: the steps, a table of their results, and a summary."""
 
 import asyncio
 import secrets
@@ -14,9 +14,9 @@ from bellhop.cli.errors import CannotRun
 from bellhop.demo import live, mail, newsletter, scores
 from bellhop.demo.api import Api
 from bellhop.demo.settings import DemoSettings
-from bellhop.demo.steps import Result, System, first_error
+from bellhop.demo.steps import StepResult, System, first_error
 
-STEPS: tuple[Callable[[System], Awaitable[Result]], ...] = (
+STEPS: tuple[Callable[[System], Awaitable[StepResult]], ...] = (
     mail.one_mail,
     mail.mails,
     mail.reactions,
@@ -31,11 +31,15 @@ MOST_SENTENCES = 10
 
 
 def demo() -> None:
-    """Drive the running system. Raises `CannotRun` when anything that it accepted is lost or wrong."""
+    """Run the demo on the running system.
+
+    Raises:
+        CannotRun: a request that it accepted is lost, or has a wrong outcome.
+    """
     settings = DemoSettings.load()
     console = Console()
     began = time.monotonic()
-    results, error = asyncio.run(_Run(settings, console).run())
+    results, error = asyncio.run(_DemoRun(settings, console).run())
     if results:
         console.print(table(results))
     wrong = [sentence for result in results for sentence in result.wrong]
@@ -46,11 +50,11 @@ def demo() -> None:
     if error is not None:
         raise error
     if wrong:
-        raise CannotRun(f"{len(wrong)} things are not as Bellhop promises; they are named above.")
+        raise CannotRun(f"{len(wrong)} results are not what Bellhop guarantees; they are listed above.")
     console.print(verdict(results, time.monotonic() - began))
 
 
-class _Run:
+class _DemoRun:
     """One run of all steps."""
 
     def __init__(self, settings: DemoSettings, console: Console) -> None:
@@ -69,12 +73,12 @@ class _Run:
         )
 
     def _say(self, sentence: str) -> None:
-        # On the progress bars' own console, so that the line stands above them.
+        # On the console of the progress bars, so that the line is printed above them.
         self._console.print(f"[yellow]●[/yellow] {escape(sentence)}")
 
-    async def run(self) -> tuple[list[Result], CannotRun | None]:
-        """Return what became of each step, and why there are no more of them."""
-        results: list[Result] = []
+    async def run(self) -> tuple[list[StepResult], CannotRun | None]:
+        """Return the results of the steps, and the error that ended the run, if any."""
+        results: list[StepResult] = []
         try:
             await self._wait_ready()
             self._console.print(f"Driving {self._system.gateway.base_url} as [bold]{self._system.run}[/bold]")
@@ -93,7 +97,11 @@ class _Run:
         return results, None
 
     async def _wait_ready(self) -> None:
-        """Wait a little for a system that is starting; what is not there at all is told at once."""
+        """Wait for a system that is starting.
+
+        Raises:
+            CannotRun: it is not running, or not ready in time.
+        """
         gateway, mailbox = self._system.gateway, self._system.mailbox
         deadline = time.monotonic() + READY_SECONDS
         while True:
@@ -113,7 +121,7 @@ class _Run:
                 " BELLHOP_MAILBOX_URL to the development mailbox or to Mailpit."
             )
 
-    async def _step(self, step: Callable[[System], Awaitable[Result]]) -> Result:
+    async def _step(self, step: Callable[[System], Awaitable[StepResult]]) -> StepResult:
         result = await step(self._system)
         good = not result.wrong
         for task in self._progress.tasks:
@@ -124,9 +132,9 @@ class _Run:
         return result
 
 
-def table(results: list[Result]) -> Table:
-    """Return the closing table."""
-    shown = Table(title="What became of everything that was accepted", title_justify="left")
+def table(results: list[StepResult]) -> Table:
+    """Return the table of results."""
+    shown = Table(title="Outcome of everything that was accepted", title_justify="left")
     shown.add_column("step")
     for name in ("accepted", "done", "lost", "doubled", "a second"):
         shown.add_column(name, justify="right")
@@ -146,14 +154,14 @@ def _alarm(count: int, colour: str) -> str:
     return f"[bold {colour}]{count:,}[/]" if count else "0"
 
 
-def verdict(results: list[Result], seconds: float) -> str:
-    """Return the closing sentence of a run in which all was well."""
+def verdict(results: list[StepResult], seconds: float) -> str:
+    """Return the summary of a run without failures."""
     done = sum(result.done for result in results)
     doubled = sum(result.doubled for result in results)
-    text = f"[green]✔[/green] Everything that was accepted is done, {done:,} things in {seconds:.0f} s; nothing is lost"
+    text = f"[green]✔[/green] Everything that was accepted is done, {done:,} items in {seconds:.0f} s; nothing is lost"
     if not doubled:
         return f"{text}, nothing doubled."
     return (
-        f"{text}. {doubled} mails came twice, under one Message-ID and marked `uncertain`: a service was killed"
-        " between sending them and noting so (RFC 1047)."
+        f"{text}. {doubled} mails arrived twice, with the same Message-ID and marked `uncertain`: a service was killed"
+        " between sending them and recording it (RFC 1047)."
     )

@@ -1,7 +1,7 @@
-"""Scores: many games on two boards, and every rank compared with a plain `sorted()` of what was sent.
+"""Scores: many games on two boards, and every rank compared with `sorted()` of the same scores.
 
-Each game of a player gives two scores. The board of points keeps the best; the board of games adds up ones, so that
-it tells how often each score was counted, and not only whether.
+Each game of a player gives two scores. The board of points keeps the best; the board of games adds up ones, so it shows
+how often each score was counted.
 """
 
 import asyncio
@@ -13,22 +13,22 @@ from functools import partial
 from typing import Any
 
 from bellhop.demo.api import gather_limited
-from bellhop.demo.steps import Result, Stopwatch, System
+from bellhop.demo.steps import StepResult, Stopwatch, System
 
 GAMES = 25_000
 PLAYERS = 3_000
 BATCH = 1_000
-"""Scores in one request at most."""
-AT_ONCE = 4
+"""Scores in one request, at most."""
+CONCURRENT_REQUESTS = 4
 PAGE = 1_000
 LOOK_SECONDS = 0.5
 BEHIND_SECONDS = 10.0
-"""The other board may be answered by another replica, which sees a commit a little later."""
+"""Another replica may answer for the other board; it loads a commit a little later."""
 
 
 @dataclass(frozen=True)
 class Game:
-    """One result, as it is sent."""
+    """One game of one player."""
 
     player: str
     points: int
@@ -36,8 +36,8 @@ class Game:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One line of a ranking, ours or theirs."""
+class DemoRank:
+    """One player of a ranking, expected or answered."""
 
     position: int
     rank: int
@@ -45,9 +45,9 @@ class Place:
     score: float
 
 
-async def scores(system: System) -> Result:
-    """Send all scores, wait until the boards have counted them, and compare every line of both."""
-    result, watch = Result(f"{2 * GAMES:,} scores, {PLAYERS:,} players"), Stopwatch()
+async def scores(system: System) -> StepResult:
+    """Send all scores, wait until they are counted, and compare all ranks of both boards."""
+    result, watch = StepResult(f"{2 * GAMES:,} scores, {PLAYERS:,} players"), Stopwatch()
     points, games = f"{system.run}-points", f"{system.run}-games"
     await system.gateway.put(f"/v1/leaderboards/{points}", {"operator": "best"})
     await system.gateway.put(f"/v1/leaderboards/{games}", {"operator": "sum"})
@@ -76,11 +76,11 @@ async def scores(system: System) -> Result:
 
 
 def play(run: str) -> list[Game]:
-    """Return the games: always the same for one name of a run."""
+    """Return the games; they depend only on the name of the run."""
     chance = random.Random(run)
     began = datetime.now(UTC) - timedelta(microseconds=GAMES)
     players = [f"player-{number:04d}" for number in range(PLAYERS)]
-    # Few points, so that many players have equally many: ties are where rankings go wrong.
+    # Few points, so that there are many ties.
     return [
         Game(
             players[number] if number < PLAYERS else chance.choice(players),
@@ -91,8 +91,8 @@ def play(run: str) -> list[Game]:
     ]
 
 
-async def send(system: System, points: str, games: str, played: list[Game], result: Result) -> None:
-    """Send both scores of each game in batches, several on their way at once."""
+async def send(system: System, points: str, games: str, played: list[Game], result: StepResult) -> None:
+    """Send both scores of each game in batches, several concurrently."""
     bar = system.progress.add_task("  accepted", total=2 * GAMES)
 
     async def batch(begin: int) -> None:
@@ -105,11 +105,11 @@ async def send(system: System, points: str, games: str, played: list[Game], resu
         result.accepted += answer["accepted"]
         system.progress.advance(bar, len(body))
 
-    await gather_limited([partial(batch, begin) for begin in range(0, GAMES, BATCH // 2)], AT_ONCE)
+    await gather_limited([partial(batch, begin) for begin in range(0, GAMES, BATCH // 2)], CONCURRENT_REQUESTS)
 
 
 async def caught_up(system: System, games: str, watch: Stopwatch) -> dict[str, int]:
-    """Return how many games each player has on the board, once all are counted or nothing moves any more."""
+    """Return the number of games of each player on the board, when all are counted or the count stalls."""
     bar = system.progress.add_task("  counted", total=2 * GAMES)
     while True:
         counted = {place.player: round(place.score) for place in await whole_board(system, games)}
@@ -120,8 +120,8 @@ async def caught_up(system: System, games: str, watch: Stopwatch) -> dict[str, i
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def settled_board(system: System, board: str, expected: list[Place]) -> list[Place]:
-    """Return all places of a board, as `expected` or as they still are after `BEHIND_SECONDS`."""
+async def settled_board(system: System, board: str, expected: list[DemoRank]) -> list[DemoRank]:
+    """Return all ranks of a board, as soon as they are `expected`, or after `BEHIND_SECONDS`."""
     watch = Stopwatch()
     while True:
         found = await whole_board(system, board)
@@ -130,20 +130,20 @@ async def settled_board(system: System, board: str, expected: list[Place]) -> li
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def whole_board(system: System, board: str) -> list[Place]:
-    """Return all places of a board, page by page."""
-    places: list[Place] = []
+async def whole_board(system: System, board: str) -> list[DemoRank]:
+    """Return all ranks of a board, read page by page."""
+    places: list[DemoRank] = []
     after: int | None = 0
     while after is not None:
         page: dict[str, Any] = await system.gateway.get(f"/v1/leaderboards/{board}", limit=PAGE, after=after)
         places += [
-            Place(entry["position"], entry["rank"], entry["player"], entry["score"]) for entry in page["entries"]
+            DemoRank(entry["position"], entry["rank"], entry["player"], entry["score"]) for entry in page["entries"]
         ]
         after = page["next"]
     return places
 
 
-def best_ranking(played: list[Game]) -> list[Place]:
+def best_ranking(played: list[Game]) -> list[DemoRank]:
     """Return the ranking by each player's best game; of equal ones the earlier counts."""
     best: dict[str, tuple[float, datetime]] = {}
     for game in played:
@@ -152,8 +152,8 @@ def best_ranking(played: list[Game]) -> list[Place]:
     return ranking(best)
 
 
-def games_ranking(played: list[Game]) -> list[Place]:
-    """Return the ranking by the number of games; of equal ones, who reached it first."""
+def games_ranking(played: list[Game]) -> list[DemoRank]:
+    """Return the ranking by the number of games; of equal ones the earlier counts."""
     totals: dict[str, tuple[float, datetime]] = {}
     for game in played:
         total, at = totals.get(game.player, (0.0, game.at))
@@ -161,10 +161,10 @@ def games_ranking(played: list[Game]) -> list[Place]:
     return ranking(totals)
 
 
-def ranking(results: dict[str, tuple[float, datetime]]) -> list[Place]:
-    """Return the places by (negated score, time): ranks 1, 1, 3 for equal scores, positions 1, 2, 3."""
-    places: list[Place] = []
+def ranking(results: dict[str, tuple[float, datetime]]) -> list[DemoRank]:
+    """Return the ranks by (negated score, time): ranks 1, 1, 3 for equal scores, positions 1, 2, 3."""
+    places: list[DemoRank] = []
     for position, ((key, _), player) in enumerate(sorted((value, player) for player, value in results.items()), 1):
         tied = bool(places) and places[-1].score == -key
-        places.append(Place(position, places[-1].rank if tied else position, player, -key))
+        places.append(DemoRank(position, places[-1].rank if tied else position, player, -key))
     return places

@@ -1,4 +1,4 @@
-"""Where the demo, and `bellhop keys`, find the system that they talk to."""
+"""Addresses and key of the system that the demo and `bellhop keys` use."""
 
 from typing import Self
 
@@ -11,7 +11,7 @@ from bellhop.local.checkout import check_system, find
 
 
 class DemoSettings(BaseSettings):
-    """Each variable is `BELLHOP_` and the name in capitals; without any, it is what runs here."""
+    """The variable is `BELLHOP_` and the name in capitals; by default, the system that runs on this machine."""
 
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
 
@@ -22,10 +22,10 @@ class DemoSettings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment, and find what it does not say.
+        """Read the environment, and look for a running system to complete it.
 
         Raises:
-            CannotRun: nothing runs here, or the key that was found is not of the system at the URL.
+            CannotRun: no system runs here, or the key that was found is not that of the system at the URL.
         """
         given, local = _Given(), UpSettings.load()
         values = given.model_dump(exclude_none=True)
@@ -34,7 +34,7 @@ class DemoSettings(BaseSettings):
         found = find(local)
         values = {"url": found.url, "mailbox_url": found.mailbox_url, "admin_key": found.admin_key} | values
         settings = cls.model_validate(values)
-        # What was given and what was found may be of two systems: neither gets the key of the other.
+        # The variables and the running system may be two systems: do not send the key of one to the other.
         check_system(settings.url, settings.admin_key.get_secret_value())
         return settings
 

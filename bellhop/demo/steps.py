@@ -1,4 +1,4 @@
-"""What every step of the demo gets, and what it gives back."""
+"""Argument and result of every step of the demo."""
 
 import time
 from dataclasses import dataclass, field
@@ -8,48 +8,48 @@ from rich.progress import Progress
 from bellhop.cli.errors import CannotRun
 from bellhop.demo.api import Api
 
-STALLED = 90.0
-"""Seconds without any progress after which what is missing counts as lost."""
+STALLED_SECONDS = 90.0
+"""After this time without progress, missing items count as lost."""
 
 
 @dataclass(frozen=True)
 class System:
-    """The running system, and where to show what is going on."""
+    """The running system, and the progress display."""
 
     gateway: Api
     visitor: Api
     """The gateway as a person's browser sees it: without a key."""
     mailbox: Api
     notifier_url: str | None
-    """None: where the gateway says it is."""
+    """None: the URL that the gateway reports."""
     run: str
-    """The name of this run: part of every subject, channel and board, so that no run sees another's."""
+    """Name of this run: part of every subject, channel and board, so that runs do not mix."""
     progress: Progress
 
 
 @dataclass
-class Result:
-    """One row of the closing table."""
+class StepResult:
+    """One row of the table of results."""
 
     what: str
     accepted: int = 0
-    """Answered with 2xx, so promised."""
+    """Number of requests that were answered with 2xx."""
     done: int = 0
     lost: int = 0
     doubled: int = 0
     wrong: list[str] = field(default_factory=list)
-    """One sentence for each thing that is not as promised; doubles that are announced are none of them."""
+    """One sentence for each broken guarantee; copies of tasks marked `uncertain` do not count."""
     seconds: float = 0.0
     remark: str = ""
 
     @property
     def rate(self) -> float:
-        """Things done in a second."""
+        """Items done per second."""
         return self.done / self.seconds if self.seconds else 0.0
 
 
 class Stopwatch:
-    """Tells how long something takes, and when it no longer moves on."""
+    """Measures the duration of a step, and detects that it makes no progress."""
 
     def __init__(self) -> None:
         self._began = self._moved = time.monotonic()
@@ -57,18 +57,18 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._began
 
     def stalled(self, count: int) -> bool:
-        """Say whether `count` has not grown for so long that waiting makes no sense any more."""
+        """Return whether `count` has not grown for `STALLED_SECONDS`."""
         if count > self._seen:
             self._seen, self._moved = count, time.monotonic()
-        return time.monotonic() - self._moved > STALLED
+        return time.monotonic() - self._moved > STALLED_SECONDS
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> CannotRun | None:
-    """Return the `CannotRun` among `errors`, where there is one."""
+    """Return the first `CannotRun` among `errors`; None if there is none."""
     found = errors.subgroup(CannotRun)
     while found is not None:
         error = found.exceptions[0]

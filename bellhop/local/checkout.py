@@ -1,4 +1,4 @@
-"""The Bellhop that runs here, started by `bellhop up` or by `docker compose up`: where it is, and its admin key."""
+"""The system that runs on this machine, started by `bellhop up` or by `docker compose up`: its URLs and admin key."""
 
 import fcntl
 import shutil
@@ -19,7 +19,7 @@ KEY_FILE = "/run/secrets/bellhop/bellhop_admin_key"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One system, its addresses and its key belonging together."""
+    """URLs and key of one system."""
 
     url: str
     mailbox_url: str
@@ -27,7 +27,7 @@ class Found:
 
 
 def find(settings: UpSettings) -> Found:
-    """Return the system that runs; where none does, the one that `bellhop up` would start again.
+    """Return the running system; if none runs, the one that `bellhop up` would start.
 
     Raises:
         CannotRun: there is none.
@@ -41,10 +41,10 @@ def find(settings: UpSettings) -> Found:
 
 
 def check_system(url: str, admin_key: str) -> None:
-    """Make sure that the gateway at `url` is the one that `admin_key` is of, before it is sent the key.
+    """Check that `admin_key` belongs to the gateway at `url`, without sending it the key.
 
     Raises:
-        CannotRun: it is another one's, or an older version that does not tell.
+        CannotRun: it belongs to another system, or the gateway is an older version that does not report its identity.
     """
     import httpx
 
@@ -52,14 +52,14 @@ def check_system(url: str, admin_key: str) -> None:
 
     try:
         answer = httpx.get(f"{url}/healthz", timeout=30, trust_env=False)
-        told = answer.json().get("system")
+        reported = answer.json().get("system")
     except httpx.TransportError as error:
         raise CannotRun(
             f"Bellhop is not up at {url} ({error}): start it with 'make up', or set BELLHOP_URL to where it runs."
         ) from None
     except (ValueError, AttributeError):
-        told = None
-    if told != system_id(admin_key):
+        reported = None
+    if reported != system_id(admin_key):
         raise CannotRun(
             f"What answers at {url} is not the Bellhop whose admin key was found, so it is not sent the key:"
             " set BELLHOP_URL and BELLHOP_ADMIN_KEY to those of one system."
@@ -67,7 +67,7 @@ def check_system(url: str, admin_key: str) -> None:
 
 
 def _home(settings: UpSettings) -> Path:
-    """Return the folder of `bellhop up`: from another folder than the checkout, the checkout's."""
+    """Return the folder of `bellhop up`: in the current folder, or in the checkout."""
     default = UpSettings.model_fields["home"].default
     if settings.home == default and not settings.home.exists() and (CHECKOUT / default).exists():
         return CHECKOUT / settings.home
@@ -75,7 +75,7 @@ def _home(settings: UpSettings) -> Path:
 
 
 def _up_runs(home: Path) -> bool:
-    """Say whether `bellhop up` holds its lock."""
+    """Return whether `bellhop up` holds its lock."""
     try:
         with (home / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -87,7 +87,7 @@ def _up_runs(home: Path) -> bool:
 
 
 def _in_containers() -> Found | None:
-    """Ask Docker Compose, which knows the ports that it published, wherever they were set."""
+    """Return the system of Docker Compose, which reports the published ports; None if it does not run."""
     key = _compose("exec", "-T", "gateway", "cat", KEY_FILE)
     gateway = _compose("port", "front", "8000") if key else None
     if not key or not gateway:
@@ -97,12 +97,12 @@ def _in_containers() -> Found | None:
 
 
 def _url(published: str) -> str:
-    """Return the URL of `0.0.0.0:9100`, which is not an address to connect to everywhere."""
+    """Return the URL of a published address like `0.0.0.0:9100`, to which not every system can connect."""
     return f"http://{published.replace('0.0.0.0:', f'{LOOPBACK}:')}"
 
 
 def _compose(*arguments: str) -> str | None:
-    """Return what `docker compose …` prints, or None where it fails."""
+    """Return the output of `docker compose …`, or None if it fails."""
     docker = shutil.which("docker")
     if docker is None or not COMPOSE_FILE.exists():
         return None

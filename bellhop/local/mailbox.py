@@ -1,7 +1,7 @@
-"""The development mailbox: takes every mail by SMTP, delivers none, and shows them on a page.
+"""The development mailbox: accepts every mail by SMTP, delivers none, and shows them on a page.
 
-Its HTTP side speaks the part of Mailpit's API (https://mailpit.axllent.org/docs/api-v1/) that reads and empties a
-mailbox, so that whatever works with the one works with the other. Mails live in memory, the last 20,000 of them.
+Its HTTP API is the part of Mailpit's (https://mailpit.axllent.org/docs/api-v1/) that reads and empties a mailbox, so
+clients work with both. The last 20,000 mails are kept in memory.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ MAX_PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """One mail as it came; parsed only when somebody looks."""
+    """One mail as it was received; parsed only when it is read."""
 
     id: str
     at: datetime
@@ -50,15 +50,15 @@ class Mail:
     content: bytes = field(repr=False)
 
     def parse(self) -> EmailMessage:
-        """Return the mail as the standard library understands it; it never refuses one."""
+        """Return the mail as parsed by the standard library, which does not refuse invalid mails."""
         return message_from_bytes(self.content, policy=default)
 
 
 class Mailbox:
-    """The last mails, oldest thrown out first; `received` counts all that ever came."""
+    """The last mails; the oldest are dropped first. `received` counts all mails."""
 
     def __init__(self, max_mails: int = MAX_MAILS, max_bytes: int = MAX_BYTES) -> None:
-        """Both limits hold."""
+        """Both limits apply."""
         self.received = 0
         self._mails: OrderedDict[str, Mail] = OrderedDict()
         self._bytes = 0
@@ -66,7 +66,7 @@ class Mailbox:
         self._max_bytes = max_bytes
 
     def __len__(self) -> int:
-        """Return how many mails are kept."""
+        """Return the number of kept mails."""
         return len(self._mails)
 
     def add(self, sender: str, recipients: list[str], content: bytes) -> None:
@@ -89,13 +89,13 @@ class Mailbox:
         return [self._mails[mail_id] for mail_id in ids]
 
     def clear(self) -> None:
-        """Throw all mails away; `received` goes on counting."""
+        """Delete all mails; `received` is not reset."""
         self._mails.clear()
         self._bytes = 0
 
 
 class _Handler:
-    """What aiosmtpd calls."""
+    """Handler of aiosmtpd."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -106,7 +106,7 @@ class _Handler:
 
 
 async def serve(smtp_port: int, http_port: int) -> None:
-    """Serve both sides on the loopback address until SIGTERM or SIGINT."""
+    """Serve SMTP and HTTP on the loopback address until SIGTERM or SIGINT."""
     mailbox = Mailbox()
     handler = _Handler(mailbox)
     loop = asyncio.get_running_loop()
@@ -124,7 +124,7 @@ async def serve(smtp_port: int, http_port: int) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to us: uvicorn would raise them again once it is done, and we would end as if killed."""
+    """Does not handle signals: uvicorn would raise them again after its shutdown, so the exit status would be wrong."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -138,7 +138,7 @@ def run(smtp_port: int, http_port: int) -> None:
 
 
 class _Json(JSONResponse):
-    """JSON of whatever mails hold: what UTF-8 cannot hold is replaced, so that no mail makes a whole list fail."""
+    """JSON in which text that is not valid UTF-8 is replaced, so that no mail makes a whole list fail."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
@@ -163,7 +163,7 @@ def create_app(mailbox: Mailbox) -> Starlette:
                 "start": start,
                 "tags": [],
                 "messages": page,
-                "received": mailbox.received,  # not Mailpit's: what was thrown out counts here too
+                "received": mailbox.received,  # not in Mailpit's API: counts dropped mails, too
             }
         )
 
@@ -180,7 +180,7 @@ def create_app(mailbox: Mailbox) -> Starlette:
         return PlainTextResponse(mail.content, headers=_SAFE)
 
     async def delete_mails(request: Request) -> Response:
-        # Mailpit's call can also delete by id. Who asks for that must not lose everything instead.
+        # Mailpit's call can also delete by id. Refuse that: it must not delete all mails.
         if await request.body() not in (b"", b"{}"):
             return PlainTextResponse("this mailbox can only be emptied as a whole: send no body", 400)
         mailbox.clear()
@@ -209,7 +209,7 @@ def create_app(mailbox: Mailbox) -> Starlette:
             Route("/api/v1/message/{id}/raw", show_source),
             Route("/livez", live),
         ],
-        # Other pages in the same browser could otherwise read the mails by pointing a name of theirs at 127.0.0.1.
+        # Prevents DNS rebinding: another page could read the mails through a name that resolves to 127.0.0.1.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "*.localhost"])],
     )
 
@@ -288,12 +288,12 @@ def _body(message: EmailMessage, kind: str) -> str:
         return ""
     try:
         return str(part.get_content())
-    except (LookupError, ValueError):  # a charset that nobody knows
+    except (LookupError, ValueError):  # an unknown charset
         payload = part.get_payload(decode=True)
         return payload.decode("utf-8", "replace") if isinstance(payload, bytes) else ""
 
 
-# Nothing of a mail runs, and nothing is fetched to show it; its links open in a window of their own.
+# No script of a mail runs, and no resource is fetched; links open in a new window.
 _SAFE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-src 'self';"
     " base-uri 'none'; form-action 'none'",

@@ -1,8 +1,8 @@
 """A private RabbitMQ node of the `rabbitmq-server` that is installed on this machine.
 
-Private means: its own name, ports, cookie, configuration and data in one folder, listening on the loopback address
-alone, without the user `guest`, with an epmd of its own; and nothing is left running when it is stopped or when we
-die. Nothing of a system-wide RabbitMQ is read or touched.
+Private means: it has its own name, ports, cookie, configuration and data in one folder, listens only on the loopback
+address, has no user `guest` and its own epmd. No process is left running when it is stopped or when this process ends.
+A system-wide RabbitMQ is neither read nor changed.
 """
 
 import base64
@@ -30,7 +30,7 @@ DEBIAN_SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """What Debian's wrapper in /usr/sbin calls; the wrapper itself wants to be root or the user rabbitmq."""
 
 MOST_READ_CHARACTERS = 300_000
-"""Of each log, from its end: the reason stands hundreds of lines before the last one."""
+"""Bytes that are read from the end of each log: the reason is hundreds of lines before the last one."""
 
 # Name and host of the Erlang node. `localhost` always resolves; the name of a container often does not.
 NODE_NAME = "bellhop@localhost"
@@ -41,7 +41,7 @@ VM_ARGUMENTS = "+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_in
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the node listens, always on the loopback address."""
+    """Ports of the node, on the loopback address."""
 
     amqp: int
     management: int
@@ -51,7 +51,7 @@ class Ports:
 
 
 def find_server() -> Path | None:
-    """Return the script that starts RabbitMQ, or None where it is not installed."""
+    """Return the script that starts RabbitMQ, or None if it is not installed."""
     if DEBIAN_SCRIPT.exists():
         return DEBIAN_SCRIPT
     found = shutil.which("rabbitmq-server")
@@ -62,7 +62,7 @@ class Node:
     """One node in one folder. `launch` it, `wait_ready`, `stop` it."""
 
     def __init__(self, folder: Path, ports: Ports, passwords: dict[str, str]) -> None:
-        """`passwords`: of the users in `topology.RIGHTS` and of `deploy`. Nothing is touched before `launch`."""
+        """`passwords`: those of the users in `topology.RIGHTS` and of `deploy`. No file is changed before `launch`."""
         self.folder = folder.absolute()
         self.ports = ports
         self._passwords = passwords
@@ -81,7 +81,7 @@ class Node:
 
     @property
     def management_url(self) -> str:
-        """The base of the management API with the credentials of `deploy`: never print it."""
+        """URL of the management API with the credentials of `deploy`: never print it."""
         return self.management_url_of("deploy")
 
     def management_url_of(self, user: str) -> str:
@@ -93,9 +93,12 @@ class Node:
         return f"amqp://{user}:{self._passwords[user]}@{LOOPBACK}:{self.ports.amqp}/{VHOST}"
 
     def launch(self) -> None:
-        """Start the processes and return at once; a node that an earlier, killed run left is ended first.
+        """Start the processes and return immediately; a node that a killed run left is ended first.
 
-        Call it from the main thread, see `processes.dies_with_us`. Raises `CannotRun` without RabbitMQ.
+        Call it from the main thread, see `processes.ends_with_us`.
+
+        Raises:
+            CannotRun: RabbitMQ is not installed.
         """
         server = find_server()
         if server is None:
@@ -103,15 +106,15 @@ class Node:
                 "RabbitMQ is not installed: run 'apt-get install rabbitmq-server' as root,"
                 " or set BELLHOP_AMQP_URL to a broker that runs elsewhere."
             )
-        # Those of a run that was killed were told to stop, but take their time.
+        # The processes of a killed run have received a signal, but need time to stop.
         processes.end_leftovers("RABBITMQ_MNESIA_BASE", f"{self.folder}/data", timeout=30)
         self._stopped.clear()
         self._write_files()
         environment = self._environment()
-        if self.log.exists():  # what an earlier start said is no reason of this one
+        if self.log.exists():  # so that the log has only this start
             self.log.replace(self.log.with_name("node.previous.log"))
         with self._console.open("wb") as console:
-            # Started by us, in the foreground, so that it is ours to end; the node would start one that stays for ever.
+            # Started here, in the foreground, so that it can be ended: one that the node starts would keep running.
             self._epmd = subprocess.Popen(  # noqa: S603
                 [_epmd(), "-address", LOOPBACK, "-port", str(self.ports.epmd)],
                 env=environment,
@@ -119,9 +122,9 @@ class Node:
                 stdout=console,
                 stderr=console,
                 start_new_session=True,
-                preexec_fn=processes.dies_with_us(),
+                preexec_fn=processes.ends_with_us(),
             )
-            _wait_for_port(self.ports.epmd)  # else the node would not see it and start its own all the same
+            _wait_for_port(self.ports.epmd)  # otherwise the node would start its own
             self._server = subprocess.Popen(  # noqa: S603
                 [str(server)],
                 env=environment,
@@ -130,17 +133,18 @@ class Node:
                 stdout=console,
                 stderr=console,
                 start_new_session=True,
-                preexec_fn=processes.dies_with_us(),
+                preexec_fn=processes.ends_with_us(),
             )
 
     def wait_ready(self, timeout: float = 90) -> None:
-        """Return when both AMQP and the management API answer. It blocks; `stop` in another thread ends it.
+        """Return when both AMQP and the management API answer. Blocks; `stop` in another thread ends it.
 
-        Raises `CannotRun` with the node's reason when it ends instead, or when `timeout` seconds are over.
+        Raises:
+            CannotRun: the node ended, or did not answer within `timeout` seconds; the text has the node's reason.
         """
         deadline = time.monotonic() + timeout
         while not (speaks_amqp(self.ports.amqp) and self._management_answers()):
-            if self.died or self._epmd_died:
+            if self.has_ended or self._epmd_has_ended:
                 raise CannotRun(f"RabbitMQ did not start: {self.last_words()}")
             if time.monotonic() > deadline:
                 raise CannotRun(f"RabbitMQ did not answer within {timeout:.0f} seconds: {self.last_words()}")
@@ -148,35 +152,35 @@ class Node:
                 raise CannotRun("RabbitMQ was stopped while it started.")
 
     @property
-    def died(self) -> bool:
-        """Say whether the node was launched and is not running any more."""
+    def has_ended(self) -> bool:
+        """Return whether the node was launched and has ended."""
         return self._server is not None and self._server.poll() is not None
 
     @property
-    def _epmd_died(self) -> bool:
+    def _epmd_has_ended(self) -> bool:
         return self._epmd is not None and self._epmd.poll() is not None
 
     def last_words(self) -> str:
-        """Return why the node ended or does not answer, as one sentence, and where to read the rest."""
+        """Return why the node ended or does not answer, as one sentence, with the names of its logs."""
         files = [self._console, self.log]
         said = "\n".join(_end_of(file) for file in files)
         ports = asdict(self.ports)
-        if self._epmd_died:  # without a word
+        if self._epmd_has_ended:  # it logs no reason
             words = node_log.taken(self.ports.epmd, ports)
         else:
-            words = node_log.reason(said, self.folder, ports) or "it does not say why."
-        return f"{words} (All that it said: {' and '.join(str(file) for file in files if file.exists())})"
+            words = node_log.reason(said, self.folder, ports) or "its logs contain no known reason."
+        return f"{words} (Its logs: {' and '.join(str(file) for file in files if file.exists())})"
 
     def stop(self, timeout: float = 30) -> None:
-        """End the node in order, or by force after `timeout` seconds; then its epmd. Nothing is left running."""
+        """Stop the node, by force after `timeout` seconds, and then its epmd. Idempotent."""
         self._stopped.set()
-        for process, patience in ((self._server, timeout), (self._epmd, 5)):
+        for process, limit in ((self._server, timeout), (self._epmd, 5)):
             if process is not None:
-                processes.stop(process, patience)
+                processes.stop(process, limit)
         self._server = self._epmd = None
 
     def kill(self) -> None:
-        """End everything at once; only for a node whose data nobody needs."""
+        """Kill all processes immediately; only for a node whose data is not needed."""
         self._stopped.set()
         for process in (self._server, self._epmd):
             if process is not None:
@@ -218,7 +222,7 @@ class Node:
         return {
             "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin",
             "LANG": "C.UTF-8",
-            "HOME": str(self.folder / "home"),  # where Erlang looks for the cookie
+            "HOME": str(self.folder / "home"),  # Erlang reads the cookie from there
             "ERL_EPMD_PORT": str(self.ports.epmd),
             "ERL_EPMD_ADDRESS": LOOPBACK,
             "RABBITMQ_NODENAME": NODE_NAME,
@@ -233,7 +237,7 @@ class Node:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(etc / "enabled_plugins"),
             "RABBITMQ_PID_FILE": str(self.folder / "node.pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": VM_ARGUMENTS,
-            # The start script then becomes the Erlang VM instead of waiting for it, so that our child is the VM itself.
+            # The start script then executes the Erlang VM instead of waiting for it, so that our child is the VM.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
@@ -249,12 +253,12 @@ class Node:
             return False
 
 
-# The loopback address is never behind a proxy, whatever HTTP_PROXY says.
+# Without the proxy of HTTP_PROXY, because the address is the loopback address.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def speaks_amqp(port: int, host: str = LOOPBACK) -> bool:
-    """Say whether an AMQP 0-9-1 server answers the protocol header with Connection.Start (specification, 4.2.2)."""
+    """Return whether an AMQP 0-9-1 server answers the protocol header with Connection.Start (specification, 4.2.2)."""
     try:
         with socket.create_connection((host, port), timeout=5) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
@@ -283,7 +287,7 @@ def _epmd() -> str:
 
 
 def _write_private(file: Path, text: str) -> None:
-    """Write a file that nobody else can read, not even for a moment."""
+    """Create a file with mode 600, so that no other user can read it at any time."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:
         stream.write(text)

@@ -1,4 +1,4 @@
-"""Why a private RabbitMQ node did not start, as one sentence. Its logs say it in hundreds of lines of Erlang terms."""
+"""Find in the logs of a private RabbitMQ node why it did not start, and return it as one sentence."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ NAMES = {
     "distribution": "Erlang distribution",
     "epmd": "epmd",
 }
-"""What each port of a node is for; `BELLHOP_NODE_<name>_PORT` moves it."""
+"""Purpose of each port of a node; `BELLHOP_NODE_<name>_PORT` sets the port."""
 
 
-def reason(said: str, folder: Path, ports: Mapping[str, int]) -> str | None:
-    """Return why the node of `folder` ended, from all that it `said`; None where it does not say.
+def reason(text: str, folder: Path, ports: Mapping[str, int]) -> str | None:
+    """Return why the node of `folder` ended, from the `text` of its logs; None if no known reason is found.
 
     `ports`: its ports, by the names of `NAMES`.
     """
-    text = _PREFIX.sub("", said)
+    text = _PREFIX.sub("", text)
     for pattern, explain in _KNOWN:
         if found := re.search(pattern, text):
             return explain(found, folder, ports)
@@ -44,7 +44,7 @@ def _epmd(_found: re.Match[str], _folder: Path, ports: Mapping[str, int]) -> str
 
 
 def taken(port: int, ports: Mapping[str, int]) -> str:
-    """Return the sentence for a port of the node that another program has."""
+    """Return the sentence for a port of the node that another program uses."""
     name = next((name for name, number in ports.items() if number == port), None)
     what = f" for its {NAMES[name]}" if name else ""
     move = f"set BELLHOP_NODE_{name.upper()}_PORT to another port" if name else "move that one"
@@ -84,7 +84,7 @@ _KNOWN: tuple[tuple[str, Callable[[re.Match[str], Path, Mapping[str, int]], str]
 
 
 def _own_words(text: str) -> str | None:
-    """Return what stands below BOOT FAILED, on one line."""
+    """Return the text after BOOT FAILED, on one line."""
     _, found, after = text.partition("BOOT FAILED")
     lines = [line.strip() for line in after.splitlines() if line.strip().strip("=")]
     lines = [line for line in lines if line not in ("BOOT FAILED", "Exception during startup:")]

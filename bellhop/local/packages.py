@@ -1,4 +1,4 @@
-"""RabbitMQ from the system's package manager, for a machine that lacks it."""
+"""Install RabbitMQ with the system's package manager."""
 
 import os
 import subprocess
@@ -13,10 +13,10 @@ BY_HAND = "run 'apt-get install rabbitmq-server' as root, or set BELLHOP_AMQP_UR
 
 
 def ensure_rabbitmq() -> None:
-    """Install `rabbitmq-server` where it is missing: at once as root, after a question at a terminal.
+    """Install `rabbitmq-server` if it is missing: without a question as root, otherwise after a question at a terminal.
 
     Raises:
-        CannotRun: it is missing and could not, or may not, be installed.
+        CannotRun: it is missing, and was not installed.
     """
     if find_server() is not None:
         return

@@ -1,4 +1,4 @@
-"""TCP ports on this machine: find a free one, and tell who holds a taken one."""
+"""TCP ports on this machine: find free ones, and the program that uses a port."""
 
 import socket
 from contextlib import ExitStack, suppress
@@ -11,7 +11,7 @@ _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that nobody listened on a moment ago."""
+    """Return `count` different ports on which no program listens; another program may take one afterwards."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -20,9 +20,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def check_free(port: int, what: str, variable: str) -> None:
-    """Raise `CannotRun` when `port` is taken: the sentence names the holder and the `variable` to change."""
+    """Check that `port` is free; `what` and `variable` are its purpose and its setting, for the error.
+
+    Raises:
+        CannotRun: it is taken; the text names the program that uses it.
+    """
     with socket.socket() as probe:
-        # As every server does, so that a port whose last connections are in TIME_WAIT counts as free.
+        # As servers do: a port with connections in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -40,12 +44,12 @@ def check_free(port: int, what: str, variable: str) -> None:
 
 
 def holder_of(port: int) -> str | None:
-    """Return "program (process id)" of who listens on `port`; None where Linux does not tell us."""
+    """Return "program (process id)" of the process that listens on `port`; None if it is not known."""
     inodes = _listening_inodes(port)
     if not inodes:
         return None
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it is gone, or somebody else's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if any(_target(link) in inodes for link in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (process {process.name})"
     return None
@@ -55,7 +59,7 @@ def _target(link: Path) -> str:
     try:
         return str(link.readlink())
     except OSError:
-        return ""  # closed by now
+        return ""  # closed in the meantime
 
 
 def _listening_inodes(port: int) -> set[str]:

@@ -1,4 +1,4 @@
-"""Child processes that never outlive us."""
+"""Child processes that end when this process ends."""
 
 import contextlib
 import ctypes
@@ -14,8 +14,8 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def dies_with_us(first: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
-    """Return a `preexec_fn`: the child gets the signal `first` when the process that starts it dies, however it dies.
+def ends_with_us(first: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """Return a `preexec_fn`: the child receives the signal `first` when its parent process ends, also when killed.
 
     Linux only (prctl(2), PR_SET_PDEATHSIG); elsewhere it does nothing. The kernel watches the *thread* that starts
     the child, so start children from the main thread.
@@ -26,14 +26,14 @@ def dies_with_us(first: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
         if _LIBC is None:
             return
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(first), 0, 0, 0)
-        if os.getppid() != parent:  # we died in between: nobody would ever send the signal
+        if os.getppid() != parent:  # the parent ended in between, so the kernel will not send the signal
             os._exit(1)
 
     return preexec
 
 
 def stop(process: subprocess.Popen[bytes], timeout: float) -> None:
-    """End a child that leads its own process group: SIGTERM, after `timeout` seconds SIGKILL for all of the group."""
+    """End a child that leads its own process group: SIGTERM, after `timeout` seconds SIGKILL for the whole group."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -42,14 +42,14 @@ def stop(process: subprocess.Popen[bytes], timeout: float) -> None:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End whatever is left of the child's process group at once, and reap the child."""
+    """Kill the rest of the child's process group, and reap the child."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def is_running(pid: int, mark: str) -> bool:
-    """Say whether process `pid` runs and has `mark` in its command line or environment: ids are used again."""
+    """Return whether process `pid` runs and has `mark` in its command line or environment: ids are reused."""
     process = Path("/proc") / str(pid)
     try:
         return mark.encode() in (process / "cmdline").read_bytes() + b"\0" + (process / "environ").read_bytes()
@@ -58,9 +58,9 @@ def is_running(pid: int, mark: str) -> bool:
 
 
 def end_leftovers(variable: str, value: str, timeout: float) -> int:
-    """End the processes that were started with `variable=value` in their environment; return how many there were.
+    """End the processes that were started with `variable=value` in their environment; return their number.
 
-    They get SIGTERM, and SIGKILL after `timeout` seconds. Where there is no /proc, none is found.
+    They receive SIGTERM, and SIGKILL after `timeout` seconds. On systems without /proc, none is found.
     """
     mark = f"{variable}={value}\0"
     found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if is_running(int(path.name), mark)]

@@ -1,4 +1,4 @@
-"""Keep programs running in the foreground: start them, show what they say, start them again, stop them in order."""
+"""Supervise programs in the foreground: start them, show their output, restart them, and stop them in order."""
 
 import asyncio
 import contextlib
@@ -13,55 +13,55 @@ from bellhop.local import processes
 
 COLOURS = ("36", "33", "35", "32", "34", "31")
 LONGEST_LINE = 1 << 20
-PATIENCE = 20.0
-"""Seconds between SIGTERM and SIGKILL: more than services take for their work in hand."""
-LONGEST_PAUSE = 5.0
-STEADY = 60.0
-"""Who ran so many seconds starts again with the shortest pause."""
+STOP_SECONDS = 20.0
+"""Seconds between SIGTERM and SIGKILL: more than the services' `shutdown_seconds`."""
+LONGEST_PAUSE_SECONDS = 5.0
+STEADY_SECONDS = 60.0
+"""A program that ran this long restarts after the shortest pause."""
 FALSE_STARTS = 3
-"""Who ended so often before all was up will not come up by itself."""
+"""A program that ended this often during the start-up ends the start-up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run."""
+    """A program to run."""
 
     name: str
     command: list[str]
     environment: dict[str, str] = field(repr=False)
     ready_url: str
-    """Answers 200 once the program can work."""
+    """URL that answers 200 when the program is ready."""
 
 
 class Output:
-    """Lines on our standard output, each with the name of who says it."""
+    """Lines on standard output, each with the name of its program."""
 
     def __init__(self, names: list[str]) -> None:
-        """`names`: of all who will speak, for the width and the colours."""
+        """`names`: all programs, for the width and the colours."""
         self._width = max(map(len, names), default=0)
         coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         self._colours = dict(zip(names, (COLOURS * len(names)) if coloured else (), strict=False))
 
     def line(self, name: str, text: str) -> None:
-        """Write one line; a reader who went away is no reason to fail."""
+        """Write one line; if the reader of standard output has closed it, lines are dropped."""
         label = f"{name:<{self._width}} |"
         if colour := self._colours.get(name):
             label = f"\x1b[{colour}m{label}\x1b[0m"
         try:
             print(label, text, flush=True)
         except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # for the rest of our life
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # until this process ends
 
 
 class Supervisor:
-    """Runs programs. One that ends is started again after a pause, which grows from 1 to 5 seconds."""
+    """Runs programs. One that ends is restarted after a pause, which grows from 1 to 5 seconds."""
 
     def __init__(self, output: Output) -> None:
         """Nothing runs yet."""
         self.all_up = False
-        """Set it when start-up is over: until then a program that ends three times ends everything."""
+        """Set it when all programs are ready: until then a program that ends three times ends the start-up."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Gets the `CannotRun` of a program that will not come up."""
+        """Receives the `CannotRun` of a program that does not start."""
         self._output = output
         self._keepers: list[asyncio.Task[None]] = []
         self._running: dict[str, asyncio.subprocess.Process] = {}
@@ -73,29 +73,29 @@ class Supervisor:
         self._keepers.append(asyncio.create_task(self._keep(program, process), name=f"keep {program.name}"))
 
     async def stop(self) -> None:
-        """Tell all programs to stop, wait, and end by force who does not."""
+        """Send SIGTERM to all programs, wait `STOP_SECONDS`, and kill those that have not ended. Idempotent."""
         self._stopping.set()
         self._signal(signal.SIGTERM)
         if self._keepers:
-            _, slow = await asyncio.wait(self._keepers, timeout=PATIENCE)
+            _, slow = await asyncio.wait(self._keepers, timeout=STOP_SECONDS)
             if slow:
                 names = " and ".join(sorted(self._running))
                 self._output.line(
-                    "bellhop", f"{names} did not stop within {PATIENCE:.0f} seconds and is ended by force"
+                    "bellhop", f"{names} did not stop within {STOP_SECONDS:.0f} seconds and is ended by force"
                 )
                 self.kill()
                 await asyncio.wait(slow, timeout=5)
         self._keepers.clear()
 
     def kill(self) -> None:
-        """End everything at once."""
+        """Kill all programs immediately."""
         self._stopping.set()
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._running.values():
             try:
-                os.killpg(process.pid, number)  # each leads a group of its own
+                os.killpg(process.pid, number)  # each leads its own process group
             except ProcessLookupError:
                 continue
 
@@ -107,8 +107,8 @@ class Supervisor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=LONGEST_LINE,
-            start_new_session=True,  # so that the terminal's Ctrl-C reaches us alone, and we stop them in order
-            preexec_fn=processes.dies_with_us(),
+            start_new_session=True,  # so that Ctrl-C reaches only this process, which stops them in order
+            preexec_fn=processes.ends_with_us(),
         )
         self._running[program.name] = process
         return process
@@ -127,14 +127,14 @@ class Supervisor:
             if false_starts >= FALSE_STARTS:
                 if not self.failed.done():
                     self.failed.set_exception(
-                        CannotRun(f"{program.name} does not come up: it {_ending(code)}. See its lines above.")
+                        CannotRun(f"{program.name} does not start: it {_ending(code)}. See its lines above.")
                     )
                 return
-            if time.monotonic() - started > STEADY:
+            if time.monotonic() - started > STEADY_SECONDS:
                 pause = 1.0
             self._output.line("bellhop", f"{program.name} {_ending(code)}; it is started again in {pause:.0f} s")
             await self._pause(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             if self._stopping.is_set():
                 return
             process = await self._spawn(program)
@@ -149,7 +149,7 @@ class Supervisor:
             try:
                 line = await process.stdout.readline()
             except ValueError:
-                continue  # longer than anybody reads; asyncio has thrown that part away
+                continue  # a line beyond asyncio's limit; that part is dropped
             if not line:
                 return
             self._output.line(name, line.decode(errors="replace").rstrip())

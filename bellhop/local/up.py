@@ -188,7 +188,7 @@ class _Run:
         """Stay; a private node that ends is started again."""
         while True:
             await asyncio.sleep(1)
-            if self._private and self._node.died:
+            if self._private and self._node.has_ended:
                 self._output.line("rabbitmq", f"the node ended: {self._node.last_words()}")
                 self._node.kill()
                 await self._start_node()

@@ -1,4 +1,4 @@
-"""Who may read what: from the token of a request to the channels of a stream."""
+"""Authorization of readers: from the token of a request to the channels of a stream."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,22 +16,22 @@ from bellhop.web.tokens import Claims
 
 AUDIENCE = "stream"
 QUERY = ("token", "channels", "last_event_id")
-"""The query parameters that a stream and a socket take."""
+"""The query parameters of a stream and of a socket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a client said about itself, wherever it said it."""
+    """Parameters of a reader's request, from its query, its headers or its first message."""
 
     token: str | None
     last_event_id: str | None
     channels: tuple[str, ...] | None
-    """None: all that the token names."""
+    """None: all channels of the token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What it is given."""
+    """What a reader may read, and until when."""
 
     subject: str
     channels: tuple[str, ...]
@@ -40,9 +40,10 @@ class Grant:
 
 
 def read_request(query_string: bytes, headers: Mapping[str, str], last_event_id: str | None = None) -> Asked:
-    """Read a request's query and headers; a header wins, because a browser's address keeps its first query for ever.
+    """Return the parameters in a request's query and headers.
 
-    `last_event_id`: where the client said it elsewhere.
+    A header takes precedence: a browser that reconnects repeats the query of its first request.
+    `last_event_id`: an id that the client gave elsewhere.
     """
     query = dict(_pairs(query_string))
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
@@ -56,7 +57,11 @@ def read_request(query_string: bytes, headers: Mapping[str, str], last_event_id:
 
 
 def check_query(query_string: bytes) -> None:
-    """Raise Problem 422 for a parameter that is not known, or given more than once."""
+    """Check the names of the query parameters.
+
+    Raises:
+        Problem: 422 for a parameter that is unknown, or given more than once.
+    """
     if wrong := unknown_parameters([name for name, _ in _pairs(query_string)], QUERY):
         raise invalid(wrong)
 
@@ -66,15 +71,15 @@ def _pairs(query_string: bytes) -> list[tuple[str, str]]:
 
 
 def split_channels(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names without blanks and copies."""
+    """Return the names without surrounding blanks and without duplicates."""
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 @contextmanager
 def counting_refusals(limiter: Limiter, scope: Scope) -> Iterator[None]:
-    """Count a request that is refused here against its address. All others are counted by the subject of their token.
+    """Rate-limit refused requests by address. Accepted requests are limited by the subject of their token.
 
-    The token is looked at first, which is cheap: one person must not lock out all others behind the same address.
+    The token is checked first, which is cheap, so that one client cannot block others behind the same address.
 
     Raises:
         Problem: the refusal, or 429 for an address with too many of them.
@@ -87,7 +92,11 @@ def counting_refusals(limiter: Limiter, scope: Scope) -> Iterator[None]:
 
 
 def read_token(token: str | None, key: str) -> Claims:
-    """Return what a stream token says; raise Problem 401 for one that is missing, wrong or expired."""
+    """Return the claims of a stream token.
+
+    Raises:
+        Problem: 401 for a token that is missing, invalid or expired.
+    """
     if not token:
         raise Problem(
             401,
@@ -99,12 +108,12 @@ def read_token(token: str | None, key: str) -> Claims:
 
 
 def grant(claims: Claims, asked: Asked) -> Grant:
-    """Say what `asked` may read. Channels are compared as they are: there are no wildcards.
+    """Return what a reader with these claims may read. Channel names are compared exactly: there are no wildcards.
 
     Raises:
         Problem: 403 for a channel that the token does not name.
     """
-    # Interned: thousands of readers name the same channels.
+    # Interned: thousands of readers use the same channel names.
     allowed = tuple(dict.fromkeys(sys.intern(channel) for channel in claims.channels))
     channels = allowed if asked.channels is None else tuple(map(sys.intern, asked.channels))
     foreign = [channel for channel in channels if channel not in allowed]

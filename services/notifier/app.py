@@ -1,4 +1,4 @@
-"""The notifier: one copy of the stream in, many live readers out.
+"""The notifier: reads the stream once and forwards its events to many live readers.
 
 notifier.log (stream) -> Reader -> Hub (over Log) -> Stream   GET /v1/stream
                                                   -> Socket       /v1/ws
@@ -15,23 +15,23 @@ from services.notifier import routes
 from services.notifier.doors import with_streams
 from services.notifier.parts import Notifier, make_hub, open_notifier
 from services.notifier.settings import NotifierSettings
-from services.notifier.streams import Live
+from services.notifier.transports import ReaderContext
 
 LIMITS = Limits()
 
 
 async def ready(notifier: Notifier) -> dict[str, str]:
-    """Return the notifier's checks."""
+    """Return the notifier's own checks for /readyz."""
     return {"stream": notifier.reader.status}
 
 
 async def tick(notifier: Notifier) -> None:
-    """Ping quiet streams."""
+    """End expired streams and ping quiet ones."""
     await notifier.hub.tick()
 
 
 async def end_streams(notifier: Notifier) -> None:
-    """End all streams when the process is told to stop: uvicorn would wait for them."""
+    """End all streams when the process receives a stop signal: uvicorn would wait for them."""
     await notifier.base.stopping.wait()
     notifier.hub.drain("The notifier is being restarted. Connect again and resume from the last id.")
 
@@ -52,9 +52,9 @@ def build(settings: NotifierSettings) -> FastAPI:
     )  # fmt: skip
     app = service.create_app(settings)
     key = settings.token_key.get_secret_value()
-    live = Live(hub, app.state.limiter, key, settings.slow_reader_bytes, origins=tuple(settings.live_origins))
+    live = ReaderContext(hub, app.state.limiter, key, settings.slow_reader_bytes, origins=tuple(settings.live_origins))
     app.state.live = live
     app.openapi()["paths"]["/v1/stream"] = routes.STREAM_DOCUMENT
-    # Around everything else, because a stream must not go through it.
+    # Outermost, because streams must not pass through other middleware.
     app.middleware_stack = with_streams(app.build_middleware_stack(), live)
     return app

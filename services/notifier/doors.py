@@ -1,4 +1,4 @@
-"""The way in: streams and sockets pass around FastAPI, everything else through it."""
+"""ASGI routing: streams and sockets bypass FastAPI, all other requests pass through it."""
 
 from collections.abc import Awaitable
 
@@ -8,19 +8,19 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bellhop.web.problems import Problem, problem_response
-from services.notifier import streams
-from services.notifier.streams import Live
+from services.notifier import transports
 from services.notifier.subscribers import keep_transport
+from services.notifier.transports import ReaderContext
 
-# What does not go through FastAPI, and why: services/notifier/streams.py.
+# Why these bypass FastAPI: services/notifier/transports.py.
 STREAMS = {
-    ("http", "/v1/stream"): streams.sse,
-    ("websocket", "/v1/ws"): streams.websocket,
+    ("http", "/v1/stream"): transports.sse,
+    ("websocket", "/v1/ws"): transports.websocket,
 }
 
 
-def with_streams(fastapi: ASGIApp, live: Live) -> ASGIApp:
-    """Return an application that serves `STREAMS` from `live`, and all else by `fastapi`."""
+def with_streams(fastapi: ASGIApp, live: ReaderContext) -> ASGIApp:
+    """Return an application that serves `STREAMS` itself, and all other paths by `fastapi`."""
 
     def choose(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         serve = STREAMS.get((scope["type"], scope.get("path", "")))
@@ -35,7 +35,7 @@ class _Cors(CORSMiddleware):
     """Starlette's CORS, whose refusals are problem documents."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer what a browser asks before a request from another site's page."""
+        """Answer a CORS preflight request."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

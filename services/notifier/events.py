@@ -1,6 +1,6 @@
-"""From a delivery of the stream to what a browser is shown; done once per event and process.
+"""Convert deliveries of the stream to live events, once for each event and process.
 
-The table at the foot of this file says which event type is shown on which channels.
+`_show`, at the end of this file, defines which event types are shown on which channels.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from bellhop.contracts.outcomes import Outcome, State
 from bellhop.contracts.scores import LeaderboardChanged
 
 OVERHEAD = 600
-"""Bytes of memory that an event takes beyond its text."""
+"""Bytes of memory of an event in addition to its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One position of the stream. An event without channels is nobody's, but its position counts."""
+    """One position of the stream. An event without channels is not shown, but its position counts."""
 
     offset: int
     key: bytes
-    """Follows from the event's identity, and so is the same in every process and after every restart."""
+    """Derived from the event's identity, so it is the same in every process and after every restart."""
     type: str = ""
     channels: tuple[str, ...] = ()
     rest: bytes = b""
-    """The JSON text behind the channel's name, which alone differs between subscribers."""
+    """The JSON text after the channel's name; only that name differs between subscribers."""
 
     @property
     def id(self) -> str:
@@ -46,24 +46,24 @@ class Event:
         return len(self.rest) + OVERHEAD
 
     def json(self, channel: str) -> bytes:
-        """Return what a subscriber of `channel` is shown; other channels' names are nobody else's business."""
+        """Return the JSON for subscribers of `channel`; it does not name the event's other channels."""
         return b'{"channel":' + orjson.dumps(channel) + self.rest
 
 
 def read_event(delivery: Delivery, live_types: dict[str, str]) -> Event:
-    """Make the event of a delivery.
+    """Return the event of a delivery.
 
     Args:
         delivery: from the stream, so with an offset.
         live_types: event type -> template of its channel, from the settings.
 
     Raises:
-        ValueError: the message breaks its contract; the text says how.
+        ValueError: the message breaks its contract, or is too large to be shown.
     """
     envelope = delivery.envelope
     offset = offset_of(delivery)
     key = key_of(envelope)
-    # Not all of an outcome is shown: it is measured when the rest is left out.
+    # An outcome is shown in part: its size is checked after the other fields are removed.
     if SHOWN.get(envelope.type) is not _outcome:
         _check_size(len(delivery.body))
     channels, data = _show(envelope, delivery.body, live_types)
@@ -97,7 +97,7 @@ def offset_of(delivery: Delivery) -> int:
 def key_of(envelope: Envelope) -> bytes:
     """Return 16 bytes that identify the event.
 
-    The first four become part of the ids that clients resume from; they follow from source and id alone, as in earlier
+    The first four are part of the ids that clients resume from. They depend only on source and id, as in earlier
     versions, so that a client can resume at a replica of another version.
     """
     tag = blake2b(f"{envelope.source}\0{envelope.id}".encode(), digest_size=16).digest()[:4]
@@ -120,7 +120,7 @@ def _leaderboard(envelope: Envelope, body: bytes) -> Shown:
 
 def _outcome(envelope: Envelope, body: bytes) -> Shown:
     outcome = Outcome.read(body)
-    # The document is what the ledger needs to send a mail again, its whole text included; nobody watches that.
+    # The document, with the whole text of the mail, is for the ledger, and is not shown.
     data = orjson.loads(body) if outcome.document is None else outcome.model_dump(mode="json", exclude={"document"})
     _check_size(len(orjson.dumps(data)))
     return [f"tasks:{outcome.owner}"] if outcome.owner else [], data
@@ -137,7 +137,7 @@ _OF_CLIENTS: dict[str, Callable[[Envelope, bytes], Shown]] = {"notification.rais
 def _show(envelope: Envelope, body: bytes, live_types: dict[str, str]) -> Shown:
     if envelope.owner is None:
         return _shown(envelope, body, live_types, SHOWN)
-    # It comes from a client, which can neither report what only we know, nor publish on a channel of ours.
+    # Published by a client, which may use neither our event types nor our channels.
     channels, data = _shown(envelope, body, live_types, _OF_CLIENTS)
     return [channel for channel in channels if not channel.startswith(OUR_CHANNELS)], data
 

@@ -4,18 +4,18 @@ An event has the same JSON everywhere:
 
     {"channel": …, "id": …, "type": …, "time": …, "event_id": …, "source": …, "subject": …, "data": …}
 
-Beside events there are the notifier's own messages, which have no channel: `{"type": …, "id": …, "data": {…}}`.
+The notifier's own messages have no channel: `{"type": …, "id": …, "data": {…}}`.
 
-    ready     you are live; `id` is where the log ends
-    gap       the events behind `data.after` are missing: fetch the present state anew; live from `id` on
-    expired   the token is over: get a new one, resume from the last id
-    evicted   you read too slowly: resume from the last id
-    busy      no place for you, or not ready yet, for the moment: connect again
+    ready     the stream is live; `id` is the end of the log
+    gap       the events after `data.after` are missing: fetch the current state again; live from `id` on
+    expired   the token has expired: get a new one, resume from the last id
+    evicted   the client reads too slowly: resume from the last id
+    busy      the process is full or not ready: connect again
     closing   this process stops: connect again, resume from the last id
-    ping      (WebSocket) nothing happened on your channels up to `id`
+    ping      (WebSocket) no event on your channels up to `id`
     problem   (WebSocket) why the socket is being closed, as in RFC 9457
 
-Whatever has an `id` is a place to resume from: keep the last one.
+A client can resume from any `id`: keep the last one.
 """
 
 import struct
@@ -30,7 +30,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Run:
-    """Consecutive events of one channel; each kind of bytes is made once, when the first subscriber needs it."""
+    """Consecutive events of one channel; each encoding is made once, when the first subscriber needs it."""
 
     def __init__(self, shown: list[tuple[Event, str]]) -> None:
         self.shown = shown
@@ -45,12 +45,12 @@ class Run:
 
     @cached_property
     def sse_chunk(self) -> bytes:
-        """The same as a chunk of the response."""
+        """The events as one HTTP chunk of Server-Sent Events."""
         return http_chunk(self.sse)
 
     @cached_property
     def websocket(self) -> bytes:
-        """One text frame each."""
+        """One text frame for each event."""
         return b"".join(websocket_text(event.json(channel)) for event, channel in self.shown)
 
 
@@ -63,16 +63,16 @@ def message(type: str, id: str | None = None, **data: Any) -> bytes:
 
 
 def sse_message(type: str, id: str | None = None, **data: Any) -> bytes:
-    """Return the same as a Server-Sent Event."""
+    """Return one of the notifier's own messages as a Server-Sent Event."""
     lines = b"id: %b\n" % id.encode() if id is not None else b""
     return lines + b"event: %b\ndata: %b\n\n" % (type.encode(), message(type, id, **data))
 
 
 def sse_ping(id: str) -> bytes:
-    """Return a comment that shows nothing, but moves on the id that a browser will resume from.
+    """Return a comment that dispatches no event, but advances the id that a browser will resume from.
 
-    An `id` without `data` is remembered and not dispatched; without it, somebody whose channels are quiet would
-    resume from an event that left the window long ago.
+    An `id` without `data` is stored and not dispatched. Without it, a reader of quiet channels would resume from an
+    event that is no longer in the window.
     """
     return b": ping\nid: %b\n\n" % id.encode()
 
@@ -83,7 +83,7 @@ def http_chunk(data: bytes) -> bytes:
 
 
 def websocket_text(payload: bytes) -> bytes:
-    """Return `payload` as one whole text frame of a server, which does not mask (RFC 6455, 5.2)."""
+    """Return `payload` as one unfragmented text frame of a server, unmasked (RFC 6455, 5.2)."""
     return _websocket_frame(0x1, payload)
 
 

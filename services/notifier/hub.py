@@ -1,7 +1,7 @@
-"""Who listens to which channel, and the one place where an event goes out to all of them.
+"""Subscribers by channel, and the forwarding of events to them.
 
-Everything here runs in one event loop, and `_flush`, `join` and `tick` never wait: that is what makes "known up to the
-end of the log" true for every subscriber at every moment in between.
+Everything here runs in one event loop, and `_flush`, `join` and `tick` never await. So between these calls every
+subscriber has received all its events up to the end of the log.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from services.notifier.log import PIECE, Log
 
 
 class Ping:
-    """One sign of life, made once for all who get it now."""
+    """A ping, encoded once for all subscribers that receive it now."""
 
     def __init__(self, id: str) -> None:
         self.sse_chunk = http_chunk(sse_ping(id))
@@ -27,7 +27,7 @@ class Ping:
 
 
 class Subscriber(Protocol):
-    """One reader: a stream, a socket or a poll. None of its methods waits."""
+    """One reader: a stream, a socket or a poll. Its methods do not block."""
 
     subject: str
     channels: tuple[str, ...]
@@ -35,16 +35,16 @@ class Subscriber(Protocol):
     """Unix time."""
 
     def show(self, run: Run) -> None:
-        """Pass on events."""
+        """Send events."""
 
     def ping(self, ping: Ping) -> None:
-        """Show that the connection lives, and where the log ends."""
+        """Send a ping with the end of the log."""
 
-    def tell_gap(self, after: str, id: str, detail: str) -> None:
-        """Say that the events behind `after` are missing, up to `id`; from there on it is live."""
+    def send_gap(self, after: str, id: str, detail: str) -> None:
+        """Send a gap: the events after `after` and up to `id` are missing; live from `id` on."""
 
     def finish(self, type: str, detail: str) -> None:
-        """Say why it ends (`expired`, `evicted` or `closing`), and end. What is called afterwards does nothing."""
+        """Send why it ends (`expired`, `evicted` or `closing`), and end. Later calls do nothing."""
 
 
 class Hub:
@@ -53,7 +53,7 @@ class Hub:
     def __init__(self, log: Log, *, max_subscribers: int, max_per_subject: int, ping_seconds: int) -> None:
         self.log = log
         self.ready = asyncio.Event()
-        """The log holds the newest part of the stream, so that ids can be judged."""
+        """Set when the log holds the newest part of the stream, so that ids can be resolved."""
         self.draining = False
         self.come_back = ComeBack()
         self._limits = (max_subscribers, max_per_subject)
@@ -67,10 +67,10 @@ class Hub:
         self._second = 0
 
     def admit(self, subscriber: Subscriber) -> None:
-        """Count `subscriber` in; `leave` must follow.
+        """Count `subscriber`; `leave` must follow.
 
         Raises:
-            Problem: 503 if this process is full or about to stop, 429 if its subject has too many already.
+            Problem: 503 if this process is full or stopping, 429 if the subject has too many streams.
         """
         most, most_per_subject = self._limits
         if self.draining:
@@ -86,12 +86,12 @@ class Hub:
         metrics.SUBSCRIBERS.inc()
 
     def join(self, subscriber: Subscriber) -> None:
-        """Show everything from now on to `subscriber`, who knows everything up to the end of the log."""
+        """Send all further events to `subscriber`, which has received all events up to the end of the log."""
         for channel in subscriber.channels:
             self._channels[channel].add(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
-        """Forget `subscriber`; nothing happens if it is not there."""
+        """Remove `subscriber`. Idempotent."""
         if self._subscribers.pop(subscriber, None) is None:
             return
         self.come_back.connected -= 1
@@ -107,25 +107,25 @@ class Hub:
                     del self._channels[channel]
 
     def expect(self, offset: int) -> None:
-        """Be ready as soon as the log reaches `offset`; -1: as soon as the stream is being read."""
+        """Set `ready` when the log reaches `offset`; -1: as soon as the stream is being read."""
         self._expected = offset
 
     def look(self) -> None:
-        """See whether the log is ready."""
+        """Set `ready` if the log has reached the expected offset."""
         if self._expected is not None and self.log.end >= self._expected and not self._waiting:
             self.ready.set()
 
     def publish(self, event: Event) -> None:
-        """Log `event` and show it to whom it is for, within this turn of the event loop.
+        """Append `event` to the log, and send it to its subscribers in this turn of the event loop.
 
-        Events that arrive together go out together: one write, and one packet, for each subscriber.
+        Events that arrive together are sent together: one write for each subscriber.
         """
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._flush)
         self._waiting.append(event)
 
     def restart(self, detail: str) -> None:
-        """The stream does not go on where the log ends: tell everybody, and resume nobody across it."""
+        """Clear the log, because the stream does not continue it; send a gap to all subscribers."""
         while self._waiting:
             self._flush()
         after = self.log.end_id
@@ -133,19 +133,19 @@ class Hub:
         for subscriber in list(self._subscribers):
             if self._joined(subscriber):
                 metrics.GAPS.inc()
-                subscriber.tell_gap(after, self.log.end_id, detail)
+                subscriber.send_gap(after, self.log.end_id, detail)
             else:
-                # In the middle of a replay, or of starting one: its offset means nothing any more.
+                # During a replay, or the start of one: its offset is invalid.
                 subscriber.finish("closing", detail)
 
     def drain(self, detail: str) -> None:
-        """End all streams and take no more."""
+        """End all streams and refuse new ones. Idempotent."""
         self.draining = True
         for subscriber in list(self._subscribers):
             subscriber.finish("closing", detail)
 
     async def tick(self) -> None:
-        """End what has expired and ping every `ping_seconds`-th part. Call it every second."""
+        """End expired streams, and ping one `ping_seconds`-th of the others. Call it every second."""
         self._second += 1
         self.come_back.forget_some()
         now = time.time()
@@ -155,7 +155,7 @@ class Hub:
             return
         ping = Ping(self.log.end_id)
         for subscriber, serial in list(self._subscribers.items()):
-            # Only those who joined know everything up to that id.
+            # Only joined subscribers have received all events up to that id.
             if (serial + self._second) % self._ping_seconds == 0 and self._joined(subscriber):
                 subscriber.ping(ping)
 
@@ -173,7 +173,7 @@ class Hub:
         metrics.LOG_END.set(self.log.end)
 
     def _take(self) -> list[Event]:
-        """Log what waits and return what is to be shown: so much that it fits every buffer, the rest next turn."""
+        """Append waiting events to the log, and return those to send now: as many as fit into a reader's buffer."""
         shown = []
         size = taken = 0
         for event in self._waiting:
@@ -197,7 +197,7 @@ class Hub:
             if not readers:
                 continue
             run = Run([(event, channel) for event in events])
-            # Whoever reads several of an event's channels is shown it once.
+            # A subscriber of several of an event's channels receives it once.
             targets = readers - reached if reached else readers
             for subscriber in targets:
                 subscriber.show(run)

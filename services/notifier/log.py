@@ -11,7 +11,7 @@ from services.notifier.events import Event
 START = "none:-1"
 """The id of the end of an empty stream."""
 PIECE = 256 * 1024
-"""Bytes that are replayed at once; a slow reader is waited for in between."""
+"""Bytes of one piece of a replay; the next piece waits for a slow reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,11 @@ class Piece:
     """Part of a replay."""
 
     shown: list[tuple[Event, str]]
-    """Events, each with the channel that it is shown on."""
+    """Events, each with the channel on which it is shown."""
     end: int
-    """Offset up to which this reader now knows everything."""
+    """Offset up to which the reader has all events after this piece."""
     complete: bool
-    """The piece reaches the end of the log."""
+    """Whether the piece reaches the end of the log."""
 
 
 class Log:
@@ -60,9 +60,9 @@ class Log:
         return self._events[-1].id if len(self) else START
 
     def append(self, event: Event) -> bool:
-        """Add the newest event; say whether it is to be shown.
+        """Append the newest event; return whether it is to be shown.
 
-        A publisher that had no answer sends an event again: the copy takes its position, but is not shown.
+        A publisher without a confirm publishes an event again: the copy has a position, but is not shown.
         """
         if not len(self):
             self._lost = max(self._lost, event.offset - 1)
@@ -77,14 +77,14 @@ class Log:
         return not copy and bool(event.channels)
 
     def clear(self) -> None:
-        """Forget everything: what follows does not continue it."""
+        """Remove all events: the next event does not continue them."""
         self._lost = -1
         self._events, self._head, self.bytes = [], 0, 0
         self._arrivals.clear()
         self._keys.clear()
 
     def find(self, id: str) -> int | None:
-        """Return the offset that `id` names, or None if a reader cannot be resumed from it without a gap."""
+        """Return the offset of `id`, or None if a reader cannot resume from it without a gap."""
         if id == START:
             return -1 if self._lost == -1 else None
         tag, _, digits = id.partition(":")
@@ -96,12 +96,12 @@ class Log:
         return int(digits)
 
     def is_ahead(self, id: str) -> bool:
-        """Say whether `id` may name an event that is still on its way here."""
+        """Return whether `id` may name an event that this process has not read yet."""
         digits = id.partition(":")[2]
         return digits.isdecimal() and digits.isascii() and len(digits) <= 20 and int(digits) > self.end
 
     def read(self, offset: int, channels: Collection[str], limit: int = PIECE) -> Piece | None:
-        """Return what was shown on `channels` behind `offset`, at most about `limit` bytes; None: there is a gap."""
+        """Return the events on `channels` after `offset`, about `limit` bytes at most; None: there is a gap."""
         if offset < self._lost:
             return None
         wanted = frozenset(channels)

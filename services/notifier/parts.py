@@ -1,4 +1,4 @@
-"""What the notifier's loops and routes work with."""
+"""Parts that loops and routes of the notifier use."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from services.notifier.settings import NotifierSettings
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Everything that is open."""
+    """The open parts of the service."""
 
     base: Base[NotifierSettings]
     hub: Hub
@@ -21,7 +21,7 @@ class Notifier:
 
 
 def make_hub(settings: NotifierSettings) -> Hub:
-    """Return an empty hub; no event comes before a `Reader` is there."""
+    """Return an empty hub; a `Reader` publishes events to it."""
     return Hub(
         Log(events=settings.window_events, size=settings.window_bytes, seconds=settings.window_seconds),
         max_subscribers=settings.max_subscribers,
@@ -32,7 +32,7 @@ def make_hub(settings: NotifierSettings) -> Hub:
 
 @asynccontextmanager
 async def open_notifier(base: Base[NotifierSettings], hub: Hub) -> AsyncIterator[Notifier]:
-    """Put a reader of the stream in front of `hub`; nothing of it has to be closed."""
+    """Open the parts, with a reader that publishes to `hub`; none of them has to be closed."""
     settings = base.settings
     reader = Reader(
         hub,

@@ -1,4 +1,4 @@
-"""What FastAPI serves: the long poll, and a page for people."""
+"""Routes of FastAPI: the long poll, and a page that shows live events."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +12,11 @@ from bellhop.web.deadline import extend
 from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
 from bellhop.web.tokens import Claims
 from services.notifier.admission import Asked, counting_refusals, grant, read_request, read_token
-from services.notifier.streams import Live, poll
+from services.notifier.transports import ReaderContext, poll
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {
-    # The page's own files and nothing else; the token that somebody types in must not leave for another place.
+    # Only the page's own files: the token that a user types in must not be sent to another site.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -57,8 +57,12 @@ class StreamToken(Guard):
     scheme_name = "stream-token"
 
     async def identify(self, request: Request) -> Claims:
-        """Return what the token says; raise Problem 401 or 429."""
-        live: Live = request.app.state.live
+        """Return the claims of the token.
+
+        Raises:
+            Problem: 401 or 429.
+        """
+        live: ReaderContext = request.app.state.live
         with counting_refusals(live.limiter, request.scope):
             claims = read_token(_asked(request).token, live.token_key)
         live.limiter.count_subject(request.scope, claims.subject)
@@ -82,9 +86,9 @@ async def get_poll(
     """Return `{events, next, gap}`: what was shown on the channels of the token behind `after`.
 
     The stream token comes as `Authorization: Bearer …` or `?token=`; `?channels=a,b` narrows it. `gap` is null, or
-    `{after, detail}`: the events behind `after` are missing, the present state must be fetched anew.
+    `{after, detail}`: the events behind `after` are missing, fetch the current state again.
     """
-    live: Live = request.app.state.live
+    live: ReaderContext = request.app.state.live
     del token, channels, last_event_id  # read from the request, as for a stream
     asked = _asked(request, after)
     granted = grant(claims, asked)

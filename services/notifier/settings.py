@@ -10,7 +10,7 @@ from bellhop.settings import LiveSettings
 
 
 class NotifierSettings(LiveSettings):
-    """The settings of all services, and the notifier's own."""
+    """Settings of all services, and the notifier's own."""
 
     port: int = Field(PORTS["notifier"], ge=0, le=65535, description="port to listen on for HTTP")
 

@@ -1,8 +1,8 @@
-"""The three kinds of reader, as the hub sees them.
+"""The three kinds of subscribers of the hub.
 
-A stream and a socket write straight to the transport of their connection. ASGI's `send` cannot do what is needed: it
-tells nobody how much still waits for a slow reader, it cannot cut a connection off, and it costs a coroutine for each
-delivery. So a subscriber has no buffer and no task of its own; the transport's buffer is the one that is bounded.
+A stream and a socket write directly to the transport of their connection. ASGI's `send` does not report how many bytes
+are unsent, cannot abort a connection, and costs a coroutine for each delivery. So a subscriber has no buffer and no
+task of its own; the transport's buffer is bounded instead.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from services.notifier.frames import (
 from services.notifier.hub import Ping
 
 LINGER_SECONDS = 10.0
-"""So long may the last words take to reach a reader."""
+"""Limit of sending the last message; then the connection is aborted."""
 DEAD_SECONDS = 60
-"""A reader whose machine acknowledges nothing for so long is gone."""
+"""A connection is lost when the reader's machine has acknowledged nothing for this long."""
 
-# Why a socket is closed; 3000, 3003 and 3008 are IANA's for 401, 403 and a time-out, 1012 and 1013 say "come again".
+# Close codes: 3000, 3003 and 3008 are IANA's for 401, 403 and a timeout; after 1012 and 1013 a client reconnects.
 CLOSE_CODES = {"expired": 3000, "evicted": 3008, "closing": 1012, "busy": 1013}
 
 _TRANSPORT = "bellhop.transport"
 
 
 def keep_transport(app: ASGIApp) -> ASGIApp:
-    """Note down the transport of each connection in its scope, before anything wraps uvicorn's `send`."""
+    """Store the transport of each connection in its scope, before middleware wraps uvicorn's `send`."""
 
-    # No coroutine of its own: it would live as long as the stream.
+    # Not a coroutine, which would exist as long as the stream.
     def keep(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope[_TRANSPORT] = getattr(getattr(send, "__self__", None), "transport", None)
         return app(scope, receive, send)
@@ -48,10 +48,10 @@ def keep_transport(app: ASGIApp) -> ASGIApp:
 
 
 def transport_of(scope: Scope) -> asyncio.Transport:
-    """Return the transport of a connection, set up for a long life.
+    """Return the transport of a connection, configured for a long-lived stream.
 
     Raises:
-        RuntimeError: the server is not uvicorn, which alone has its transport where `keep_transport` looks.
+        RuntimeError: `keep_transport` found none, because the server is not uvicorn.
     """
     transport: asyncio.Transport | None = scope[_TRANSPORT]
     if transport is None:
@@ -63,12 +63,12 @@ def transport_of(scope: Scope) -> asyncio.Transport:
 
 
 class _Connection:
-    """What a stream and a socket have in common."""
+    """Base of streams and sockets."""
 
     __slots__ = ("__weakref__", "channels", "expires", "limit", "subject", "transport")
 
     def __init__(self, transport: asyncio.Transport, grant: Grant, limit: int) -> None:
-        """`limit`: unsent bytes at which the reader is cut off."""
+        """`limit`: unsent bytes at which the reader is evicted."""
         self.transport = transport
         self.subject = grant.subject
         self.channels = grant.channels
@@ -76,7 +76,7 @@ class _Connection:
         self.limit = limit
 
     def finish(self, type: str, detail: str) -> None:
-        """Say why it ends and close as soon as that is sent."""
+        """Send why it ends, and close when that is sent."""
         transport = self.transport
         if transport.is_closing():
             return
@@ -93,7 +93,7 @@ class _Connection:
             self.evict()
 
     def evict(self) -> None:
-        """Cut off a reader that is too slow."""
+        """Abort the connection of a reader that is too slow."""
         if not self.transport.is_closing():
             metrics.EVICTIONS.inc()
             self.finish("evicted", "You read too slowly. Resume from the last id you have.")
@@ -103,12 +103,12 @@ class _Connection:
 
 
 class Stream(_Connection):
-    """A response with Server-Sent Events, whose head is already out."""
+    """A response with Server-Sent Events, whose head has been sent."""
 
     __slots__ = ("_come_back",)
 
     def __init__(self, transport: asyncio.Transport, grant: Grant, limit: int, come_back: ComeBack) -> None:
-        """`come_back` says when a client that is told to connect again should do so."""
+        """`come_back`: delays for clients that have to reconnect."""
         super().__init__(transport, grant, limit)
         self._come_back = come_back
 
@@ -118,10 +118,10 @@ class Stream(_Connection):
     def ping(self, ping: Ping) -> None:
         self._write(ping.sse_chunk)
 
-    def tell_ready(self, id: str) -> None:
+    def send_ready(self, id: str) -> None:
         self._write(http_chunk(sse_message("ready", id, channels=self.channels)))
 
-    def tell_gap(self, after: str, id: str, detail: str) -> None:
+    def send_gap(self, after: str, id: str, detail: str) -> None:
         self._write(http_chunk(sse_message("gap", id, after=after, detail=detail)))
 
     def _last_words(self, type: str, detail: str) -> bytes:
@@ -140,10 +140,10 @@ class Socket(_Connection):
     def ping(self, ping: Ping) -> None:
         self._write(ping.websocket)
 
-    def tell_ready(self, id: str) -> None:
+    def send_ready(self, id: str) -> None:
         self._write(websocket_text(message("ready", id, channels=self.channels)))
 
-    def tell_gap(self, after: str, id: str, detail: str) -> None:
+    def send_gap(self, after: str, id: str, detail: str) -> None:
         self._write(websocket_text(message("gap", id, after=after, detail=detail)))
 
     def _last_words(self, type: str, detail: str) -> bytes:
@@ -151,7 +151,7 @@ class Socket(_Connection):
 
 
 class Poll:
-    """A request that waits for something to be there; it then reads the log itself."""
+    """A long poll that waits for an event, and then reads the log itself."""
 
     __slots__ = ("channels", "expires", "gap", "subject", "woken")
 
@@ -161,15 +161,15 @@ class Poll:
         self.expires = grant.expires
         self.woken = asyncio.Event()
         self.gap = False
-        """The log was begun anew, so that the offset this poll waits behind means nothing any more."""
+        """Whether the log was cleared, so that the offset of this poll is invalid."""
 
     def show(self, run: Run) -> None:
         self.woken.set()
 
     def ping(self, ping: Ping) -> None:
-        """Nothing: an answer comes soon enough."""
+        """Does nothing: the poll answers before it would need a ping."""
 
-    def tell_gap(self, after: str, id: str, detail: str) -> None:
+    def send_gap(self, after: str, id: str, detail: str) -> None:
         self.gap = True
         self.woken.set()
 

@@ -144,7 +144,7 @@ async def page(program: str, *, scripts: bool) -> AsyncIterator[Page]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=processes.dies_with_us(),
+        preexec_fn=processes.ends_with_us(),
     )
     try:
         port_file = folder / "DevToolsActivePort"

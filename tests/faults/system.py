@@ -52,7 +52,7 @@ class Zygote:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=processes.dies_with_us(),
+                preexec_fn=processes.ends_with_us(),
             )
         self._orders = ours
         self._turn = threading.Lock()

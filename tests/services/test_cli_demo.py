@@ -14,8 +14,8 @@ from bellhop.cli.errors import CannotRun
 from bellhop.demo import live, mail, newsletter, scores
 from bellhop.demo.api import Api
 from bellhop.demo.run import verdict
-from bellhop.demo.scores import Game, Place
-from bellhop.demo.steps import Result, Stopwatch, System
+from bellhop.demo.scores import DemoRank, Game
+from bellhop.demo.steps import StepResult, Stopwatch, System
 from bellhop.local.mailbox import Mailbox, create_app
 from bellhop.local.ports import free_ports
 
@@ -33,13 +33,13 @@ def game(player: str, points: int, second: int) -> Game:
 def test_equal_best_games_share_a_rank_and_the_earlier_stands_before() -> None:
     """Ranks 1, 1, 3; a later equal game of one's own changes nothing."""
     played = [game("b", 5, 1), game("a", 5, 2), game("c", 3, 0), game("b", 5, 9), game("c", 1, 10)]
-    assert scores.best_ranking(played) == [Place(1, 1, "b", 5), Place(2, 1, "a", 5), Place(3, 3, "c", 3)]
+    assert scores.best_ranking(played) == [DemoRank(1, 1, "b", 5), DemoRank(2, 1, "a", 5), DemoRank(3, 3, "c", 3)]
 
 
 def test_equally_many_games_stand_in_the_order_in_which_they_were_reached() -> None:
     """The time of a total is that of its last game."""
     played = [game("a", 0, 1), game("b", 0, 2), game("b", 0, 3), game("a", 0, 4), game("c", 0, 0)]
-    assert scores.games_ranking(played) == [Place(1, 1, "b", 2), Place(2, 1, "a", 2), Place(3, 3, "c", 1)]
+    assert scores.games_ranking(played) == [DemoRank(1, 1, "b", 2), DemoRank(2, 1, "a", 2), DemoRank(3, 3, "c", 1)]
 
 
 def test_every_player_plays() -> None:
@@ -62,9 +62,9 @@ def client(*seen: str) -> live.Client:
     return made
 
 
-def judged(one: live.Client) -> Result:
+def judged(one: live.Client) -> StepResult:
     """Return what is found of one client."""
-    result = Result("live")
+    result = StepResult("live")
     live.judge([one], SENT, result)
     return result
 
@@ -131,9 +131,9 @@ def put(mailbox: Mailbox, task_id: str, run: str = "demo-1") -> None:
     mailbox.add("a@example.com", ["b@example.com"], head.encode())
 
 
-async def judge(mailbox: Mailbox, tasks: dict[str, dict[str, Any] | None]) -> Result:
+async def judge(mailbox: Mailbox, tasks: dict[str, dict[str, Any] | None]) -> StepResult:
     """Return what the demo finds."""
-    result = Result("mail")
+    result = StepResult("mail")
     async with serving(create_app(mailbox)) as url:
         api = Api("mailbox", url, print)
         system = System(
@@ -260,5 +260,5 @@ async def test_an_answer_that_says_no_is_told_and_not_repeated() -> None:
 
 def test_the_verdict_explains_doubles() -> None:
     """They are no fault, but nobody should have to guess what they are."""
-    assert "nothing doubled" in verdict([Result("a", 1, 1)], 1.0)
-    assert "RFC 1047" in verdict([Result("a", 1, 1, doubled=2)], 1.0)
+    assert "nothing doubled" in verdict([StepResult("a", 1, 1)], 1.0)
+    assert "RFC 1047" in verdict([StepResult("a", 1, 1, doubled=2)], 1.0)

@@ -13,14 +13,14 @@ import pytest
 from bellhop import catalog
 from bellhop.demo import live, mail, newsletter, scores
 from bellhop.demo.run import STEPS
-from bellhop.demo.steps import Result, System
+from bellhop.demo.steps import StepResult, System
 from bellhop.local.ports import free_ports
 from tests.services.test_run_up import Run
 from tests.support import wait_until
 
 pytestmark = pytest.mark.xdist_group("demo")  # all tests of this module share one system
 
-Step = Callable[[System], Awaitable[Result]]
+Step = Callable[[System], Awaitable[StepResult]]
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ class Gateway:
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            preexec_fn=processes.dies_with_us(),
+            preexec_fn=processes.ends_with_us(),
         )
 
     async def start(self, client: httpx.AsyncClient) -> None:

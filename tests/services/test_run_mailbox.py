@@ -12,7 +12,7 @@ import pytest
 
 from bellhop.local.mailbox import Mailbox, create_app
 from bellhop.local.ports import free_ports
-from bellhop.local.processes import dies_with_us
+from bellhop.local.processes import ends_with_us
 from tests.support import wait_until
 
 
@@ -50,7 +50,7 @@ async def test_a_mail_sent_by_smtp_can_be_read_by_http() -> None:
         "BELLHOP_MAILBOX_HTTP_PORT": str(http_port),
     }
     server = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bellhop.cli.main", "mailbox", env=environment, preexec_fn=dies_with_us()
+        sys.executable, "-m", "bellhop.cli.main", "mailbox", env=environment, preexec_fn=ends_with_us()
     )
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}", trust_env=False) as client:
 

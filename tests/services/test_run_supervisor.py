@@ -38,7 +38,7 @@ async def test_a_program_that_never_comes_up_ends_the_start(tmp_path: Path) -> N
     """Three times during start-up is enough to know."""
     supervisor = Supervisor(Output(["mailer"]))
     await supervisor.start(program("mailer", "raise SystemExit('wrong setting')"))
-    with pytest.raises(CannotRun, match="mailer does not come up: it ended with exit code 1"):
+    with pytest.raises(CannotRun, match="mailer does not start: it ended with exit code 1"):
         await asyncio.wait_for(supervisor.failed, 20)
     await supervisor.stop()
 
@@ -80,8 +80,8 @@ def test_a_child_dies_with_its_parent_even_if_that_was_killed(tmp_path: Path) ->
     """SIGKILL leaves no orphan."""
     code = (
         "import subprocess, sys, time\n"
-        "from bellhop.local.processes import dies_with_us\n"
-        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=dies_with_us())\n"
+        "from bellhop.local.processes import ends_with_us\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=ends_with_us())\n"
         "print(p.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:

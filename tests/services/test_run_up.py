@@ -41,7 +41,7 @@ class Run:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=processes.dies_with_us(),
+            preexec_fn=processes.ends_with_us(),
         )
 
     async def start(self) -> None:

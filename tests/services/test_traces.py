@@ -45,7 +45,7 @@ def running(environments: dict[str, dict[str, str]]) -> Iterator[dict[str, subpr
             [sys.executable, "-m", f"services.{name}"],
             cwd=ROOT,
             env=clean | {"OTEL_BSP_SCHEDULE_DELAY": "100"} | environment,
-            preexec_fn=processes.dies_with_us(),
+            preexec_fn=processes.ends_with_us(),
         )
         for name, environment in environments.items()
     }

@@ -63,7 +63,7 @@ def private_server() -> Iterator[dict[str, Any]]:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=processes.dies_with_us(IMMEDIATE_SHUTDOWN),
+                preexec_fn=processes.ends_with_us(IMMEDIATE_SHUTDOWN),
                 **account,
             )
         try:

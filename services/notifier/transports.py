@@ -1,7 +1,7 @@
-"""Server-Sent Events, WebSocket and long poll: three ways to read the same log.
+"""Server-Sent Events, WebSocket and long poll: three transports for the same log.
 
-A stream and a socket are plain ASGI, below FastAPI: its call stack, kept for hours by ten thousand readers, would
-more than double what one of them costs.
+A stream and a socket are plain ASGI, without FastAPI: its call stack, kept for hours for ten thousand readers, would
+more than double the memory of each.
 """
 
 import asyncio
@@ -37,29 +37,29 @@ from services.notifier.log import PIECE, Log, Piece
 from services.notifier.subscribers import Poll, Socket, Stream, transport_of
 
 READY_SECONDS = 20.0
-"""So long a reader waits for a process that has just started to know the stream; proxies may end a silence of 30 s."""
+"""Limit of the wait for a process that is still reading the stream after its start; proxies may cut after 30 s."""
 LAG_SECONDS = 1.0
-"""So long one waits for an id that another replica gave and this one may be about to read."""
+"""Limit of the wait for an id that another replica gave and that this one has not read yet."""
 STALL_SECONDS = 30.0
-"""So long a reader may take for one piece of a replay."""
+"""Limit of the time that a reader takes for one piece of a replay."""
 FIRST_MESSAGE_SECONDS = 10.0
 MAX_MESSAGE = 64 * 1024
 
-GAP = "The events behind `after` are no longer held here. Fetch the present state anew; what follows is live."
+GAP = "The events after `after` are no longer available. Fetch the current state again; later events are live."
 MAX_ECHO = 100
 TEMPORARY = (429, 503)
 PROBLEM_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013}
-"""Why a socket is closed (IANA's WebSocket Close Code registry). 1013: try again later."""
+"""Close codes by status (IANA's WebSocket Close Code registry). 1013: try again later."""
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store, no-transform"),  # what compresses an answer collects it first
-    (b"x-accel-buffering", b"no"),  # nginx would collect events before it passes them on
+    (b"cache-control", b"no-store, no-transform"),  # a proxy that compresses would buffer the stream
+    (b"x-accel-buffering", b"no"),  # nginx would buffer events
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """What a reader is served from."""
+class ReaderContext:
+    """What serving a reader needs."""
 
     hub: Hub
     limiter: Limiter
@@ -69,7 +69,7 @@ class Live:
     """Origins of other sites whose pages may open a socket."""
 
 
-async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
+async def sse(live: ReaderContext, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve `GET /v1/stream`."""
     asked = read_request(scope["query_string"], Headers(scope=scope))
     claims: Claims | None = None
@@ -101,7 +101,7 @@ async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
         await send({"type": "http.response.body", "body": retry, "more_body": True})
         await _catch_up(live.hub, stream, last_event_id)
-        # From here on the hub writes. All that can still arrive is the end of the connection.
+        # From here on the hub writes. The client can only disconnect.
         while (await receive())["type"] != "http.disconnect":
             pass
     finally:
@@ -109,9 +109,9 @@ async def sse(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _busy(problem: Problem, milliseconds: int) -> bytes:
-    """Return a refusal that passes: to an EventSource every status but 200 is final (HTML standard, 9.2.3)."""
-    said = sse_message("busy", status=problem.status, title=problem.title, detail=problem.detail)
-    return b"retry: %d\n" % milliseconds + said
+    """Return a temporary refusal: for an EventSource every status but 200 is final (HTML standard, 9.2.3)."""
+    event = sse_message("busy", status=problem.status, title=problem.title, detail=problem.detail)
+    return b"retry: %d\n" % milliseconds + event
 
 
 async def _answer_stream(send: Send, body: bytes) -> None:
@@ -120,19 +120,19 @@ async def _answer_stream(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> None:
+async def websocket(live: ReaderContext, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve `/v1/ws`.
 
-    Every refusal but that of an origin comes as a message and a close code: a page sees no status of a handshake.
-    The token comes as for a stream, or in the first message: `{"token": …, "last_event_id"?: …, "channels"?: […]}`.
-    What a client says afterwards is not read.
+    Every refusal except that of an origin is a message and a close code: a page cannot read the status of a handshake.
+    The token is sent as for a stream, or in the first message: `{"token": …, "last_event_id"?: …, "channels"?: […]}`.
+    Later messages of the client are not read.
     """
     transport = transport_of(scope)
     socket = WebSocket(scope, receive, send)
     query = scope["query_string"]
     headers = Headers(raw=list(scope["headers"]))
     origin, host = socket.headers.get("origin"), socket.headers.get("host")
-    # Before the socket is accepted, when uvicorn logs the query: a token belongs in no log.
+    # Before the socket is accepted, because uvicorn then logs the query: a token must not be logged.
     _forget_request(scope)
     reader: Socket | None = None
     accepted = False
@@ -142,7 +142,7 @@ async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> N
             await socket.accept()
             accepted = True
             asked = read_request(query, headers)
-            del headers  # they would be kept as long as the socket
+            del headers  # otherwise kept as long as the socket
             if not asked.token:
                 asked = await _first_message(socket)
             claims = read_token(asked.token, live.token_key)
@@ -171,13 +171,13 @@ async def websocket(live: Live, scope: Scope, receive: Receive, send: Send) -> N
             live.hub.leave(reader)
 
 
-async def poll(live: Live, granted: Grant, last_event_id: str | None, wait: float) -> bytes:
+async def poll(live: ReaderContext, granted: Grant, last_event_id: str | None, wait: float) -> bytes:
     """Serve `GET /v1/poll`: return `{"events": […], "next": id, "gap": null or {"after": id, "detail": …}}` as JSON.
 
-    Without an id to start from it answers at once, with no event and the end of the log as `next`.
+    Without an id to start from it answers immediately, with no event and the end of the log as `next`.
 
     Raises:
-        Problem: 429 or 503 where there is no place, or the event stream cannot be read yet.
+        Problem: 429 or 503 if a limit is reached, or the event stream cannot be read yet.
     """
     hub, reader = live.hub, Poll(granted)
     hub.admit(reader)
@@ -219,7 +219,7 @@ async def _ready(hub: Hub) -> None:
 
 
 async def _catch_up(hub: Hub, reader: Stream | Socket, last_event_id: str | None) -> None:
-    """Bring `reader` from where it was to the end of the log, and join it to the hub there."""
+    """Replay the log to `reader` from its last id to the end, and join it to the hub."""
     try:
         await _ready(hub)
     except Problem as problem:
@@ -227,7 +227,7 @@ async def _catch_up(hub: Hub, reader: Stream | Socket, last_event_id: str | None
         return
     if last_event_id is None:
         hub.join(reader)
-        reader.tell_ready(hub.log.end_id)
+        reader.send_ready(hub.log.end_id)
         return
     offset = await _find(hub.log, last_event_id)
     while offset is not None and not reader.transport.is_closing():
@@ -238,17 +238,17 @@ async def _catch_up(hub: Hub, reader: Stream | Socket, last_event_id: str | None
             reader.show(Run(piece.shown))
             metrics.DELIVERIES.inc(len(piece.shown))
         if piece.complete:
-            hub.join(reader)  # nothing was waited for since `read`, so nothing lies in between
+            hub.join(reader)  # no await since `read`, so no event is missed
             return
         offset = piece.end
         await _taken(reader)
     hub.join(reader)
     metrics.GAPS.inc()
-    reader.tell_gap(last_event_id[:MAX_ECHO], hub.log.end_id, GAP)
+    reader.send_gap(last_event_id[:MAX_ECHO], hub.log.end_id, GAP)
 
 
 async def _find(log: Log, id: str) -> int | None:
-    """Return the offset of `id`, or None where there is a gap."""
+    """Return the offset of `id`, or None if there is a gap."""
     deadline = time.monotonic() + LAG_SECONDS
     while (offset := log.find(id)) is None and log.is_ahead(id) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
@@ -256,7 +256,7 @@ async def _find(log: Log, id: str) -> int | None:
 
 
 async def _taken(reader: Stream | Socket) -> None:
-    """Wait until most of what was written is on its way, or `reader` is given up."""
+    """Wait until most of the written bytes are sent, or `reader` is evicted."""
     deadline = time.monotonic() + STALL_SECONDS
     while not reader.transport.is_closing() and reader.transport.get_write_buffer_size() > PIECE // 4:
         if time.monotonic() > deadline:
@@ -265,18 +265,22 @@ async def _taken(reader: Stream | Socket) -> None:
 
 
 def _forget_request(scope: Scope) -> None:
-    """Drop what the request said: a browser's headers would be kept as long as its stream."""
+    """Drop query and headers of the request, which would be kept as long as the stream."""
     scope["query_string"] = b""
     scope["headers"].clear()
     scope.pop(RATE, None)
 
 
 def _check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
-    """Let in programs, which send no origin, our own pages, and the pages of allowed sites (RFC 6455, 10.2)."""
+    """Accept clients without an origin, our own pages, and pages of allowed sites (RFC 6455, 10.2).
+
+    Raises:
+        Problem: 403 for any other origin.
+    """
     if origin is None or origin in allowed or urlsplit(origin).netloc == host:
         return
     raise Problem(
-        403, "Forbidden", "Pages of this origin may not connect. The setting BELLHOP_LIVE_ORIGINS lists who may."
+        403, "Forbidden", "Pages of this origin may not connect. The setting BELLHOP_LIVE_ORIGINS lists those that may."
     )
 
 
