@@ -6,7 +6,7 @@ address or body: those contain tokens and personal data.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -15,8 +15,6 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bellhop.settings import ServiceSettings
 
@@ -26,7 +24,6 @@ tracer: Tracer | None = None
 EXPORT_SECONDS = 5.0
 """Limit of one export, with its retries; also of the last one, at exit."""
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _W3C = TraceContextTextMapPropagator()
 
 
@@ -105,51 +102,3 @@ def client_span(tracer: Tracer, name: str, attributes: Mapping[str, AttributeVal
     """Make a client span around a request to another server."""
     with surrounding(tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)) as span:
         yield span
-
-
-class _WatchedSend:
-    """An ASGI `send` that records the status of the answer."""
-
-    __slots__ = ("_send", "status")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-        """HTTP status; 0 until the answer starts, and if the client disconnects before."""
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        await self._send(message)
-
-
-class RequestSpans:
-    """Middleware: a server span for every HTTP request, which continues the client's trace."""
-
-    def __init__(self, app: ASGIApp, exempt: Collection[str]) -> None:
-        """`exempt`: paths without spans, such as health checks."""
-        self.app = app
-        self._exempt = exempt
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if tracer is None or scope["type"] != "http" or scope["path"] in self._exempt:
-            await self.app(scope, receive, send)
-            return
-        watched = _WatchedSend(send)
-        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        traceparent = Headers(scope=scope).get("traceparent")
-        about = {"http.request.method": method, "url.scheme": scope["scheme"]}
-        span = tracer.start_span(method, context_of(traceparent), SpanKind.SERVER, about)
-        with surrounding(span):
-            try:
-                await self.app(scope, receive, watched)
-            finally:
-                # The route is known only after routing.
-                if (route := getattr(scope.get("route"), "path", None)) is not None:
-                    span.update_name(f"{method} {route}")
-                    span.set_attribute("http.route", route)
-                if watched.status:
-                    span.set_attribute("http.response.status_code", watched.status)
-                if watched.status >= 500:
-                    failed(span, str(watched.status))

@@ -26,6 +26,7 @@ from bellhop.web.head import HeadAsGet
 from bellhop.web.protocol import LimitedProtocol
 from bellhop.web.rate_limit import Limiter
 from bellhop.web.request_limits import BodyLimit, Limits
+from bellhop.web.request_spans import RequestSpans
 from bellhop.web.strict_json import StrictRoute
 
 log = get_logger(__name__)
@@ -77,7 +78,7 @@ def create_app(
         # that is counted. Within: FastAPI's handlers of what a route raises, then the route, which asks for the key
         # before it reads the body.
         middleware=[
-            *([] if traces.tracer is None else [Middleware(traces.RequestSpans, exempt=health.PATHS)]),
+            *([] if traces.tracer is None else [Middleware(RequestSpans, exempt=health.PATHS)]),
             Middleware(Edge, limiter=limiter, exempt=health.PATHS, counted_by_route=frozenset(counted_by_route)),
             Middleware(BodyLimit, size=limits.body, sizes=limits.bodies, in_hand=limits.bodies_in_hand),
             Middleware(HeadAsGet),
