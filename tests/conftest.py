@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from httpx._transports import default as _default_transport
 
-from tests.support import keeper
+from tests.support import answers, keeper
 from tests.support.addresses import isolate
 from tests.support.broker import Broker, Vhost
 from tests.support.databases import postgresql_database, sqlite_database
@@ -46,6 +46,7 @@ _default_transport.create_ssl_context = functools.cache(_default_transport.creat
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder of this session, which workers inherit."""
     isolate()
+    answers.install()
     if not hasattr(config, "workerinput"):
         os.environ[SESSION] = tempfile.mkdtemp(prefix="bellhop-tests-")
         os.environ[OWNER] = str(os.getpid())

@@ -200,6 +200,10 @@ class MailTask(MailContent):
     """The link that ends the subscription; it becomes the two headers of RFC 8058. No client can set them."""
 
 
-def mail_document(content: MailContent) -> dict[str, Any]:
+MailDocument = dict[str, Any]
+"""A `MailContent`, `MailRequest` or `MailTask` as JSON."""
+
+
+def mail_document(content: MailContent) -> MailDocument:
     """Return `content` as it is stored and sent: without what is absent, and without what the gateway does itself."""
     return content.model_dump(mode="json", exclude={"send_at"}, exclude_none=True, exclude_defaults=True)

@@ -4,7 +4,7 @@ sqlite3 releases the interpreter's lock for every row of an `executemany` and ha
 each time, which costs far more than the row itself. A statement with many rows does that once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ MAX_VARIABLES = 8000
 
 
 async def insert_many(
-    connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]], *, on_conflict: str = ""
+    connection: AsyncConnection, table: sa.Table, rows: Sequence[Mapping[str, Any]], *, on_conflict: str = ""
 ) -> None:
     """Insert `rows`, which all have the same keys; values must be of types that the driver accepts unconverted.
 
@@ -36,7 +36,9 @@ async def insert_many(
         await connection.exec_driver_sql(_insert(table.name, columns, len(part)) + clause, _flat(part, columns))
 
 
-async def update_many(connection: AsyncConnection, table: sa.Table, key: str, rows: list[dict[str, Any]]) -> None:
+async def update_many(
+    connection: AsyncConnection, table: sa.Table, key: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
     """Update one row for each of `rows`, which all have the same keys, among them the column `key`; keys are unique."""
     if not rows:
         return
@@ -49,12 +51,12 @@ async def update_many(connection: AsyncConnection, table: sa.Table, key: str, ro
         await connection.exec_driver_sql(_update(table.name, key, columns, len(part)), _flat(part, columns))
 
 
-def _parts(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Iterator[list[dict[str, Any]]]:
+def _parts(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> Iterator[Sequence[Mapping[str, Any]]]:
     size = MAX_VARIABLES // len(columns)
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _flat(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> tuple[Any, ...]:
+def _flat(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(row[column] for row in rows for column in columns)
 
 

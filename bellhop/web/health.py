@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Annotated, NotRequired, TypeVar
 
 import orjson
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from bellhop.errors import Unavailable
 from bellhop.web.strict_json import StrictRoute
@@ -25,7 +27,25 @@ _CHECK_SECONDS = 1.5
 router = APIRouter(route_class=StrictRoute, tags=["health"])
 
 
-@router.get("/healthz", responses={503: {"description": "shutting down"}})
+class HealthAnswer(TypedDict):
+    """That the process answers."""
+
+    status: str
+    system: NotRequired[str]
+
+
+class ReadinessAnswer(TypedDict):
+    """Whether a service can do its work."""
+
+    status: str
+    checks: Annotated[dict[str, str], Field(description="`ok`, or what is missing, by name")]
+
+
+@router.get(
+    "/healthz",
+    summary="Whether the process answers",
+    responses={200: {"model": HealthAnswer}, 503: {"model": HealthAnswer, "description": "shutting down"}},
+)
 async def healthz(request: Request) -> Response:
     """Say that this process answers and goes on doing so; it says nothing about the servers that it needs.
 
@@ -41,7 +61,14 @@ async def healthz(request: Request) -> Response:
     )
 
 
-@router.get("/readyz", responses={503: {"description": "not now; the checks say what is missing"}})
+@router.get(
+    "/readyz",
+    summary="Whether the service can do its work",
+    responses={
+        200: {"model": ReadinessAnswer},
+        503: {"model": ReadinessAnswer, "description": "not now; the checks say what is missing"},
+    },
+)
 async def readyz(request: Request) -> Response:
     """Say whether this service can do its work: 200, or 503 with the checks that failed."""
     state = request.app.state

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from inspect import Parameter, iscoroutinefunction, signature
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError, create_model
 from starlette.requests import Request
@@ -17,8 +17,8 @@ class PlainRoute(StrictRoute):
     """A `StrictRoute` that calls its function itself: FastAPI takes most of the time of a small request.
 
     The function is declared as it would be for FastAPI, which documents it. It is a coroutine that returns a Response
-    and takes what its one guard returns, and at most: the request, one body that is a model, and parameters of the path
-    and of the query string.
+    and takes what its one guard returns, and at most: the request, one body that is a model, parameters of the path and
+    of the query string, and one `Annotated[Model, Query()]` of the latter.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **declared: Any) -> None:
@@ -31,7 +31,8 @@ class PlainRoute(StrictRoute):
         if not iscoroutinefunction(endpoint) or len(self.dependant.dependencies) != 1 or len(self.guards) != 1:
             raise TypeError(f"Declare {endpoint.__qualname__} as a coroutine with one guard and no other dependency.")
         (caller_name,) = self.guards
-        request_name = body_name = None
+        request_name = body_name = query_name = None
+        query_model: type[BaseModel] = BaseModel
         body_model: type[BaseModel] = BaseModel
         fields: dict[str, Any] = {}
         hints = get_type_hints(endpoint, include_extras=True)
@@ -43,6 +44,8 @@ class PlainRoute(StrictRoute):
                 request_name = name
             elif isinstance(hint, type) and issubclass(hint, BaseModel):
                 body_name, body_model = name, hint
+            elif (model := _model_of(hint)) is not None:
+                query_name, query_model = name, model
             elif name != caller_name:
                 fields[name] = (hint, ... if parameter.default is Parameter.empty else parameter.default)
         parameters = create_model("Parameters", **fields) if fields else None
@@ -59,6 +62,11 @@ class PlainRoute(StrictRoute):
                     for each in error.errors():
                         where = "path" if each["loc"][0] in in_path else "query"
                         errors.append({**each, "loc": (where, *each["loc"])})
+            if query_name is not None:
+                try:
+                    values[query_name] = query_model.model_validate(dict(request.query_params))
+                except ValidationError as error:
+                    errors += [{**each, "loc": ("query", *each["loc"])} for each in error.errors()]
             if body_name is not None:
                 if await request.body():
                     check_content_type(request)
@@ -76,3 +84,9 @@ class PlainRoute(StrictRoute):
             await response(scope, receive, send)
 
         return app
+
+
+def _model_of(hint: Any) -> type[BaseModel] | None:
+    """Return the model of an `Annotated[Model, Query()]`."""
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else None
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None

@@ -73,7 +73,9 @@ class StrictRoute(APIRoute):
         It raises Problem: 404 for NUL in the path, what the guard raises, 415, 422 for query parameters.
         """
         guard = next(iter(self.guards.values()), None)
-        known = [field.alias for field in get_flat_params(self.dependant) if isinstance(field.field_info, params.Query)]
+        # The fields of a model of query parameters are among them, as fields of no special kind.
+        others = (params.Path, params.Header, params.Cookie)
+        known = [field.alias for field in get_flat_params(self.dependant) if not isinstance(field.field_info, others)]
         any_query = self.any_query
 
         async def check(request: Request) -> Any:

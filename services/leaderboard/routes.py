@@ -13,19 +13,32 @@ Answers are made by hand: what comes out of a ranking needs no second validation
 """
 
 import re
-from collections.abc import Iterable
-from datetime import datetime
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from bellhop.contracts.base import Contract, Name
-from bellhop.contracts.scores import BoardSettings, Operator, Order, PathName, Season
+from bellhop.contracts import leaderboards
+from bellhop.contracts.leaderboards import (
+    AgeAnswer,
+    AroundQuery,
+    BoardAnswer,
+    BoardsAnswer,
+    BoardsQuery,
+    PageAnswer,
+    PageQuery,
+    PlayerAnswer,
+    RankAnswer,
+    RankingAnswer,
+    RanksAnswer,
+    RanksRequest,
+    SeasonQuery,
+)
+from bellhop.contracts.scores import BoardSettings
 from bellhop.observe.logs import get_logger
-from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.leaderboards import Board, Player, Reader, Writer, route
 from bellhop.web.plain_route import PlainRoute
 from bellhop.web.problems import Problem
 from services.leaderboard.errors import BoardInUse, TooManyBoards, UnknownBoard
@@ -39,188 +52,95 @@ log = get_logger(__name__)
 
 router = APIRouter(route_class=PlainRoute, tags=["leaderboards"])
 
-Reader = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_READ))]
-Writer = Annotated[Caller, Depends(require(Scope.LEADERBOARDS_WRITE))]
-Board = Annotated[PathName, Path(description="name of the board")]
-Player = Annotated[PathName, Path(description="name of the player")]
-SeasonName = Annotated[
-    str | None,
-    Query(max_length=16, description="2026-11-21, 2026-W47 or 2026-11; without it the season of now"),
-]
-Limit = Annotated[int, Query(ge=1, le=1000, description="entries at most")]
 
-
-class Line(BaseModel):
-    """One line of a ranking."""
-
-    position: int = Field(description="1, 2, 3, …: unique; of equal scores the one reached first stands before")
-    rank: int = Field(description="1, 1, 3, …: equal scores share the better number")
-    percentile: float = Field(description="share of players, in per cent, who stand no better; the first have 100")
-    player: str
-    score: float
-    at: datetime = Field(description="when this score was reached")
-
-
-class Age(BaseModel):
-    """What every answer says about its age."""
-
-    as_of: datetime | None = Field(description="every score that was answered 202 before this time is counted")
-    lag_seconds: float | None = Field(description="how long ago `as_of` was")
-    pending: int | None = Field(
-        description="messages with scores that wait here; null: this replica does not take them off the queue"
-    )
-
-
-class RankingAnswer(Age):
-    """A part of a ranking."""
-
-    board: str
-    season: str | None
-    players: int = Field(description="how many the whole ranking has")
-    entries: list[Line]
-
-
-class PageAnswer(RankingAnswer):
-    """A page of a ranking."""
-
-    next: int | None = Field(description="give it as `after` for the next page; null: this was the last")
-
-
-class PlayerAnswer(Age, Line):
-    """Where one player stands."""
-
-    board: str
-    season: str | None
-    players: int
-
-
-class RanksAnswer(RankingAnswer):
-    """Where many players stand, best first."""
-
-    missing: list[str] = Field(description="who has no score")
-
-
-class BoardLine(BaseModel):
-    """One board."""
-
-    board: str
-    order: Order
-    operator: Operator
-    season: Season
-    hidden: bool
-    current: str | None = Field(description="name of the season of now, on a board that has seasons")
-    players: int = Field(description="in the season of now")
-
-
-class BoardsAnswer(Age):
-    """The boards, by name."""
-
-    boards: list[BoardLine]
-    next: str | None = Field(description="give it as `after` for the next page; null: this was the last")
-
-
-class RanksRequest(Contract):
-    """Which players to look up."""
-
-    players: Annotated[list[Name], Field(min_length=1, max_length=1000)]
-
-
-@router.get("/v1/leaderboards", summary="List the boards", responses={200: {"model": BoardsAnswer}})
+@route(router, leaderboards.LIST_BOARDS)
 async def list_boards(
     request: Request,
     caller: Reader,
-    limit: Limit = 100,
-    after: Annotated[str, Query(max_length=128, description="name of the last board of the page before")] = "",
-    hidden: Annotated[bool, Query(description="true: the hidden ones, too")] = False,
+    query: Annotated[BoardsQuery, Query()],
 ) -> Response:
     """Return the boards in the order of their names."""
     service = _service(request)
     settings = service.standings.boards
-    names = service.standings.page(after, limit + 1, hidden=hidden)
+    limit = query.limit
+    names = service.standings.page(query.after, limit + 1, hidden=query.hidden)
     boards = [
-        {
-            "board": name,
-            **settings[name].model_dump(mode="json"),
-            "current": current_season(settings[name]) or None,
-            "players": len(service.standings.current(name)),
-        }
+        BoardAnswer(
+            board=name,
+            order=settings[name].order,
+            operator=settings[name].operator,
+            season=settings[name].season,
+            hidden=settings[name].hidden,
+            current=current_season(settings[name]) or None,
+            players=len(service.standings.current(name)),
+        )
         for name in names[:limit]
     ]
-    return _json({"boards": boards, "next": names[limit - 1] if len(names) > limit else None} | _age(service))
+    last = names[limit - 1] if len(names) > limit else None
+    return _json(BoardsAnswer(boards=boards, next=last, **_age(service)))
 
 
-@router.get("/v1/leaderboards/{board}", summary="The top of a board", responses={200: {"model": PageAnswer}})
+@route(router, leaderboards.SHOW_BOARD)
 async def page(
     request: Request,
     caller: Reader,
     board: Board,
-    limit: Limit = 10,
-    after: Annotated[int, Query(ge=0, le=2**31, description="position of the last entry of the page before")] = 0,
-    season: SeasonName = None,
+    query: Annotated[PageQuery, Query()],
 ) -> Response:
     """Return the entries behind position `after`, best first."""
     service = _service(request)
-    ranking, name = await _ranking(service, board, season)
-    last = after + limit
-    return _entries(
-        service, board, name, ranking, ranking.page(after, limit), next=last if last < len(ranking) else None
-    )
+    ranking, name = await _ranking(service, board, query.season)
+    last = query.after + query.limit
+    entries = ranking.page(query.after, query.limit)
+    part = _part(service, board, name, ranking, entries)
+    return _json(PageAnswer(next=last if last < len(ranking) else None, **part))
 
 
-@router.get(
-    "/v1/leaderboards/{board}/players/{player}",
-    summary="Where a player stands",
-    responses={200: {"model": PlayerAnswer}},
-)
-async def player(request: Request, caller: Reader, board: Board, player: Player, season: SeasonName = None) -> Response:
+@route(router, leaderboards.SHOW_PLAYER)
+async def player(
+    request: Request, caller: Reader, board: Board, player: Player, query: Annotated[SeasonQuery, Query()]
+) -> Response:
     """Return the entry of one player."""
     service = _service(request)
-    ranking, name = await _ranking(service, board, season)
+    ranking, name = await _ranking(service, board, query.season)
     entry = ranking.entry(player)
     if entry is None:
         raise _no_player(service, board, player)
-    head = {"board": board, "season": name or None, "players": len(ranking)}
-    return _json(_line(ranking, entry) | head | _age(service))
+    line, age = _line(ranking, entry), _age(service)
+    return _json(PlayerAnswer(board=board, season=name or None, players=len(ranking), **line, **age))
 
 
-@router.get(
-    "/v1/leaderboards/{board}/players/{player}/around",
-    summary="Who stands next to a player",
-    responses={200: {"model": RankingAnswer}},
-)
+@route(router, leaderboards.SHOW_AROUND)
 async def around(
     request: Request,
     caller: Reader,
     board: Board,
     player: Player,
-    count: Annotated[int, Query(ge=0, le=500, description="entries before and behind the player, each")] = 5,
-    season: SeasonName = None,
+    query: Annotated[AroundQuery, Query()],
 ) -> Response:
     """Return the entry of one player between those of the neighbours."""
     service = _service(request)
-    ranking, name = await _ranking(service, board, season)
-    entries = ranking.around(player, count)
+    ranking, name = await _ranking(service, board, query.season)
+    entries = ranking.around(player, query.count)
     if not entries:
         raise _no_player(service, board, player)
-    return _entries(service, board, name, ranking, entries)
+    return _json(_part(service, board, name, ranking, entries))
 
 
-@router.post(
-    "/v1/leaderboards/{board}/ranks", summary="Where many players stand", responses={200: {"model": RanksAnswer}}
-)
+@route(router, leaderboards.SHOW_RANKS)
 async def ranks(
-    request: Request, caller: Reader, board: Board, body: RanksRequest, season: SeasonName = None
+    request: Request, caller: Reader, board: Board, body: RanksRequest, query: Annotated[SeasonQuery, Query()]
 ) -> Response:
     """Return the entries of those of the players that have one, best first: a ranking among friends."""
     service = _service(request)
-    ranking, name = await _ranking(service, board, season)
+    ranking, name = await _ranking(service, board, query.season)
     found = {player: ranking.entry(player) for player in body.players}
     entries = sorted((entry for entry in found.values() if entry is not None), key=lambda entry: entry.position)
     missing = [player for player, entry in found.items() if entry is None]
-    return _entries(service, board, name, ranking, entries, missing=missing)
+    return _json(RanksAnswer(missing=missing, **_part(service, board, name, ranking, entries)))
 
 
-@router.put("/v1/leaderboards/{board}", summary="Set a board up", responses={200: {"model": BoardSettings}})
+@route(router, leaderboards.SET_UP_BOARD)
 async def configure(request: Request, caller: Writer, board: Board, body: BoardSettings) -> Response:
     """Make a board, or set up anew one that has no scores. 201 for a new one."""
     service = _service(request)
@@ -244,7 +164,7 @@ async def configure(request: Request, caller: Writer, board: Board, body: BoardS
     return _json(body.model_dump(mode="json"), 201 if new else 200)
 
 
-@router.delete("/v1/leaderboards/{board}", summary="Delete a board", status_code=204)
+@route(router, leaderboards.DELETE_BOARD)
 async def delete(request: Request, caller: Writer, board: Board) -> Response:
     """Delete a board with all its seasons. Safe to repeat; scores that are accepted later begin it again, empty."""
     service = _service(request)
@@ -256,7 +176,7 @@ async def delete(request: Request, caller: Writer, board: Board) -> Response:
     return Response(status_code=204)
 
 
-@router.delete("/v1/leaderboards/{board}/players/{player}", summary="Erase a player", status_code=204)
+@route(router, leaderboards.ERASE_PLAYER)
 async def erase(request: Request, caller: Writer, board: Board, player: Player) -> Response:
     """Take a player out of all seasons of a board. Scores that are still waiting will bring the player back."""
     service = _service(request)
@@ -324,28 +244,33 @@ def _no_player(service: Leaderboard, board: str, player: str) -> Problem:
     )
 
 
-def _entries(
-    service: Leaderboard, board: str, season: str, ranking: AnyRanking, entries: Iterable[RankedPlayer], **more: Any
-) -> Response:
-    head = {"board": board, "season": season or None, "players": len(ranking)}
-    return _json(head | {"entries": [_line(ranking, entry) for entry in entries]} | more | _age(service))
+def _part(
+    service: Leaderboard, board: str, season: str, ranking: AnyRanking, entries: Iterable[RankedPlayer]
+) -> RankingAnswer:
+    return RankingAnswer(
+        board=board,
+        season=season or None,
+        players=len(ranking),
+        entries=[_line(ranking, entry) for entry in entries],
+        **_age(service),
+    )
 
 
-def _line(ranking: AnyRanking, entry: RankedPlayer) -> dict[str, Any]:
-    return {
-        "position": entry.position,
-        "rank": entry.rank,
-        "percentile": ranking.percentile(entry.rank),
-        "player": entry.player,
-        "score": entry.score,
-        "at": from_micros(entry.at),
-    }
+def _line(ranking: AnyRanking, entry: RankedPlayer) -> RankAnswer:
+    return RankAnswer(
+        position=entry.position,
+        rank=entry.rank,
+        percentile=ranking.percentile(entry.rank),
+        player=entry.player,
+        score=entry.score,
+        at=from_micros(entry.at),
+    )
 
 
-def _age(service: Leaderboard) -> dict[str, Any]:
+def _age(service: Leaderboard) -> AgeAnswer:
     freshness: Freshness = service.progress.freshness()
-    return {"as_of": freshness.as_of, "lag_seconds": freshness.lag_seconds, "pending": freshness.pending}
+    return AgeAnswer(as_of=freshness.as_of, lag_seconds=freshness.lag_seconds, pending=freshness.pending)
 
 
-def _json(document: dict[str, Any], status: int = 200) -> Response:
+def _json(document: Mapping[str, object], status: int = 200) -> Response:
     return Response(orjson.dumps(document, option=orjson.OPT_UTC_Z), status, media_type="application/json")

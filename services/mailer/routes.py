@@ -1,11 +1,11 @@
 """The HTTP face of the mailer, for the gateway alone: it forwards under a token what its own keys may ask for."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from bellhop.contracts.base import Contract, Data
+from bellhop.contracts.templates import PreviewAnswer, PreviewRequest, TemplatesAnswer
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRoute
@@ -15,22 +15,16 @@ router = APIRouter(route_class=StrictRoute, tags=["templates"])
 Sender = Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
 
 
-class Preview(Contract):
-    """What to fill a template with."""
-
-    data: Data
-
-
-@router.get("/v1/templates")
-async def show_all(request: Request, caller: Sender) -> dict[str, Any]:
+@router.get("/v1/templates", summary="List the mail templates")
+async def show_all(request: Request, caller: Sender) -> TemplatesAnswer:
     """Return the templates, with the event types that send them and the names of the data that they require."""
     all_: Templates = request.app.state.mailer.templates
     found = [all_.get(name) for name in all_.names]
     return {"templates": [{"name": each.name, "on": list(each.on), "required": each.required} for each in found]}
 
 
-@router.post("/v1/templates/{name}/preview")
-async def preview(request: Request, name: str, body: Preview, caller: Sender) -> dict[str, str | None]:
+@router.post("/v1/templates/{name}/preview", summary="See what a template makes of some data")
+async def preview(request: Request, name: str, body: PreviewRequest, caller: Sender) -> PreviewAnswer:
     """Return what the template makes of the data; 422 names the line that does not fit them."""
     templates: Templates = request.app.state.mailer.templates
     if name not in templates.names:

@@ -9,9 +9,11 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from bellhop.web.auth import Guard
 from bellhop.web.deadline import extend
+from bellhop.web.documents import header
 from bellhop.web.strict_json import AnyQueryRoute, StrictRoute
 from bellhop.web.tokens import Claims
 from services.notifier.admission import Asked, counting_refusals, grant, read_request, read_token
+from services.notifier.schemas import PollAnswer
 from services.notifier.transports import ReaderContext, poll
 
 PAGE = Path(__file__).parent / "page"
@@ -73,7 +75,13 @@ def _asked(request: Request, after: str | None = None) -> Asked:
     return read_request(request.scope["query_string"], request.headers, after)
 
 
-@router.get("/v1/poll", tags=["live"])
+@router.get(
+    "/v1/poll",
+    tags=["live"],
+    summary="Wait for live events",
+    responses={200: {"model": PollAnswer}},
+    openapi_extra={"parameters": [header("Last-Event-ID", "the same as `after`, which wins")]},
+)
 async def get_poll(
     request: Request,
     claims: Annotated[Claims, Depends(StreamToken())],

@@ -180,9 +180,14 @@ def answering_differently_each_time() -> FastAPI:
     router = APIRouter(route_class=StrictRoute)
     numbers = count()
 
-    @router.post("/{path:path}")
-    async def answer(path: str) -> dict[str, int]:
-        return {"number": next(numbers)}
+    @router.post("/v1/leaderboards/{board}/ranks")
+    async def ranks(board: str) -> dict[str, Any]:
+        age = {"as_of": None, "lag_seconds": None, "pending": next(numbers)}
+        return {"board": board, "season": None, "players": 0, "entries": [], "missing": []} | age
+
+    @router.post("/v1/templates/{name}/preview")
+    async def preview(name: str) -> dict[str, Any]:
+        return {"subject": f"{name} {next(numbers)}", "text": None, "html": None}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -17,9 +17,9 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import DatabaseUnavailable, first_in_transaction
 from bellhop.web.auth import Require
 from bellhop.web.problems import Problem
-from bellhop.web.strict_json import AnyQueryRoute, StrictRequest, StrictRoute
+from bellhop.web.strict_json import StrictRequest, StrictRoute
 from services.gateway.acceptance import store as store
-from services.gateway.acceptance.keys import SEED, Seed, conflict, key_of
+from services.gateway.acceptance.keys import KEY_HEADER, SEED, Seed, conflict, key_of
 from services.gateway.acceptance.store import IN_PROGRESS, TOOK_EFFECT, Finished, IdempotencyKey, Stored, Turn
 from services.gateway.parts import gateway
 
@@ -80,11 +80,24 @@ Handler = Callable[[Request], Awaitable[Response]]
 class IdempotentRoute(StrictRoute):
     """A `StrictRoute` whose POSTs take an `Idempotency-Key`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self._guard is not None:
+            documented = self.openapi_extra or {}
+            self.openapi_extra = documented | {"parameters": [*documented.get("parameters", ()), KEY_HEADER]}
+
+    @property
+    def _guard(self) -> Require | None:
+        """The guard that tells the owner of the key; None where the route takes none."""
+        if "POST" not in (self.methods or ()):
+            return None
+        return next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)
+
     def get_route_handler(self) -> Any:
         """Return what turns a request into a response."""
         handler = super().get_route_handler()
-        guard = next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)
-        if "POST" not in (self.methods or ()) or guard is None or getattr(self.endpoint, "commits_its_key", False):
+        guard = self._guard
+        if guard is None or getattr(self.endpoint, "commits_its_key", False):
             return handler
         stores_answer = not getattr(self.endpoint, "answers_with_a_secret", False)
 
@@ -97,10 +110,6 @@ class IdempotentRoute(StrictRoute):
             return await _once(request, key, handler, stores_answer)
 
         return idempotent
-
-
-class AnyQueryIdempotentRoute(IdempotentRoute, AnyQueryRoute):
-    """For requests that another service answers, because it checks the parameters itself."""
 
 
 async def _once(request: Request, key: IdempotencyKey, handler: Handler, stores_answer: bool) -> Response:

@@ -17,9 +17,13 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from bellhop.web.auth import Caller
+from bellhop.web.documents import header
 from bellhop.web.problems import Problem
 from services.gateway.acceptance.store import IdempotencyKey
 
+KEY_HEADER = header(
+    "Idempotency-Key", '`"…"`, 1 to 255 characters: the same request under the same key has one effect and one answer'
+)
 LARGE_BYTES = 1_048_576
 """A body beyond this is hashed in a thread: an upload has up to 25 MB, which takes tens of milliseconds."""
 _KEY = re.compile(r'"?([\x21\x23-\x7e][\x20\x21\x23-\x7e]{0,254})"?')

@@ -15,6 +15,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
 from bellhop.web.sentences import sentence
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
+from services.gateway.attachments.schemas import AttachmentAnswer
 from services.gateway.attachments.store import OverQuota
 from services.gateway.parts import MailerOnly, gateway
 from services.gateway.tasks.routes import time_of
@@ -36,7 +37,7 @@ async def upload(
     request: Request,
     filename: Annotated[Filename, Query()],
     caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))],
-) -> dict[str, str | int | None]:
+) -> AttachmentAnswer:
     """Take a file as it is, with its Content-Type; mails refer to it by the `id` of the answer.
 
     The same file under the same name again is the same attachment.

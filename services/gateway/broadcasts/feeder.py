@@ -7,7 +7,6 @@ broker that is away does not fill the outbox, and a million recipients cost no m
 import asyncio
 from collections import deque
 from time import monotonic
-from typing import Any
 
 from bellhop import faults
 from bellhop.contracts.outcomes import State
@@ -15,7 +14,7 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseUnavailable
 from services.gateway.broadcasts import feeding
 from services.gateway.broadcasts.feeding import Step
-from services.gateway.broadcasts.store import Broadcasts, Phase
+from services.gateway.broadcasts.store import BroadcastRow, Broadcasts, Phase
 from services.gateway.outbox.publisher import Relay
 from services.gateway.outbox.store import now_ms
 from services.gateway.suppressions.store import Suppressions
@@ -106,30 +105,30 @@ class Feeder:
 
     async def _round(self) -> bool:
         active = await self._store.active()
-        for gone in self._meters.keys() - {row["id"] for row in active}:
+        for gone in self._meters.keys() - {row.id for row in active}:
             del self._meters[gone]
         return any([await self._try(row) for row in active])
 
-    async def _try(self, row: dict[str, Any]) -> bool:
+    async def _try(self, row: BroadcastRow) -> bool:
         try:
             return await self._advance(row)
         except DatabaseUnavailable:
             raise
         except Exception:
             # The others must go on, and this one begins its step anew: of what failed nothing was committed.
-            log.exception("a broadcast could not be moved on; trying again", broadcast=row["id"])
+            log.exception("a broadcast could not be moved on; trying again", broadcast=row.id)
             return False
 
-    async def _advance(self, row: dict[str, Any]) -> bool:
+    async def _advance(self, row: BroadcastRow) -> bool:
         """Do the next steps of one broadcast; say whether it is worth looking again soon."""
-        broadcast_id, phase = row["id"], Phase(row["state"])
+        broadcast_id, phase = row.id, row.state
         if phase is Phase.SCHEDULED:
-            if row["send_at"] is not None and row["send_at"] > now_ms():
+            if row.send_at is not None and row.send_at > now_ms():
                 return False
-            total = await self._store.size(row["list"])
+            total = await self._store.size(row.list)
             async with self._database.write() as connection:
                 await feeding.begin(connection, broadcast_id, total)
-            log.info("a broadcast begins", broadcast=broadcast_id, list=row["list"], recipients=total)
+            log.info("a broadcast begins", broadcast=broadcast_id, list=row.list, recipients=total)
             return True
         if phase is Phase.PAUSED:
             _, under_way = await self._store.under_way(broadcast_id)
@@ -141,12 +140,12 @@ class Feeder:
             return await self._cancel(broadcast_id)
         return await self._feed(row)
 
-    async def _feed(self, row: dict[str, Any]) -> bool:
-        broadcast_id = row["id"]
+    async def _feed(self, row: BroadcastRow) -> bool:
+        broadcast_id = row.id
         fed_so_far, under_way = await self._store.under_way(broadcast_id)
         meter = self._meters.setdefault(broadcast_id, Meter())
         meter.note(fed_so_far - sum(under_way.values()), monotonic())
-        room = self._room(under_way, meter.rate, row["total"])
+        room = self._room(under_way, meter.rate, row.total)
         fed = 0
         while room > 0:
             step = await self._step(row, room)
@@ -168,11 +167,11 @@ class Feeder:
         )
         return min(ahead - under_way[State.QUEUED], RETRYING_FACTOR * self._window - under_way[State.RETRYING])
 
-    async def _step(self, row: dict[str, Any], room: int) -> Step:
+    async def _step(self, row: BroadcastRow, room: int) -> Step:
         claimed = self._relay.takes_more
-        feed = self._maker.feed if row["retry_after"] is None else self._maker.feed_failed
+        feed = self._maker.feed if row.retry_after is None else self._maker.feed_failed
         async with self._database.write() as connection:
-            step = await feed(connection, row["id"], room, claimed=claimed)
+            step = await feed(connection, row.id, room, claimed=claimed)
             faults.point("feeder.fed")
         faults.point("feeder.committed")
         if claimed:

@@ -5,9 +5,10 @@ replicas one makes the step, and a pause or a cancel comes before it or after it
 while its holder still works: the lock ends with the transaction, however that ends.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import sqlalchemy as sa
@@ -16,20 +17,32 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
 from bellhop.contracts.kinds import MAIL
-from bellhop.contracts.mail import MailTask
+from bellhop.contracts.mail import MailDocument, MailTask
 from bellhop.contracts.outcomes import State
 from bellhop.contracts.tasks import Lane
 from bellhop.sql.bulk import insert_many
+from bellhop.sql.rows import columns_of
 from services.gateway.broadcasts.merge_fields import CannotFill, Words
-from services.gateway.broadcasts.store import HELD, OPEN, Phase, counting, counts_of, queued_in
+from services.gateway.broadcasts.store import (
+    HELD,
+    OPEN,
+    WHOLE,
+    Phase,
+    WholeBroadcastRow,
+    counting,
+    counts_of,
+    queued_in,
+    whole_broadcast,
+)
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.public_pages.links import Links
-from services.gateway.subscribers.store import Status
+from services.gateway.subscribers.store import PersonRow, Status
 from services.gateway.suppressions.store import Suppressions, ended_attempt
 from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
 from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks.messages import cancel_entry, new_task, request_entry
+from services.gateway.tasks.rows import AttemptRow, TaskRow
 
 CHUNK = 250
 """Recipients a transaction: some 10 ms, so that other writers do not wait long. Fewer if the mail is large."""
@@ -45,11 +58,11 @@ class Step:
     """Messages to hand over to the relay after the commit, if they were written as claimed."""
 
 
-async def _locked(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> dict[str, Any] | None:
-    query = sa.select(broadcasts).where(broadcasts.c.id == broadcast_id, broadcasts.c.state == phase)
+async def _locked(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> WholeBroadcastRow | None:
+    query = sa.select(*WHOLE).where(broadcasts.c.id == broadcast_id, broadcasts.c.state == phase)
     # SQLite needs no lock: its transaction has been the only writer since it began.
-    row = (await connection.execute(query.with_for_update(skip_locked=True))).mappings().one_or_none()
-    return None if row is None else dict(row)
+    row = (await connection.execute(query.with_for_update(skip_locked=True))).one_or_none()
+    return None if row is None else whole_broadcast(row)
 
 
 async def _note(connection: AsyncConnection, broadcast_id: str, **values: Any) -> None:
@@ -72,61 +85,61 @@ class TaskMaker:
     async def feed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
         """Make tasks for the next recipients, at most `room`, and write their messages."""
         row = await _locked(connection, broadcast_id, Phase.RUNNING)
-        if row is None or row["fed_all"]:
+        if row is None or row.fed_all:
             return Step()
-        limit = chunk_for(row["content"])
+        limit = chunk_for(row.content)
         has_task = sa.exists().where(tasks.c.broadcast_id == broadcast_id, tasks.c.recipient == subscribers.c.email)
         people = await connection.execute(
-            sa.select(subscribers, has_task.label("has_task"))
+            sa.select(*_PERSON, has_task.label("has_task"))
             .join(subscriptions, subscriptions.c.email == subscribers.c.email)
             .where(
-                subscriptions.c.list == row["list"],
+                subscriptions.c.list == row.list,
                 subscriptions.c.state == Status.CONFIRMED.value,
-                subscriptions.c.email > row["fed_after"],
-                subscriptions.c.confirmed_at <= row["started_at"],
+                subscriptions.c.email > row.fed_after,
+                subscriptions.c.confirmed_at <= row.started_at,
             )
             .order_by(subscriptions.c.email)
             .limit(limit)
         )
-        walked: list[dict[str, Any]] = []
-        found: list[dict[str, Any]] = []
-        rows = [dict(person) for person in people.mappings()]
-        for person in rows:
+        walked: list[PersonRow] = []
+        found: list[PersonRow] = []
+        rows = [(PersonRow(*person), has_one) for *person, has_one in people]
+        for person, has_one in rows:
             if len(found) == room:
                 break
             walked.append(person)
             # An upgrade began the walk again: who has a task is passed over.
-            if not person["has_task"]:
+            if not has_one:
                 found.append(person)
-        suppressed = await self._suppressions.among(connection, [person["email"] for person in found])
-        chunk = _Chunk(row, self._links)
+        suppressed = await self._suppressions.among(connection, [person.email for person in found])
+        chunk = _chunk(row, self._links)
         for person in found:
-            chunk.add(person, suppressed.get(person["email"]))
+            chunk.add(person, suppressed.get(person.email))
         await insert_many(connection, tasks, chunk.tasks)
         await insert_many(connection, attempts, chunk.attempts)
         await outbox.add(connection, chunk.entries, claimed=claimed)
-        fed, all_ = row["fed"] + len(found), len(walked) == len(rows) < limit
+        fed, all_ = row.fed + len(found), len(walked) == len(rows) < limit
         await _note(
             connection,
             broadcast_id,
             fed=fed,
-            fed_after=walked[-1]["email"] if walked else row["fed_after"],
+            fed_after=walked[-1].email if walked else row.fed_after,
             fed_all=all_,
             # Who unsubscribed meanwhile was counted at the start and has no task.
-            total=fed if all_ else max(row["total"], fed),
+            total=fed if all_ else max(row.total, fed),
         )
         return Step(len(walked), chunk.entries)
 
     async def feed_failed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
         """Begin another round of the next tasks that failed, at most `room`."""
         row = await _locked(connection, broadcast_id, Phase.RUNNING)
-        if row is None or row["retry_after"] is None:
+        if row is None or row.retry_after is None:
             return Step()
-        limit = min(room, chunk_for(row["content"]))
+        limit = min(room, chunk_for(row.content))
         failed = sa.and_(
             tasks.c.broadcast_id == broadcast_id,
             tasks.c.state == State.FAILED.value,
-            tasks.c.recipient > row["retry_after"],
+            tasks.c.recipient > row.retry_after,
         )
         step = await self._again(connection, row, sa.select(tasks).where(failed).limit(limit), claimed=claimed)
         last = None if step.count < limit else step.last
@@ -143,29 +156,33 @@ class TaskMaker:
     async def _feed_one_again(self, connection: AsyncConnection, task_id: str) -> Phase:
         mine = tasks.c.id == task_id
         owner = sa.select(tasks.c.broadcast_id).where(mine).scalar_subquery()
-        query = sa.select(broadcasts).where(broadcasts.c.id == owner).with_for_update()
-        row = dict((await connection.execute(query)).mappings().one())
-        phase = Phase(row["state"])
-        if phase in (Phase.RUNNING, Phase.FINISHED) and row["erased_at"] is None:
+        query = sa.select(*WHOLE).where(broadcasts.c.id == owner).with_for_update()
+        row = whole_broadcast((await connection.execute(query)).one())
+        phase = row.state
+        if phase in (Phase.RUNNING, Phase.FINISHED) and row.erased_at is None:
             unsent = tasks.c.state.in_((State.FAILED.value, State.SUPPRESSED.value))
             await self._again(connection, row, sa.select(tasks).where(mine, unsent), claimed=False)
-            await _note(connection, row["id"], state=Phase.RUNNING.value, finished_at=None, counts=None)
+            await _note(connection, row.id, state=Phase.RUNNING.value, finished_at=None, counts=None)
         return phase
 
     async def _again(
-        self, connection: AsyncConnection, row: dict[str, Any], query: sa.Select[Any], *, claimed: bool
+        self, connection: AsyncConnection, row: WholeBroadcastRow, query: sa.Select[Any], *, claimed: bool
     ) -> "_Again":
         locked = query.order_by(tasks.c.recipient).with_for_update()
-        old = {task["recipient"]: dict(task) for task in (await connection.execute(locked)).mappings()}
+        found = (await connection.execute(locked)).mappings()
+        old = {task["recipient"]: cast(TaskRow, dict(task)) for task in found}
         chunk = await self._made_again(connection, row, old)
         if chunk.tasks:
-            await connection.execute(_AGAIN, [{f"to_{name}": task[name] for name in _CHANGED} for task in chunk.tasks])
+            await connection.execute(
+                _AGAIN,
+                [{f"to_{name}": value for name, value in task.items() if name in _CHANGED} for task in chunk.tasks],
+            )
         await insert_many(connection, attempts, chunk.attempts)
         await outbox.add(connection, chunk.entries, claimed=claimed)
         return _Again(len(old), next(reversed(old), ""), chunk.entries)
 
     async def messages(
-        self, connection: AsyncConnection, row: dict[str, Any], numbers: dict[str, int], old: list[dict[str, Any]]
+        self, connection: AsyncConnection, row: WholeBroadcastRow, numbers: dict[str, int], old: Sequence[TaskRow]
     ) -> dict[str, Entry]:
         """Return by task id the messages of open tasks of a broadcast once more, as attempt `numbers[id]`.
 
@@ -180,25 +197,26 @@ class TaskMaker:
         }
 
     async def _made_again(
-        self, connection: AsyncConnection, row: dict[str, Any], old: dict[str, dict[str, Any]]
+        self, connection: AsyncConnection, row: WholeBroadcastRow, old: Mapping[str, TaskRow]
     ) -> "_Chunk":
         people = await connection.execute(
-            sa.select(subscribers)
+            sa.select(*_PERSON)
             .join(subscriptions, subscriptions.c.email == subscribers.c.email)
             .where(
-                subscriptions.c.list == row["list"],
+                subscriptions.c.list == row.list,
                 subscriptions.c.state == Status.CONFIRMED.value,
                 subscriptions.c.email.in_(list(old)),
             )
         )
-        found = {person["email"]: dict(person) for person in people.mappings()}
+        found = {person.email: person for person in (PersonRow(*each) for each in people)}
         suppressed = await self._suppressions.among(connection, list(old))
-        chunk = _Chunk(row, self._links)
+        chunk = _chunk(row, self._links)
         for recipient, task in old.items():
             chunk.add(found.get(recipient), suppressed.get(recipient), again=task)
         return chunk
 
 
+_PERSON = columns_of(subscribers, PersonRow)
 _CHANGED = ("id", "state", "round", "updated_at", "finished_at")
 _AGAIN = (
     sa.update(tasks)
@@ -220,7 +238,7 @@ def chunk_for(content: bytes) -> int:
 
 
 @lru_cache(maxsize=16)
-def _content(packed: bytes) -> tuple[dict[str, Any], Words | None]:
+def _content(packed: bytes) -> tuple[MailDocument, Words | None]:
     content = orjson.loads(packed)
     return content, None if "template" in content else Words(content)
 
@@ -228,28 +246,29 @@ def _content(packed: bytes) -> tuple[dict[str, Any], Words | None]:
 class _Chunk:
     """Collects the rows of one step."""
 
-    def __init__(self, row: dict[str, Any], links: Links) -> None:
-        self._row = row
+    def __init__(self, broadcast_id: str, owner: str, list_: str, content: bytes, links: Links) -> None:
+        self._broadcast_id = broadcast_id
+        self._owner = owner
+        self._list = list_
         self._links = links
-        self._content, self._words = _content(row["content"])
+        self._content, self._words = _content(content)
         self._now = now_ms()
-        self.tasks: list[dict[str, Any]] = []
-        self.attempts: list[dict[str, Any]] = []
+        self.tasks: list[TaskRow] = []
+        self.attempts: list[AttemptRow] = []
         self.entries: list[Entry] = []
 
-    def add(self, person: dict[str, Any] | None, suppressed: str | None, again: dict[str, Any] | None = None) -> None:
+    def add(self, person: PersonRow | None, suppressed: str | None, again: TaskRow | None = None) -> None:
         """Make the task of one person, or one more round of the task `again`, whose person may be gone."""
-        old = again or {"id": new_id(), "round": 0, "recipient": person and person["email"]}
-        document: dict[str, Any] = {
-            "task_id": old["id"],
-            "owner": self._row["owner"],
-            "to": old["recipient"],
+        document: MailDocument = {
+            "task_id": again["id"] if again is not None else new_id(),
+            "owner": self._owner,
+            "to": again["recipient"] if again is not None else person and person.email,
             "lane": Lane.BULK.value,
-            "round": old["round"] + 1,
+            "round": again["round"] + 1 if again is not None else 1,
         }
         task = new_task(MAIL, document | {"template": self._content.get("template")}, b"", created_at=self._now)
         # The document is not kept: a million copies of a newsletter would be. It is made again where it is needed.
-        task |= {"document": None, "broadcast_id": self._row["id"]}
+        task |= {"document": None, "broadcast_id": self._broadcast_id}
         self.tasks.append(task)
         if person is None:
             self._end(task, State.SUPPRESSED, "This person is no longer subscribed to the list.")
@@ -270,25 +289,25 @@ class _Chunk:
             return
         self.entries.append(request_entry(MAIL, document, packed))
 
-    def _end(self, task: dict[str, Any], state: State, reason: str) -> None:
+    def _end(self, task: TaskRow, state: State, reason: str) -> None:
         task |= {"state": state.value, "finished_at": self._now}
         self.attempts.append(ended_attempt(task, reason))
 
-    def envelope(self, person: dict[str, Any]) -> dict[str, Any]:
+    def envelope(self, person: PersonRow) -> MailDocument:
         """Return the content as it was given, with what the list adds for one person."""
-        mail = self._content | {"list_unsubscribe": self._links.unsubscribe(person["id"], self._row["list"])}
-        if person["name"]:
-            mail["to_name"] = person["name"]
+        mail = self._content | {"list_unsubscribe": self._links.unsubscribe(person.id, self._list)}
+        if person.name:
+            mail["to_name"] = person.name
         own = self._content.get("headers", {})
-        mail["headers"] = {"List-Id": f"<{self._row['list']}.{self._links.host}>"} | own
+        mail["headers"] = {"List-Id": f"<{self._list}.{self._links.host}>"} | own
         return mail
 
-    def _mail(self, person: dict[str, Any]) -> dict[str, Any]:
+    def _mail(self, person: PersonRow) -> MailDocument:
         mail = self.envelope(person)
         subscriber = {
-            "email": person["email"],
-            "name": person["name"],
-            "attributes": orjson.loads(person["attributes"]),
+            "email": person.email,
+            "name": person.name,
+            "attributes": orjson.loads(person.attributes),
             "unsubscribe_url": mail["list_unsubscribe"],
         }
         if self._words is None:
@@ -297,19 +316,23 @@ class _Chunk:
         return mail | self._words.fill(subscriber)
 
 
+def _chunk(row: WholeBroadcastRow, links: Links) -> _Chunk:
+    return _Chunk(row.id, row.owner, row.list, row.content, links)
+
+
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
-def check(content: dict[str, Any], list_: str, owner: str, links: Links) -> None:
+def check(content: MailDocument, list_: str, owner: str, links: Links) -> None:
     """Raise ValidationError where the mail of a broadcast breaks the contract of a mail task for everybody.
 
     `content` is what the client sent; the mail that is fed has the headers of the list besides.
     """
-    row = {"id": new_id(), "owner": owner, "list": list_, "content": orjson.dumps(content)}
-    subscriber = {"id": new_id(), "email": "somebody@example.com", "name": "", "attributes": b"{}"}
-    mail = _Chunk(row, links).envelope(subscriber) | {"owner": owner, "task_id": new_id(), "to": subscriber["email"]}
+    chunk = _Chunk(new_id(), owner, list_, orjson.dumps(content), links)
+    person = PersonRow("somebody@example.com", new_id(), "", b"{}", 0, 0)
+    mail = chunk.envelope(person) | {"owner": owner, "task_id": new_id(), "to": person.email}
     MailTask.read(orjson.dumps(mail))
 
 
@@ -349,7 +372,7 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
     )
     if withdrawn:
         return Step(len(withdrawn))
-    asked = (await connection.execute(_to_ask(broadcast_id, row["cancel_after"]))).all()
+    asked = (await connection.execute(_to_ask(broadcast_id, row.cancel_after))).all()
     if asked:
         await outbox.add(connection, [cancel_entry(MAIL.name, task_id, round_) for task_id, round_, _ in asked])
         await _note(connection, broadcast_id, cancel_after=asked[-1].recipient)
@@ -374,7 +397,7 @@ def _to_ask(broadcast_id: str, after: str) -> sa.Select[Any]:
 async def conclude(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> bool:
     """End a broadcast of which nothing is left to do, and keep its counts; say whether it ended."""
     row = await _locked(connection, broadcast_id, phase)
-    if row is None or (phase is Phase.RUNNING and row["retry_after"] is not None):
+    if row is None or (phase is Phase.RUNNING and row.retry_after is not None):
         return False
     counts = counts_of((await connection.execute(counting(broadcast_id))).mappings().one())
     if any(counts.by_state[state] for state in OPEN):
@@ -384,7 +407,7 @@ async def conclude(connection: AsyncConnection, broadcast_id: str, phase: Phase)
         by_state["cancelled"] += by_state.pop("waiting")
         by_state["waiting"] = 0
         final = Phase.CANCELLED
-    elif row["fed_all"]:
+    elif row.fed_all:
         final = Phase.FINISHED
     else:
         return False

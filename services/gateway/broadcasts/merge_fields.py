@@ -6,12 +6,11 @@ Who wants more names a template, which the mailer renders.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
-from bellhop.contracts.mail import MAX_BODY
+from bellhop.contracts.mail import MAX_BODY, MailDocument
 
 _PLACE = re.compile(r"\{\{(?P<inner>[^{}]*)\}\}|(?P<stray>\{\{|\{%)")
 _INNER = re.compile(
@@ -35,10 +34,10 @@ class _Place:
     default: str | None
     where: str
 
-    def value(self, subscriber: dict[str, Any]) -> str:
-        found: Any = subscriber
+    def value(self, subscriber: Mapping[str, object]) -> str:
+        found: object = subscriber
         for name in self.path:
-            found = found.get(name) if isinstance(found, dict) else None
+            found = found.get(name) if isinstance(found, Mapping) else None
         if found is None or found == "":
             if self.default is not None:
                 return self.default
@@ -73,7 +72,7 @@ class Text:
             end = match.end()
         self._pieces.append(source[end:])
 
-    def fill(self, subscriber: dict[str, Any], quote: Callable[[str], str] = str) -> str:
+    def fill(self, subscriber: Mapping[str, object], quote: Callable[[str], str] = str) -> str:
         """Return the text for one subscriber; raises `CannotFill`."""
         return "".join(piece if isinstance(piece, str) else quote(piece.value(subscriber)) for piece in self._pieces)
 
@@ -81,7 +80,7 @@ class Text:
 class Words:
     """Subject and bodies of a mail to many."""
 
-    def __init__(self, content: dict[str, Any]) -> None:
+    def __init__(self, content: MailDocument) -> None:
         """Take a `MailContent`, as a dictionary, apart; raises `CannotFill` where something is no place."""
         self._subject = Text("subject", content["subject"])
         self._text = self._html = None
@@ -90,7 +89,7 @@ class Words:
         if "html" in content:
             self._html = Text("html", _short(_with_html_footer(content["html"])))
 
-    def fill(self, subscriber: dict[str, Any]) -> dict[str, str]:
+    def fill(self, subscriber: Mapping[str, object]) -> dict[str, str]:
         """Return subject, text and html for one subscriber; raises `CannotFill`."""
         # A line end in a name must not become a line end in a header.
         filled = {"subject": _CONTROL.sub(" ", self._subject.fill(subscriber)).strip()[:MAX_SUBJECT]}

@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
@@ -15,6 +14,7 @@ from bellhop.web.rate_limit import Limiter, Rate
 from services.gateway.acceptance.service import Intake
 from services.gateway.broadcasts.feeder import Feeder
 from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts.schemas import ProgressAnswer
 from services.gateway.broadcasts.store import Broadcasts
 from services.gateway.outbox.store import now_ms
 from services.gateway.public_pages.form_limits import FormLimits
@@ -57,7 +57,7 @@ class Newsletter:
     """Bounds the mails that the public form sets off."""
     limiter: Limiter = field(default_factory=lambda: Limiter(keys=None, subjects=None, addresses=SIGN_UPS))
     """Counts sign-ups at the public form."""
-    progress: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
+    progress: dict[str, tuple[float, ProgressAnswer]] = field(default_factory=dict)
     """What was last said about broadcasts, and until when it may be said again."""
 
     async def sign_up(self, *people: SignUp) -> list[SignedUp]:

@@ -4,16 +4,16 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import orjson
 from fastapi import APIRouter, Depends, Query
-from pydantic import StringConstraints, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from bellhop.contracts.base import DueTime, ErrorMessage, new_id
-from bellhop.contracts.mail import MailContent, mail_document
+from bellhop.contracts.base import new_id
+from bellhop.contracts.mail import mail_document
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Caller, Scope, require
@@ -26,18 +26,28 @@ from services.gateway.attachments import routes as attachments
 from services.gateway.broadcasts import feeding
 from services.gateway.broadcasts.merge_fields import CannotFill, Words
 from services.gateway.broadcasts.newsletter import Newsletter
-from services.gateway.broadcasts.store import Action, NewBroadcast, Phase
+from services.gateway.broadcasts.schemas import (
+    BroadcastAnswer,
+    BroadcastRequest,
+    BroadcastsAnswer,
+    BroadcastStateAnswer,
+    ProgressAnswer,
+)
+from services.gateway.broadcasts.store import Action, BroadcastRow, NewBroadcast, Phase
 from services.gateway.outbox.store import now_ms, to_ms
 from services.gateway.parts import gateway
 from services.gateway.tasks.counts import REST_FACTOR
 from services.gateway.tasks.routes import (
     LOOK_AGAIN_SECONDS,
     MAX_WAIT_SECONDS,
+    UNCHANGED,
+    WAIT_HEADERS,
     owner_of,
     task_document,
     time_of,
     wait_seconds,
 )
+from services.gateway.tasks.schemas import TasksAnswer
 from services.gateway.templates import routes as templates
 
 router = APIRouter(route_class=IdempotentRoute, tags=["broadcasts"])
@@ -47,29 +57,17 @@ _TASK_PAGES = Cursor("broadcast-tasks", str)
 
 Reader = Annotated[Caller, Depends(require(Scope.BROADCASTS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.BROADCASTS_WRITE))]
-ListName = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-    ErrorMessage("must be the name of a list: 1 to 64 ASCII letters, digits and . _ -, the first a letter or a digit"),
-]
 
 HEARTBEAT_SECONDS = 15.0
 """A comment so often, in a stream that has nothing to say, keeps proxies from closing it."""
 
 
-class BroadcastRequest(MailContent):
-    """`POST /v1/broadcasts`. Subject and bodies may have places like `{{ subscriber.name }}` (`merge_fields.py`).
-
-    A template gets the same as `data.subscriber`, beside the `data` given here.
-    """
-
-    list: ListName
-    send_at: DueTime | None = None
-    allow_empty: bool = False
-    """Take it also if nobody is confirmed on the list now; who is when it begins is mailed."""
-
-
-@router.post("/v1/broadcasts", status_code=202, summary="Send a mail to a list")
+@router.post(
+    "/v1/broadcasts",
+    status_code=202,
+    summary="Send a mail to a list",
+    responses={202: {"model": BroadcastStateAnswer}},
+)
 @commits_its_key
 async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Response:
     """Answer at once with the id of the broadcast; `Location` tells how far it is."""
@@ -133,17 +131,22 @@ async def show_all(
     caller: Reader,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> dict[str, Any]:
+) -> BroadcastsAnswer:
     """Return broadcasts, newest first, without their counts; `next` is the cursor of the following page."""
     before = None if cursor is None else _PAGES.read(cursor)[0]
     rows = await gateway(request).newsletter.broadcasts.page(owner=owner_of(caller), before=before, limit=limit)
     return {
         "broadcasts": [_summary(row) for row in rows],
-        "next": _PAGES.write(rows[-1]["id"]) if len(rows) == limit else None,
+        "next": _PAGES.write(rows[-1].id) if len(rows) == limit else None,
     }
 
 
-@router.get("/v1/broadcasts/{broadcast_id}", summary="How far a broadcast is")
+@router.get(
+    "/v1/broadcasts/{broadcast_id}",
+    summary="How far a broadcast is",
+    responses={200: {"model": ProgressAnswer}, **UNCHANGED},
+    openapi_extra=WAIT_HEADERS,
+)
 async def show(
     request: Request,
     broadcast_id: str,
@@ -164,7 +167,7 @@ async def show(
         tag = _etag(document)
         remaining = deadline - monotonic()
         changed = known is not None and known != tag
-        if changed or Phase(document["state"]).final or remaining <= 0 or await request.is_disconnected():
+        if changed or document["state"].final or remaining <= 0 or await request.is_disconnected():
             break
         await _pause(request, min(remaining, LOOK_AGAIN_SECONDS))
     headers = {"ETag": tag, "Cache-Control": "no-store"}
@@ -175,7 +178,12 @@ async def show(
     return Response(orjson.dumps(document), 200, headers, "application/json")
 
 
-@router.get("/v1/broadcasts/{broadcast_id}/events", summary="Follow a broadcast", response_class=StreamingResponse)
+@router.get(
+    "/v1/broadcasts/{broadcast_id}/events",
+    summary="Follow a broadcast",
+    response_class=StreamingResponse,
+    responses={200: {"description": "a stream", "content": {"text/event-stream": {}}}},
+)
 async def follow(request: Request, broadcast_id: str, caller: Reader) -> StreamingResponse:
     """Stream `progress` events (text/event-stream), one whenever something changed, and one `end`."""
     parts = gateway(request).newsletter
@@ -199,7 +207,7 @@ async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller
         elif monotonic() - said_at > HEARTBEAT_SECONDS:
             said_at = monotonic()
             yield b": still here\n\n"
-        if Phase(document["state"]).final:
+        if document["state"].final:
             yield b"event: end\ndata: " + orjson.dumps({"state": document["state"]}) + b"\n\n"
             return
         await _pause(request, LOOK_AGAIN_SECONDS)
@@ -222,7 +230,7 @@ async def show_tasks(
     state: State | None = None,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> dict[str, Any]:
+) -> TasksAnswer:
     """Return the tasks in the order of recipients; those whose turn has not come yet have none."""
     after = None if cursor is None else _TASK_PAGES.read(cursor)[0]
     parts = gateway(request).newsletter
@@ -234,7 +242,12 @@ async def show_tasks(
     }
 
 
-@router.post("/v1/broadcasts/{broadcast_id}/{action}", status_code=202, summary="Pause, resume, cancel, retry-failed")
+@router.post(
+    "/v1/broadcasts/{broadcast_id}/{action}",
+    status_code=202,
+    summary="Pause, resume, cancel, retry-failed",
+    responses={202: {"model": BroadcastStateAnswer}},
+)
 async def act(request: Request, broadcast_id: str, action: Action, caller: Writer) -> Response:
     """Take effect at once: no task is made after a pause or a cancel was answered.
 
@@ -259,56 +272,57 @@ _INFINITIVE = {
 }
 
 
-async def _find(parts: Newsletter, broadcast_id: str, caller: Caller) -> dict[str, Any]:
+async def _find(parts: Newsletter, broadcast_id: str, caller: Caller) -> BroadcastRow:
     row = await parts.broadcasts.get(broadcast_id, owner_of(caller))
     if row is None:
         raise Problem(404, "Not Found", "There is no such broadcast, or it is another key's.")
     return row
 
 
-def _summary(row: dict[str, Any]) -> dict[str, Any]:
+def _summary(row: BroadcastRow) -> BroadcastAnswer:
     document = {
-        "id": row["id"],
-        "list": row["list"],
-        "subject": row["subject"],
-        "template": row["template"],
-        "state": row["state"],
-        "recipients": row["total"],
-        "created_at": time_of(row["created_at"]),
-        "send_at": time_of(row["send_at"]),
-        "started_at": time_of(row["started_at"]),
-        "finished_at": time_of(row["finished_at"]),
+        "id": row.id,
+        "list": row.list,
+        "subject": row.subject,
+        "template": row.template,
+        "state": row.state,
+        "recipients": row.total,
+        "created_at": time_of(row.created_at),
+        "send_at": time_of(row.send_at),
+        "started_at": time_of(row.started_at),
+        "finished_at": time_of(row.finished_at),
     }
-    return {name: value for name, value in document.items() if value is not None}
+    return cast(BroadcastAnswer, {name: value for name, value in document.items() if value is not None})
 
 
-async def _progress(parts: Newsletter, row: dict[str, Any]) -> dict[str, Any]:
+async def _progress(parts: Newsletter, row: BroadcastRow) -> ProgressAnswer:
     """Return the broadcast with its counts, which are at most a second old, or older where counting takes long."""
-    cached = parts.progress.get(row["id"])
-    if cached is not None and cached[0] > monotonic() and cached[1]["state"] == row["state"]:
+    cached = parts.progress.get(row.id)
+    if cached is not None and cached[0] > monotonic() and cached[1]["state"] is row.state:
         return cached[1]
     began = monotonic()
-    counts = await parts.broadcasts.counts(row["id"])
+    counts = await parts.broadcasts.counts(row.id)
     took = monotonic() - began
-    document = _summary(row) | {"state": counts.phase, "recipients": counts.total, "counts": counts.by_state}
+    changed = {"state": counts.phase, "recipients": counts.total, "counts": counts.by_state}
+    document = cast(ProgressAnswer, {**_summary(row), **changed})
     if counts.phase is Phase.RUNNING:
-        rate = parts.feeder.rate(row["id"])
+        rate = parts.feeder.rate(row.id)
         document["rate_per_second"] = round(rate, 1)
         if rate > 0:
             document["eta_seconds"] = round(counts.left / rate, 1)
             document["done_at"] = time_of(now_ms() + round(counts.left / rate * 1000))
-    elif counts.phase is Phase.FINISHED and row["finished_at"] is not None:
-        seconds = max(row["finished_at"] - row["started_at"], 1) / 1000
+    elif counts.phase is Phase.FINISHED and row.finished_at is not None and row.started_at is not None:
+        seconds = max(row.finished_at - row.started_at, 1) / 1000
         document["rate_per_second"] = round(counts.total / seconds, 1)
     if len(parts.progress) > 1000:
         parts.progress.clear()
     # Many failed ones take long to count.
     keep = max(LOOK_AGAIN_SECONDS * 0.9, REST_FACTOR * took)
-    parts.progress[row["id"]] = (monotonic() + keep, document)
+    parts.progress[row.id] = (monotonic() + keep, document)
     return document
 
 
-def _etag(document: dict[str, Any]) -> str:
+def _etag(document: ProgressAnswer) -> str:
     """Return what changes when something happened; rate and time of arrival alone are no news."""
     facts = orjson.dumps([document["state"], document["recipients"], document["counts"]])
     return f'"{hashlib.sha256(facts).hexdigest()[:16]}"'

@@ -12,30 +12,30 @@ wrong through an outcome that came twice. Each process keeps what it counted for
 broadcast are written into its row, because its tasks are deleted one day.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.base import new_id
+from bellhop.contracts.mail import MailDocument
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import BACKGROUND_SECONDS, Database
+from bellhop.sql.rows import columns_of
 from services.gateway.acceptance.store import IdempotencyKey
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import audit, broadcasts, outbox, subscriptions, tasks
 from services.gateway.tasks import store as ledger
 from services.gateway.tasks.pages import LISTED as TASKS_LISTED
+from services.gateway.tasks.rows import TaskRow
 from services.gateway.tasks.store import Acceptance, Accepted
 
 HELD = 2**53
 """`due_at` of messages that a pause keeps back."""
-
-LISTED = [column for column in broadcasts.c if column.name != "content"]
-"""What is read to show broadcasts and to move them on: a content may have a megabyte."""
 
 # What is with the broker or the mailer, or about to be.
 OPEN = (State.QUEUED, State.RETRYING)
@@ -67,13 +67,44 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class BroadcastRow:
+    """One broadcast without its content, which may have a megabyte; times in milliseconds since 1970."""
+
+    id: str
+    owner: str
+    list: str
+    state: Phase
+    subject: str | None
+    template: str | None
+    total: int
+    fed: int
+    fed_after: str
+    fed_all: bool
+    retry_after: str | None
+    cancel_after: str
+    counts: bytes | None
+    created_at: int
+    send_at: int | None
+    started_at: int | None
+    finished_at: int | None
+    erased_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBroadcastRow(BroadcastRow):
+    """One broadcast with its content."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class NewBroadcast:
     """A broadcast to keep."""
 
     id: str
     owner: str
     list: str
-    content: dict[str, Any]
+    content: MailDocument
     send_at: int | None
     answer: bytes
     key: IdempotencyKey | None
@@ -119,7 +150,7 @@ _FROM = {
 }
 _BEGUN_OR_NOT = sa.case((broadcasts.c.started_at.is_(None), Phase.SCHEDULED.value), else_=Phase.RUNNING.value)
 _STILL_PAUSED = sa.case((broadcasts.c.state == Phase.PAUSED, Phase.PAUSED.value), else_=Phase.RUNNING.value)
-_VALUES: dict[Action, dict[str, Any]] = {
+_VALUES: dict[Action, dict[str, object]] = {
     Action.PAUSE: {"state": Phase.PAUSED.value},
     Action.RESUME: {"state": _BEGUN_OR_NOT},
     Action.CANCEL: {"state": Phase.CANCELLING.value},
@@ -143,36 +174,36 @@ class Broadcasts:
     async def create(self, connection: AsyncConnection, items: list[NewBroadcast]) -> list[Accepted]:
         """Keep new broadcasts and the idempotency keys they came with."""
         accepted = await ledger.accept(connection, [Acceptance(item.answer, key=item.key) for item in items])
-        rows = [_row(item) for item, each in zip(items, accepted, strict=True) if each.new]
+        rows = [asdict(_row(item)) for item, each in zip(items, accepted, strict=True) if each.new]
         if rows:
             await connection.execute(sa.insert(broadcasts), rows)
         return accepted
 
-    async def get(self, broadcast_id: str, owner: str | None = None) -> dict[str, Any] | None:
+    async def get(self, broadcast_id: str, owner: str | None = None) -> BroadcastRow | None:
         """Return a broadcast without its content; None where there is none, or it belongs to somebody else."""
-        query = sa.select(*LISTED).where(broadcasts.c.id == broadcast_id)
+        query = sa.select(*_LISTED).where(broadcasts.c.id == broadcast_id)
         if owner is not None:
             query = query.where(broadcasts.c.owner == owner)
         async with self._database.read() as connection:
-            row = (await connection.execute(query)).mappings().one_or_none()
-            return None if row is None else dict(row)
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else _broadcast(row)
 
-    async def page(self, *, owner: str | None, before: str | None, limit: int) -> list[dict[str, Any]]:
+    async def page(self, *, owner: str | None, before: str | None, limit: int) -> Sequence[BroadcastRow]:
         """Return broadcasts, newest first, without their content."""
-        query = sa.select(*LISTED).order_by(broadcasts.c.id.desc()).limit(limit)
+        query = sa.select(*_LISTED).order_by(broadcasts.c.id.desc()).limit(limit)
         if owner is not None:
             query = query.where(broadcasts.c.owner == owner)
         if before is not None:
             query = query.where(broadcasts.c.id < before)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [_broadcast(row) for row in await connection.execute(query)]
 
-    async def active(self) -> list[dict[str, Any]]:
+    async def active(self) -> Sequence[BroadcastRow]:
         """Return the broadcasts that need somebody to move them on, without their content."""
         # And not by phase: among many that ended no index of phases finds the few that did not.
-        query = sa.select(*LISTED).where(broadcasts.c.finished_at.is_(None)).order_by(broadcasts.c.id)
+        query = sa.select(*_LISTED).where(broadcasts.c.finished_at.is_(None)).order_by(broadcasts.c.id)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [_broadcast(row) for row in await connection.execute(query)]
 
     async def act(self, broadcast_id: str, action: Action, actor: str) -> tuple[bool, Phase]:
         """Do `action`; return whether that makes sense now, and the phase that the broadcast is in.
@@ -200,9 +231,7 @@ class Broadcasts:
             )
             return True, phase
 
-    async def tasks(
-        self, broadcast_id: str, *, state: State | None, after: str | None, limit: int
-    ) -> list[dict[str, Any]]:
+    async def tasks(self, broadcast_id: str, *, state: State | None, after: str | None, limit: int) -> list[TaskRow]:
         """Return the tasks of a broadcast in the order of recipients; `after` is the last of the page before."""
         query = (
             sa.select(*TASKS_LISTED)
@@ -215,7 +244,7 @@ class Broadcasts:
         if after is not None:
             query = query.where(tasks.c.recipient > after)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [cast(TaskRow, dict(row)) for row in (await connection.execute(query)).mappings()]
 
     async def counts(self, broadcast_id: str) -> Counts:
         """Count; one statement, so that what it sees belongs together."""
@@ -279,23 +308,43 @@ def counts_of(row: Any) -> Counts:
     return Counts(phase, row["total"], row["fed"], by_state)
 
 
-def _row(item: NewBroadcast) -> dict[str, Any]:
-    return {
-        "id": item.id,
-        "owner": item.owner,
-        "list": item.list,
-        "state": Phase.SCHEDULED.value,
-        "subject": item.content.get("subject"),
-        "template": item.content.get("template"),
-        "content": orjson.dumps(item.content),
-        "total": 0,
-        "fed": 0,
-        "fed_after": "",
-        "fed_all": False,
-        "cancel_after": "",
-        "created_at": now_ms(),
-        "send_at": item.send_at,
-    }
+_LISTED = columns_of(broadcasts, BroadcastRow)
+WHOLE = columns_of(broadcasts, WholeBroadcastRow)
+
+
+def _broadcast(row: Any) -> BroadcastRow:
+    found = BroadcastRow(*row)
+    return replace(found, state=Phase(found.state))
+
+
+def whole_broadcast(row: Any) -> WholeBroadcastRow:
+    """Return what a row of the columns `WHOLE` holds."""
+    found = WholeBroadcastRow(*row)
+    return replace(found, state=Phase(found.state))
+
+
+def _row(item: NewBroadcast) -> WholeBroadcastRow:
+    return WholeBroadcastRow(
+        id=item.id,
+        owner=item.owner,
+        list=item.list,
+        state=Phase.SCHEDULED,
+        subject=item.content.get("subject"),
+        template=item.content.get("template"),
+        content=orjson.dumps(item.content),
+        total=0,
+        fed=0,
+        fed_after="",
+        fed_all=False,
+        retry_after=None,
+        cancel_after="",
+        counts=None,
+        created_at=now_ms(),
+        send_at=item.send_at,
+        started_at=None,
+        finished_at=None,
+        erased_at=None,
+    )
 
 
 def queued_in(broadcast_id: str) -> sa.Select[Any]:

@@ -1,8 +1,7 @@
 """Tasks whose messages are dead letters: they fail with the reason, and a replay makes them queued again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 import sqlalchemy as sa
@@ -14,9 +13,11 @@ from bellhop.contracts.base import now
 from bellhop.contracts.kinds import TaskKind, kind_of_queue
 from bellhop.contracts.outcomes import Outcome, State, TaskEvent
 from services.gateway.broadcasts.store import HELD, Phase
+from services.gateway.dead_letters.rows import WholeLetter
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import broadcasts, tasks
 from services.gateway.tasks.progress import state_after
+from services.gateway.tasks.rows import TaskRow
 from services.gateway.tasks.store import locked_tasks
 
 _OF_REACTION = ("event_id", "to", "owner", "template", "lane")
@@ -30,7 +31,7 @@ class _Task:
     id: str
     round: int | None
     """None where the message does not say."""
-    document: dict[str, Any]
+    document: Mapping[str, object]
 
 
 def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
@@ -50,13 +51,9 @@ def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
     return _Task(kind, task_id, round_ if isinstance(round_, int) and not isinstance(round_, bool) else None, document)
 
 
-async def failures(
-    connection: AsyncConnection, letters: Sequence[tuple[Delivery, dict[str, Any]]]
-) -> dict[str, Outcome]:
+async def failures(connection: AsyncConnection, letters: Sequence[tuple[Delivery, WholeLetter]]) -> dict[str, Outcome]:
     """Return by letter id how the tasks of dead letters ended; `letters` are deliveries with their rows."""
-    found = {
-        row["id"]: (_task_of(row["queue"], delivery.envelope.subject, row["body"]), row) for delivery, row in letters
-    }
+    found = {row.id: (_task_of(row.queue, delivery.envelope.subject, row.body), row) for delivery, row in letters}
     unclear = [task.id for task, _ in found.values() if task is not None and task.round is None]
     rounds: dict[str, int] = {}
     if unclear:
@@ -69,17 +66,17 @@ async def failures(
     return ended
 
 
-def _failure(task: _Task, row: dict[str, Any], rounds: dict[str, int]) -> Outcome | None:
-    reason = (row["error"].strip().splitlines() or ["no reason was given"])[-1]
-    values: dict[str, Any] = {
+def _failure(task: _Task, row: WholeLetter, rounds: dict[str, int]) -> Outcome | None:
+    reason = (row.error.strip().splitlines() or ["no reason was given"])[-1]
+    values: dict[str, object] = {
         "task_id": task.id,
         "round": task.round if task.round is not None else rounds.get(task.id, 1),
-        "attempt": row["attempts"],
+        "attempt": row.attempts,
         "state": State.FAILED,
         "at": now(),
-        "reply": f"The message became a dead letter ({row['reason']}): {reason}",
+        "reply": f"The message became a dead letter ({row.reason}): {reason}",
         # What was refused unread was not sent; what was given up after attempts may have been.
-        "uncertain": row["reason"] != "rejected",
+        "uncertain": row.reason != "rejected",
     }
     origin = {name: task.document[name] for name in _OF_REACTION if name in task.document}
     if "event_id" in origin and task.round is not None:
@@ -102,7 +99,7 @@ class Revival:
     """The state of a task that went on without this message: it must not be sent again."""
 
 
-async def revive(connection: AsyncConnection, letters: list[dict[str, Any]], body: bytes | None) -> dict[str, Revival]:
+async def revive(connection: AsyncConnection, letters: list[WholeLetter], body: bytes | None) -> dict[str, Revival]:
     """Make the tasks of dead letters queued again; return by letter id how each message goes out.
 
     The round stays: the mailer's inbox then answers for what it has done, so that nothing is sent twice. The attempt
@@ -110,22 +107,22 @@ async def revive(connection: AsyncConnection, letters: list[dict[str, Any]], bod
     """
     named = {}
     for letter in letters:
-        subject = orjson.loads(letter["envelope"])["subject"]
-        if (task := _task_of(letter["queue"], subject, letter["body"] if body is None else body)) is not None:
-            named[letter["id"]] = task
+        subject = orjson.loads(letter.envelope)["subject"]
+        if (task := _task_of(letter.queue, subject, letter.body if body is None else body)) is not None:
+            named[letter.id] = task
     ids = {task.id for task in named.values()}
     phases = await _lock_broadcasts(connection, ids)
     rows = await locked_tasks(connection, ids)
     revivals = {}
     failed: set[str] = set()
     for letter in letters:
-        task = named.get(letter["id"])
+        task = named.get(letter.id)
         row = None if task is None else rows.get(task.id)
         if task is None or row is None:
-            revivals[letter["id"]] = Revival()
+            revivals[letter.id] = Revival()
             continue
-        revivals[letter["id"]] = _revival(letter, task, row, phases.get(row["broadcast_id"]))
-        if revivals[letter["id"]].over is None and row["state"] == State.FAILED:
+        revivals[letter.id] = _revival(letter, task, row, phases.get(row["broadcast_id"] or ""))
+        if revivals[letter.id].over is None and row["state"] == State.FAILED:
             failed.add(row["id"])
     await _queue_again(connection, [rows[task_id] for task_id in failed], phases, body)
     return revivals
@@ -138,18 +135,18 @@ async def _lock_broadcasts(connection: AsyncConnection, task_ids: set[str]) -> d
     return {id_: Phase(state) for id_, state in await connection.execute(query.with_for_update())}
 
 
-def _revival(letter: dict[str, Any], task: _Task, row: dict[str, Any], phase: Phase | None) -> Revival:
+def _revival(letter: WholeLetter, task: _Task, row: TaskRow, phase: Phase | None) -> Revival:
     state = State(row["state"])
     later_round = task.round is not None and task.round != row["round"]
     stopped = phase in (Phase.CANCELLING, Phase.CANCELLED)
     if later_round or stopped or (state.final and state_after(row, TaskEvent.REPLAY) is None):
         return Revival(over=state)
-    attempt = min(max(letter["attempts"], row["attempt"]) + 1, MAX_ATTEMPT)
+    attempt = min(max(letter.attempts, row["attempt"]) + 1, MAX_ATTEMPT)
     return Revival(row["id"], attempt, due_at=HELD if phase is Phase.PAUSED else None)
 
 
 async def _queue_again(
-    connection: AsyncConnection, failed: list[dict[str, Any]], phases: dict[str, Phase], body: bytes | None
+    connection: AsyncConnection, failed: list[TaskRow], phases: dict[str, Phase], body: bytes | None
 ) -> None:
     """Make failed tasks queued, and the finished broadcasts among theirs running; a statement each for any number."""
     if not failed:
@@ -161,7 +158,7 @@ async def _queue_again(
     await connection.execute(sa.update(tasks).where(mine).values(values))
     if body is not None:
         await connection.execute(sa.update(tasks).where(mine, tasks.c.document.is_not(None)).values(document=body))
-    finished = {row["broadcast_id"] for row in failed if phases.get(row["broadcast_id"]) is Phase.FINISHED}
+    finished = {row["broadcast_id"] for row in failed if phases.get(row["broadcast_id"] or "") is Phase.FINISHED}
     if finished:
         goes_on = {"state": Phase.RUNNING.value, "finished_at": None, "counts": None}
         await connection.execute(sa.update(broadcasts).where(broadcasts.c.id.in_(finished)).values(goes_on))

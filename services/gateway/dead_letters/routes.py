@@ -1,18 +1,27 @@
 """Dead letters: look, replay (one, a group, edited), or give up."""
 
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import orjson
 from fastapi import APIRouter, Depends, Query
-from pydantic import Field
+from pydantic import JsonValue
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.contracts.base import AnyJson, Contract, Line, Name
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
+from services.gateway.dead_letters.rows import Letter
+from services.gateway.dead_letters.schemas import (
+    DeadLetterAnswer,
+    DeadLettersAnswer,
+    EditRequest,
+    GroupAnswer,
+    GroupReplayRequest,
+    ReplayAnswer,
+    WholeDeadLetterAnswer,
+)
 from services.gateway.dead_letters.store import Superseded
 from services.gateway.parts import gateway
 from services.gateway.tasks.routes import time_of
@@ -27,28 +36,20 @@ Writer = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_WRITE))]
 SHOWN_BYTES = 256 * 1024
 
 
-class Edit(Contract):
-    """A body in place of the one that failed."""
-
-    body: AnyJson
-
-
-class GroupReplay(Contract):
-    """`POST /v1/dead-letters/replay`."""
-
-    queue: Name
-    type: Annotated[Line, Field(max_length=255)] | None = None
-    """Only those of this type."""
-    limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
-    rate: Annotated[float, Field(gt=0, le=1000)] = 50.0
-    """Messages a second, so that a mended consumer is not buried at once again."""
-
-
-def _document(letter: dict[str, Any]) -> dict[str, Any]:
-    document = {name: value for name, value in letter.items() if name not in ("identity", "envelope", "body")}
-    for name in ("died_at", "replayed_at", "deleted_at", "erased_at"):
-        document[name] = time_of(letter[name])
-    return document
+def _document(letter: Letter) -> DeadLetterAnswer:
+    return DeadLetterAnswer(
+        id=letter.id,
+        queue=letter.queue,
+        event_id=letter.event_id,
+        type=letter.type,
+        reason=letter.reason,
+        error=letter.error,
+        attempts=letter.attempts,
+        died_at=time_of(letter.died_at),
+        replayed_at=time_of(letter.replayed_at),
+        deleted_at=time_of(letter.deleted_at),
+        erased_at=time_of(letter.erased_at),
+    )
 
 
 @router.get("/v1/dead-letters", summary="List dead letters")
@@ -59,7 +60,7 @@ async def show_all(
     waiting: bool = True,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> dict[str, Any]:
+) -> DeadLettersAnswer:
     """Return the newest dead letters, and how many of them wait in each group (queue, type, reason).
 
     With `queue=unrouted`: the events of types that no queue is bound to, which are kept for a while.
@@ -67,16 +68,21 @@ async def show_all(
     before = None if cursor is None else _PAGES.read(cursor)[0]
     store = gateway(request).dead_letters
     letters = await store.page(queue=queue, before=before, waiting=waiting, limit=limit)
-    groups = [{**group, "oldest": time_of(group["oldest"])} for group in await store.groups(queue)]
+    groups = [
+        GroupAnswer(
+            queue=group.queue, type=group.type, reason=group.reason, count=group.count, oldest=time_of(group.oldest)
+        )
+        for group in await store.groups(queue)
+    ]
     return {
         "dead_letters": [_document(letter) for letter in letters],
         "groups": groups,
-        "next": _PAGES.write(letters[-1]["id"]) if len(letters) == limit else None,
+        "next": _PAGES.write(letters[-1].id) if len(letters) == limit else None,
     }
 
 
 @router.get("/v1/dead-letters/{letter_id}", summary="One dead letter, whole")
-async def show(request: Request, letter_id: str, caller: Reader) -> dict[str, Any]:
+async def show(request: Request, letter_id: str, caller: Reader) -> WholeDeadLetterAnswer:
     """Return a dead letter with its envelope and its body, as JSON where it is JSON.
 
     Of a body larger than 256 KiB the beginning is shown as text, with `body_bytes` beside it.
@@ -84,21 +90,26 @@ async def show(request: Request, letter_id: str, caller: Reader) -> dict[str, An
     letter = await gateway(request).dead_letters.get(letter_id)
     if letter is None:
         raise _none()
-    return _document(letter) | {"envelope": orjson.loads(letter["envelope"])} | _shown(letter["body"])
+    content = {"envelope": orjson.loads(letter.envelope), "body": _shown(letter.body)}
+    answer = cast(WholeDeadLetterAnswer, {**_document(letter), **content})
+    if len(letter.body) > SHOWN_BYTES:
+        answer["body_bytes"] = len(letter.body)
+    return answer
 
 
-def _shown(body: bytes) -> dict[str, Any]:
+def _shown(body: bytes) -> JsonValue:
     # Foreign messages have up to 16 MiB: as JSON they take seconds, in which nothing else is served.
     if len(body) > SHOWN_BYTES:
-        return {"body": body[:SHOWN_BYTES].decode(errors="replace"), "body_bytes": len(body)}
+        return body[:SHOWN_BYTES].decode(errors="replace")
     try:
-        return {"body": orjson.loads(body)}
+        found: JsonValue = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return {"body": body.decode(errors="replace")}
+        return body.decode(errors="replace")
+    return found
 
 
 @router.post("/v1/dead-letters/replay", status_code=202, summary="Replay a group")
-async def replay_group(request: Request, wish: GroupReplay, caller: Writer) -> dict[str, int]:
+async def replay_group(request: Request, wish: GroupReplayRequest, caller: Writer) -> ReplayAnswer:
     """Send the dead letters of one queue back to it, oldest first, at most `rate` a second.
 
     Those of the queue `unrouted` are events: each goes to the destinations that its type has by then.
@@ -110,7 +121,7 @@ async def replay_group(request: Request, wish: GroupReplay, caller: Writer) -> d
 
 
 @router.post("/v1/dead-letters/{letter_id}/replay", status_code=202, summary="Replay one")
-async def replay(request: Request, letter_id: str, caller: Writer, edit: Edit | None = None) -> dict[str, int]:
+async def replay(request: Request, letter_id: str, caller: Writer, edit: EditRequest | None = None) -> ReplayAnswer:
     """Send one dead letter back to its queue, as it was or with another body.
 
     Another body takes the scope `admin`: it says who does what, as the message of any service and any client does.

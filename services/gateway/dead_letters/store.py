@@ -1,6 +1,7 @@
 """Dead letters: what could not be handled, with the reason, until somebody replays or deletes it."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +13,9 @@ from bellhop.amqp.message import Delivery, Message
 from bellhop.contracts.base import derived_id, new_id
 from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database, clock_ms
+from bellhop.sql.rows import columns_of
 from services.gateway.dead_letters import outcomes as dead_tasks
+from services.gateway.dead_letters.rows import Group, Letter, WholeLetter
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.routing import EVENTS, OTHER_TYPES, UNROUTED
 from services.gateway.outbox.store import Entry, now_ms, pack, to_ms, unpack
@@ -50,15 +53,15 @@ class DeadLetters:
         """
         rows = [_row(delivery) for delivery in deliveries]
         insert = self._database.insert(dead_letters).on_conflict_do_nothing().returning(dead_letters.c.id)
-        new = set((await connection.execute(insert, rows)).scalars())
-        letters = [(delivery, row) for delivery, row in zip(deliveries, rows, strict=True) if row["id"] in new]
+        new = set((await connection.execute(insert, [asdict(row) for row in rows])).scalars())
+        letters = [(delivery, row) for delivery, row in zip(deliveries, rows, strict=True) if row.id in new]
         failed = await dead_tasks.failures(connection, letters)
         await self._ledger.end(connection, list(failed.values()))
-        return [failed[row["id"]].task_id if row["id"] in failed else None for row in rows]
+        return [failed[row.id].task_id if row.id in failed else None for row in rows]
 
     async def add_unrouted(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[None]:
         """Store events that no queue is bound to; one that comes twice is stored once, and the oldest make room."""
-        rows = [_row(delivery) | _unrouted(delivery) for delivery in deliveries]
+        rows = [asdict(_unrouted(delivery)) for delivery in deliveries]
         await connection.execute(self._database.insert(dead_letters).on_conflict_do_nothing(), rows)
         self._added += len(rows)
         if self._added >= min(_TRIM_EVERY, self._unrouted_limit):
@@ -72,17 +75,16 @@ class DeadLetters:
         if last is not None:
             await connection.execute(sa.delete(dead_letters).where(_UNROUTED, dead_letters.c.id <= last))
 
-    async def get(self, letter_id: str) -> dict[str, Any] | None:
+    async def get(self, letter_id: str) -> WholeLetter | None:
         """Return one dead letter with envelope and body."""
+        query = sa.select(*columns_of(dead_letters, WholeLetter)).where(dead_letters.c.id == letter_id)
         async with self._database.read() as connection:
-            query = sa.select(dead_letters).where(dead_letters.c.id == letter_id)
-            row = (await connection.execute(query)).mappings().one_or_none()
-            return None if row is None else dict(row)
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else WholeLetter(*row)
 
-    async def page(self, *, queue: str | None, before: str | None, waiting: bool, limit: int) -> list[dict[str, Any]]:
+    async def page(self, *, queue: str | None, before: str | None, waiting: bool, limit: int) -> list[Letter]:
         """Return dead letters, newest first, without bodies."""
-        columns = [column for column in dead_letters.c if column.name not in ("body", "envelope")]
-        query = sa.select(*columns).order_by(dead_letters.c.id.desc()).limit(limit)
+        query = sa.select(*columns_of(dead_letters, Letter)).order_by(dead_letters.c.id.desc()).limit(limit)
         if waiting:
             query = query.where(_WAITING)
         # Events of types that no queue is bound to are no failures; they are listed only where they are asked for.
@@ -90,14 +92,14 @@ class DeadLetters:
         if before is not None:
             query = query.where(dead_letters.c.id < before)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [Letter(*row) for row in await connection.execute(query)]
 
-    async def groups(self, queue: str | None) -> list[dict[str, Any]]:
+    async def groups(self, queue: str | None) -> list[Group]:
         """Count the waiting ones that `page` lists, by queue, type and reason, as of the last count (`counts.py`)."""
         counted = await self._groups.get()
-        return [group for group in counted if (group["queue"] == queue if queue else group["queue"] != UNROUTED)]
+        return [group for group in counted if (group.queue == queue if queue else group.queue != UNROUTED)]
 
-    async def _count(self) -> list[dict[str, Any]]:
+    async def _count(self) -> list[Group]:
         names = (dead_letters.c.queue, dead_letters.c.type, dead_letters.c.reason)
         query = (
             sa.select(*names, sa.func.count().label("count"), sa.func.min(dead_letters.c.died_at).label("oldest"))
@@ -106,7 +108,7 @@ class DeadLetters:
             .order_by(sa.desc("count"))
         )
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [Group(*row) for row in await connection.execute(query)]
 
     async def replay(
         self,
@@ -129,7 +131,12 @@ class DeadLetters:
             Superseded: that is so for all of `ids`, which stay as they are.
         """
         async with self._database.write() as connection:
-            query = sa.select(dead_letters).where(_WAITING).order_by(dead_letters.c.id).limit(limit)
+            query = (
+                sa.select(*columns_of(dead_letters, WholeLetter))
+                .where(_WAITING)
+                .order_by(dead_letters.c.id)
+                .limit(limit)
+            )
             if ids is not None:
                 query = query.where(dead_letters.c.id.in_(ids))
             if queue is not None:
@@ -140,14 +147,14 @@ class DeadLetters:
                 query = query.limit(await _within_budget(connection, query))
             # Locked: another gateway may be asked for the same at the same time.
             locked = query.with_for_update(skip_locked=True)
-            letters = [dict(letter) for letter in (await connection.execute(locked)).mappings()]
+            letters = [WholeLetter(*letter) for letter in await connection.execute(locked)]
             if not letters:
                 return 0
             start = await clock_ms(connection)
             revivals = await dead_tasks.revive(connection, letters, body)
             if ids is not None and all(revival.over is not None for revival in revivals.values()):
                 raise Superseded(next(iter(revivals.values())).over)
-            going = [(letter, revivals[letter["id"]]) for letter in letters if revivals[letter["id"]].over is None]
+            going = [(letter, revivals[letter.id]) for letter in letters if revivals[letter.id].over is None]
             entries = [
                 _way_back(
                     letter,
@@ -159,7 +166,7 @@ class DeadLetters:
             ]
             # Earlier copies of these messages may have had their effect.
             await outbox.add(connection, entries, maybe_delivered=True)
-            chosen = [letter["id"] for letter in letters]
+            chosen = [letter.id for letter in letters]
             await connection.execute(
                 sa.update(dead_letters).where(dead_letters.c.id.in_(chosen)).values(replayed_at=start)
             )
@@ -180,11 +187,11 @@ class DeadLetters:
 
     async def waiting(self) -> int:
         """Return how many dead letters wait for a decision, as of the last count; without unrouted events."""
-        return sum(group["count"] for group in await self.groups(None))
+        return sum(group.count for group in await self.groups(None))
 
     async def unrouted(self) -> int:
         """Return how many events are kept because no queue is bound to their type, as of the last count."""
-        return sum(group["count"] for group in await self.groups(UNROUTED))
+        return sum(group.count for group in await self.groups(UNROUTED))
 
 
 _TRIM_EVERY = 1000
@@ -205,51 +212,52 @@ async def _within_budget(connection: AsyncConnection, query: sa.Select[Any]) -> 
     return max(1, count)
 
 
-def _row(delivery: Delivery) -> dict[str, Any]:
+def _row(delivery: Delivery) -> WholeLetter:
     headers, envelope = delivery.headers, delivery.envelope
     death = _last_death(headers)
     queue = _text(headers.get(QUEUE) or death.get("queue") or delivery.routing_key, 255)
     reason = _text(headers.get(REASON) or death.get("reason") or "unknown", 64)
     died_at = _text(headers.get(DEAD_LETTERED_AT) or death.get("time"), 64)
     error = headers.get(ERROR, "RabbitMQ gave the message up: it was handed out too often without an ack")
-    return {
-        "id": new_id(),
-        # Known again by what died when, so that a redelivered dead letter does not become a second one.
-        "identity": derived_id(queue, *envelope.identity, died_at, str(delivery.attempt)),
-        "queue": queue,
-        "event_id": envelope.id,
-        "type": envelope.type,
-        "reason": reason,
-        "error": _text(error, 20_000),
-        "attempts": delivery.attempt,
-        "envelope": pack(Message(b"", envelope, headers=dict(foreign_headers(headers)))),
-        "body": delivery.body,
-        "died_at": _ms(died_at),
-        "replayed_at": None,
-        "deleted_at": None,
-    }
+    return WholeLetter(
+        id=new_id(),
+        identity=derived_id(queue, *envelope.identity, died_at, str(delivery.attempt)),
+        queue=queue,
+        event_id=envelope.id,
+        type=envelope.type,
+        reason=reason,
+        error=_text(error, 20_000),
+        attempts=delivery.attempt,
+        envelope=pack(Message(b"", envelope, headers=dict(foreign_headers(headers)))),
+        body=delivery.body,
+        died_at=_ms(died_at),
+        replayed_at=None,
+        deleted_at=None,
+        erased_at=None,
+    )
 
 
-def _unrouted(delivery: Delivery) -> dict[str, Any]:
-    """Return what is different about an event that no queue is bound to."""
+def _unrouted(delivery: Delivery) -> WholeLetter:
+    """Return the row of an event that no queue is bound to."""
     envelope = delivery.envelope
     kept_at = str(delivery.headers.get(DEAD_LETTERED_AT))
-    return {
-        "identity": derived_id(UNROUTED, envelope.source, envelope.id, kept_at),
-        "queue": UNROUTED,
-        "reason": UNROUTED,
-        "error": f"No queue is bound to events of the type {envelope.type}.",
-    }
+    return replace(
+        _row(delivery),
+        identity=derived_id(UNROUTED, envelope.source, envelope.id, kept_at),
+        queue=UNROUTED,
+        reason=UNROUTED,
+        error=f"No queue is bound to events of the type {envelope.type}.",
+    )
 
 
-def _way_back(letter: Any, message: Message, task_id: str | None, due_at: int) -> Entry:
+def _way_back(letter: WholeLetter, message: Message, task_id: str | None, due_at: int) -> Entry:
     """Return the entry that hands a letter back: to its queue, or an event to the destinations that it has by then."""
-    if letter["queue"] == UNROUTED:
+    if letter.queue == UNROUTED:
         return Entry(EVENTS, OTHER_TYPES, message, due_at=due_at)
-    return Entry("work", letter["queue"], message, task_id, due_at)
+    return Entry("work", letter.queue, message, task_id, due_at)
 
 
-def _last_death(headers: dict[str, Any]) -> dict[str, Any]:
+def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return where and when the broker itself gave a message up, newest first (https://www.rabbitmq.com/docs/dlx#effects).
 
     Not the first: a message that came from the retry ladder died on a retry queue before.
@@ -271,8 +279,8 @@ def _ms(died_at: str) -> int:
         return now_ms()
 
 
-def _revived(letter: Any, body: bytes | None, attempt: int) -> Message:
-    message = unpack(letter["envelope"], letter["body"] if body is None else body)
+def _revived(letter: WholeLetter, body: bytes | None, attempt: int) -> Message:
+    message = unpack(letter.envelope, letter.body if body is None else body)
     return replace(message, attempt=attempt)
 
 

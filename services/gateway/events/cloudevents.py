@@ -48,6 +48,18 @@ def _routable(type_: str) -> str:
     return type_
 
 
+ATTRIBUTES = {
+    "specversion": "1.0; binary mode only, as all of these",
+    "id": "with `source`, the event's identity",
+    "source": "who publishes it",
+    "type": "such as order.placed",
+    "time": "when it happened (RFC 3339)",
+    "subject": "what it is about",
+    "dataschema": "a URI",
+}
+"""What `/docs` says about the attributes that binary mode has as headers; `ce-<name>` may be an extension, too."""
+
+
 class _Attributes(Contract):
     """The context attributes; everything else that is a plain value is an extension (CloudEvents 1.0.2, 3.)."""
 

@@ -12,19 +12,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bellhop.amqp.message import Message
+from bellhop.contracts.answers import IdAnswer
 from bellhop.contracts.base import Contract, now
 from bellhop.contracts.envelope import Envelope
 from bellhop.contracts.identity import GATEWAY, OUR_CHANNELS, is_our_source
 from bellhop.contracts.notifications import MAX_SHOWN_BYTES, Notification
 from bellhop.contracts.scores import ACCEPTED_AT, MAX_AHEAD, Score, ScoreBatch
 from bellhop.web.auth import Caller, Scope, require
+from bellhop.web.documents import header
 from bellhop.web.plain_route import PlainRoute
 from bellhop.web.problems import Problem, invalid
 from bellhop.web.strict_json import StrictRoute, check_content_type
 from services.gateway.acceptance.idempotent_route import replay
-from services.gateway.acceptance.keys import commits_its_key, key_of
+from services.gateway.acceptance.keys import KEY_HEADER, commits_its_key, key_of
 from services.gateway.acceptance.service import invalid_body, traceparent
 from services.gateway.events import cloudevents
+from services.gateway.events.schemas import EventAnswer, EventsAcceptedAnswer, ScoresAcceptedAnswer
 from services.gateway.outbox.store import Entry
 from services.gateway.parts import gateway
 from services.gateway.tasks.routes import owner_of, task_document, time_of
@@ -35,6 +38,7 @@ router = APIRouter(route_class=StrictRoute, tags=["events"])
 MAX_SCORES = 1000
 
 _SCORES = TypeAdapter(list[Score])
+_SCORE = Score.model_json_schema()
 
 
 def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
@@ -47,7 +51,13 @@ def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
     return Entry("events", type_, Message(body, envelope))
 
 
-@published.post("/v1/notifications", status_code=202, summary="Show something to whoever is looking")
+@published.post(
+    "/v1/notifications",
+    status_code=202,
+    summary="Show a notification to those who are looking",
+    responses={202: {"model": IdAnswer}},
+    openapi_extra={"parameters": [KEY_HEADER]},
+)
 @commits_its_key
 async def notify(
     request: Request,
@@ -67,17 +77,19 @@ async def notify(
     "/v1/scores",
     status_code=202,
     summary="Submit scores",
+    responses={202: {"model": ScoresAcceptedAnswer}},
     openapi_extra={
+        "parameters": [KEY_HEADER],
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {
                     "schema": {
                         "oneOf": [
-                            {"$ref": "#/components/schemas/Score"},
+                            _SCORE,
                             {
                                 "type": "array",
-                                "items": {"$ref": "#/components/schemas/Score"},
+                                "items": _SCORE,
                                 "minItems": 1,
                                 "maxItems": MAX_SCORES,
                             },
@@ -85,7 +97,7 @@ async def notify(
                     }
                 }
             },
-        }
+        },
     },
 )
 @commits_its_key
@@ -171,7 +183,9 @@ KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
     "/v1/events",
     status_code=202,
     summary="Publish CloudEvents",
+    responses={202: {"model": IdAnswer | EventsAcceptedAnswer}},
     openapi_extra={
+        "parameters": [KEY_HEADER, *(header(f"ce-{name}", text) for name, text in cloudevents.ATTRIBUTES.items())],
         "requestBody": {
             "required": True,
             "content": {
@@ -181,7 +195,7 @@ KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
                     "schema": {"type": "array", "items": {"type": "object"}, "description": "batch mode, up to 1,000"}
                 },
             },
-        }
+        },
     },
 )
 @commits_its_key
@@ -259,7 +273,7 @@ async def reactions(
     caller: Reader,
     id: Annotated[str, Query(min_length=1, max_length=255)],
     source: Annotated[str, Query(min_length=1, max_length=255)],
-) -> dict[str, Any]:
+) -> EventAnswer:
     """Return type and time of an event, and the mails that templates sent because of it.
 
     Events that set nothing off are not kept. They are 404, as are events that other keys published.
@@ -268,12 +282,12 @@ async def reactions(
 
 
 @router.get("/v1/events/{event_id:path}", summary="What an event set off, by its id alone")
-async def reactions_by_id(request: Request, event_id: str, caller: Reader) -> dict[str, Any]:
+async def reactions_by_id(request: Request, event_id: str, caller: Reader) -> EventAnswer:
     """Return the mails that templates sent because of events of this id, whatever their sources."""
     return await _set_off(request, caller, event_id, None)
 
 
-async def _set_off(request: Request, caller: Caller, event_id: str, source: str | None) -> dict[str, Any]:
+async def _set_off(request: Request, caller: Caller, event_id: str, source: str | None) -> EventAnswer:
     tasks = await gateway(request).ledger.page(
         owner=owner_of(caller), event_id=event_id, event_source=source, limit=200
     )
@@ -281,10 +295,14 @@ async def _set_off(request: Request, caller: Caller, event_id: str, source: str 
         raise Problem(
             404, "Not Found", "Nothing is known of such an event: it set nothing off (yet), or it is another key's."
         )
-    document: dict[str, Any] = {"id": event_id}
+    document = EventAnswer(id=event_id, tasks=[task_document(task) for task in tasks])
     origins = {(task["event_source"], task["event_type"], task["event_time"]) for task in tasks}
     if len(origins) == 1:
         ((source, type_, time),) = origins
-        known = {"source": source, "type": type_, "time": time_of(time)}
-        document |= {name: value for name, value in known.items() if value is not None}
-    return document | {"tasks": [task_document(task) for task in tasks]}
+        if source is not None:
+            document["source"] = source
+        if type_ is not None:
+            document["type"] = type_
+        if time is not None:
+            document["time"] = time_of(time)
+    return document

@@ -1,18 +1,17 @@
 """API keys: made, listed and revoked by whoever may."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.contracts.base import Contract, Name
 from bellhop.contracts.identity import is_reserved_name
 from bellhop.web.auth import Caller, Scope, new_key, require
 from bellhop.web.problems import Problem, invalid
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.keys import answers_with_a_secret, secret_bytes, seed_of
+from services.gateway.keys.schemas import KeyRequest, KeysAnswer, NewKeyAnswer
 from services.gateway.keys.store import Revocation
 from services.gateway.parts import gateway
 from services.gateway.tasks.routes import time_of
@@ -20,18 +19,11 @@ from services.gateway.tasks.routes import time_of
 router = APIRouter(route_class=IdempotentRoute, tags=["keys"])
 
 
-class KeyRequest(Contract):
-    """`POST /v1/keys`. Keys of one name own the same tasks, so that a key can be replaced."""
-
-    name: Name
-    scopes: Annotated[list[Annotated[Scope, Field(strict=False)]], Field(min_length=1, max_length=len(Scope))]
-
-
 @router.post("/v1/keys", status_code=201, summary="Make a key")
 @answers_with_a_secret
 async def create(
     request: Request, wish: KeyRequest, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
-) -> dict[str, str]:
+) -> NewKeyAnswer:
     """Return the key; it is shown this once and kept only as a hash."""
     if is_reserved_name(wish.name):
         raise invalid([{"loc": ("body", "name"), "msg": "Bellhop uses this name itself. Choose another."}])
@@ -55,18 +47,16 @@ async def create(
 
 
 @router.get("/v1/keys", summary="List keys")
-async def show_all(
-    request: Request, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
-) -> dict[str, list[dict[str, Any]]]:
+async def show_all(request: Request, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]) -> KeysAnswer:
     """Return all keys, without what is secret of them."""
     return {
         "keys": [
             {
-                "id": key["id"],
-                "name": key["name"],
-                "scopes": key["scopes"].split(),
-                "created_at": time_of(key["created_at"]),
-                "revoked_at": time_of(key["revoked_at"]),
+                "id": key.id,
+                "name": key.name,
+                "scopes": key.scopes.split(),
+                "created_at": time_of(key.created_at),
+                "revoked_at": time_of(key.revoked_at),
             }
             for key in await gateway(request).keys.all()
         ]

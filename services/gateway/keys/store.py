@@ -1,12 +1,13 @@
 """API keys: only their hashes are kept."""
 
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
 
 import sqlalchemy as sa
 
 from bellhop.contracts.identity import ADMIN
 from bellhop.sql.database import Database
+from bellhop.sql.rows import columns_of
 from bellhop.web.auth import Caller, Scope, hash_key, key_matches, split_key
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import api_keys
@@ -22,6 +23,23 @@ class Revocation(StrEnum):
     """The key has scopes that the caller lacks."""
     LAST_ADMIN = "last-admin"
     """No other key with the scope `admin` is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """One key, without its secret."""
+
+    id: str
+    name: str
+    scopes: str
+    """Names with blanks between them."""
+    created_at: int
+    revoked_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _SecretKeyRow(KeyRow):
+    hash: str
 
 
 class Keys:
@@ -46,9 +64,9 @@ class Keys:
         """Make `key` a key, unless it is one."""
         row = _row(key, name, scopes)
         async with self._database.write() as connection:
-            await connection.execute(self._database.insert(api_keys).values(row).on_conflict_do_nothing())
-            kept = await connection.scalar(sa.select(api_keys.c.hash).where(api_keys.c.id == row["id"]))
-        if kept != row["hash"]:
+            await connection.execute(self._database.insert(api_keys).values(asdict(row)).on_conflict_do_nothing())
+            kept = await connection.scalar(sa.select(api_keys.c.hash).where(api_keys.c.id == row.id))
+        if kept != row.hash:
             raise RuntimeError("two keys got the same id by chance; the next one will not")
 
     async def scopes_of(self, name: str) -> set[str]:
@@ -69,20 +87,19 @@ class Keys:
         async with self._database.write() as connection:
             await connection.execute(
                 sa.update(api_keys)
-                .where(api_keys.c.name == ADMIN, api_keys.c.id != row["id"], api_keys.c.revoked_at.is_(None))
+                .where(api_keys.c.name == ADMIN, api_keys.c.id != row.id, api_keys.c.revoked_at.is_(None))
                 .values(revoked_at=now_ms())
             )
-            insert = self._database.insert(api_keys).values(row)
+            insert = self._database.insert(api_keys).values(asdict(row))
             await connection.execute(
-                insert.on_conflict_do_update(index_elements=["id"], set_={"hash": row["hash"], "revoked_at": None})
+                insert.on_conflict_do_update(index_elements=["id"], set_={"hash": row.hash, "revoked_at": None})
             )
 
-    async def all(self) -> list[dict[str, Any]]:
+    async def all(self) -> list[KeyRow]:
         """Return all keys without anything secret."""
-        columns = (api_keys.c.id, api_keys.c.name, api_keys.c.scopes, api_keys.c.created_at, api_keys.c.revoked_at)
+        query = sa.select(*columns_of(api_keys, KeyRow)).order_by(api_keys.c.created_at)
         async with self._database.read() as connection:
-            rows = await connection.execute(sa.select(*columns).order_by(api_keys.c.created_at))
-            return [dict(row) for row in rows.mappings()]
+            return [KeyRow(*row) for row in await connection.execute(query)]
 
     async def revoke(self, key_id: str, by: Caller) -> tuple[Revocation, list[str]]:
         """Close a key from now on, if `by` has all of its scopes; return what became of it, and the scopes lacking."""
@@ -107,15 +124,15 @@ class Keys:
             return Revocation.DONE, []
 
 
-def _row(key: str, name: str, scopes: list[Scope]) -> dict[str, Any]:
+def _row(key: str, name: str, scopes: list[Scope]) -> _SecretKeyRow:
     parts = split_key(key)
     if parts is None:
         raise ValueError("an API key looks like bh_<8 characters>_<43 characters>")
-    return {
-        "id": parts[0],
-        "name": name,
-        "hash": hash_key(parts[1]),
-        "scopes": " ".join(scopes),
-        "created_at": now_ms(),
-        "revoked_at": None,
-    }
+    return _SecretKeyRow(
+        id=parts[0],
+        name=name,
+        hash=hash_key(parts[1]),
+        scopes=" ".join(scopes),
+        created_at=now_ms(),
+        revoked_at=None,
+    )

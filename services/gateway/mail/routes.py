@@ -13,19 +13,26 @@ from bellhop.contracts.mail import MailRequest, mail_document
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.plain_route import PlainRoute
 from services.gateway.acceptance.idempotent_route import replay
-from services.gateway.acceptance.keys import commits_its_key, key_of
+from services.gateway.acceptance.keys import KEY_HEADER, commits_its_key, key_of
 from services.gateway.acceptance.service import answer_202, traceparent
 from services.gateway.attachments import routes as attachments
 from services.gateway.outbox.store import now_ms, to_ms
 from services.gateway.parts import gateway
 from services.gateway.tasks.messages import new_task, request_entry
+from services.gateway.tasks.schemas import TaskStateAnswer
 from services.gateway.tasks.store import Acceptance
 from services.gateway.templates import routes as templates
 
 router = APIRouter(route_class=PlainRoute, tags=["mail"])
 
 
-@router.post("/v1/mail", status_code=202, summary="Send a mail")
+@router.post(
+    "/v1/mail",
+    status_code=202,
+    summary="Send a mail",
+    responses={202: {"model": TaskStateAnswer}},
+    openapi_extra={"parameters": [KEY_HEADER]},
+)
 @commits_its_key
 async def send(
     request: Request, mail: MailRequest, caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))]

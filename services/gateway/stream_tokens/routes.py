@@ -14,6 +14,7 @@ from bellhop.web.problems import Problem, invalid
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.keys import answers_with_a_secret, seed_of
 from services.gateway.parts import gateway
+from services.gateway.stream_tokens.schemas import StreamTokenAnswer
 from services.gateway.tasks.routes import owner_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["streams"])
@@ -25,7 +26,7 @@ async def grant(
     request: Request,
     wish: StreamTokenRequest,
     caller: Annotated[Caller, Depends(require(Scope.STREAMS_GRANT))],
-) -> dict[str, str]:
+) -> StreamTokenAnswer:
     """Return a token for exactly these channels, and the address of the stream. The token is the only secret.
 
     A channel of Bellhop's own takes the right to read what it shows.

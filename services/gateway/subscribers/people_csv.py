@@ -7,9 +7,9 @@ line that cannot be read costs that line, with a reason, and no other.
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
 
 import orjson
+from pydantic import JsonValue
 
 MAX_RECORD = 64 * 1024
 """Characters of one record: a quote that is never closed must not swallow the rest of the file."""
@@ -34,6 +34,10 @@ _CHARSETS = {
 }
 _EMAIL_NAMES = ("email", "e-mail", "email address", "e-mail address", "email_address", "e-mail-adresse", "mail")
 _NAME_NAMES = ("name", "full name", "full_name", "fullname")
+
+
+Values = dict[str, JsonValue]
+"""The values of a record that are not empty, by the names of the columns."""
 
 
 class BadCsv(Exception):
@@ -86,7 +90,7 @@ def _line(data: bytes, error: UnicodeDecodeError) -> int:
     return data.count(b"\n", 0, error.start) + 1
 
 
-def records(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def records(text: str) -> Iterator[tuple[int, Values | str]]:
     """Yield the line number and the values of each record by the names in the first line, lower case; empty ones not.
 
     Where a record cannot be read there is a sentence in place of its values.
@@ -127,7 +131,7 @@ def records(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise BadCsv("the file is empty: its first line must name the columns, one of them email")
 
 
-async def people(text: str) -> AsyncGenerator[tuple[int, dict[str, Any] | str], None]:
+async def people(text: str) -> AsyncGenerator[tuple[int, Values | str], None]:
     """Yield the records that say anything, and let other requests have their turn; raises as `records` does."""
     for count, (line, values) in enumerate(records(text), 1):
         if count % RECORDS_PER_TURN == 0:
@@ -190,15 +194,15 @@ def _names(values: list[str], line: int) -> list[str]:
     return names
 
 
-def _by_name(names: list[str], values: list[str]) -> dict[str, Any] | str:
+def _by_name(names: list[str], values: list[str]) -> Values | str:
     """Return the values that are not empty; spreadsheets leave out empty cells at the end of a row, or add some."""
     if any(values[len(names) :]):
         return f"has {len(values)} values for {len(names)} columns"
-    found: dict[str, Any] = {name: value for name, value in zip(names, values, strict=False) if name and value}
-    if found.get("attributes", "").startswith("{"):
+    found: Values = {name: value for name, value in zip(names, values, strict=False) if name and value}
+    if isinstance(attributes := found.get("attributes"), str) and attributes.startswith("{"):
         # As listmonk exports them: all attributes of a person in one column.
         try:
-            found["attributes"] = orjson.loads(found["attributes"])
+            found["attributes"] = orjson.loads(attributes)
         except orjson.JSONDecodeError:
             return "attributes: begins like a JSON object and is none"
     return found

@@ -2,18 +2,16 @@
 
 import re
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter, Depends, Query
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.contracts.addresses import CanonicalAddress, canonical
-from bellhop.contracts.base import Contract, Data, Line, Time
-from bellhop.contracts.mail import PersonName
+from bellhop.contracts.addresses import canonical
 from bellhop.contracts.tasks import Lane
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
@@ -22,12 +20,27 @@ from bellhop.web.sentences import sentence
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.acceptance.service import invalid_body
 from services.gateway.broadcasts.newsletter import Newsletter
-from services.gateway.broadcasts.routes import ListName
+from services.gateway.broadcasts.schemas import ListName
 from services.gateway.outbox.store import now_ms, to_ms
 from services.gateway.parts import MailerOnly, gateway
-from services.gateway.subscribers.people_csv import BadCsv, decoded, people
-from services.gateway.subscribers.store import SignUp, Status
-from services.gateway.suppressions.store import Suppression
+from services.gateway.subscribers.people_csv import BadCsv, Values, decoded, people
+from services.gateway.subscribers.schemas import (
+    BadLineAnswer,
+    ImportAnswer,
+    ListsAnswer,
+    SubscriberAnswer,
+    SubscriberRequest,
+    SubscribersAnswer,
+    SubscriptionAnswer,
+    SuppressedAmongAnswer,
+    SuppressedAmongRequest,
+    SuppressedAnswer,
+    SuppressionAnswer,
+    SuppressionRequest,
+    SuppressionsAnswer,
+)
+from services.gateway.subscribers.store import Person, SignUp, Status, SubscriptionRow
+from services.gateway.suppressions.store import Suppression, SuppressionRow
 from services.gateway.tasks.routes import time_of
 
 router = APIRouter(route_class=IdempotentRoute, tags=["subscribers"])
@@ -37,7 +50,6 @@ _SUPPRESSION_PAGES = Cursor("suppressions", str)
 
 Reader = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_WRITE))]
-Lists = Annotated[list[ListName], Field(min_length=1, max_length=20)]
 
 AUDIENCE = "suppressions"
 IMPORT_PATH = "/v1/subscribers/import"
@@ -47,26 +59,12 @@ MAX_ERRORS = 100
 _CSV = re.compile(r'text/(?:csv|tab-separated-values)(?:;\s*header=\w+)?(?:;\s*charset="?([\w.:-]+)"?)?', re.IGNORECASE)
 
 
-class SubscriberRequest(Contract):
-    """`POST /v1/subscribers`, and one record of an import."""
-
-    email: CanonicalAddress
-    lists: Lists
-    name: PersonName | None = None
-    attributes: Data | None = None
-    confirmed: bool = False
-    """Their consent is on record elsewhere, so no mail asks for it. It does not bring back who unsubscribed."""
-
-
-class SuppressionRequest(Contract):
-    """`POST /v1/suppressions`."""
-
-    address: CanonicalAddress
-    reason: Annotated[Line, StringConstraints(max_length=1000)]
-    expires_at: Time | None = None
-
-
-@router.post("/v1/subscribers", status_code=202, summary="Subscribe somebody")
+@router.post(
+    "/v1/subscribers",
+    status_code=202,
+    summary="Subscribe somebody",
+    responses={202: {"model": SubscriberAnswer}},
+)
 async def add(request: Request, wish: SubscriberRequest, caller: Writer) -> Response:
     """Subscribe a person, or change name and attributes of one; a mail asks for confirmation unless `confirmed`."""
     parts = gateway(request).newsletter
@@ -90,7 +88,7 @@ async def import_csv(
     caller: Writer,
     lists: Annotated[str, Query(max_length=1500, description="names with commas between them")],
     confirmed: bool = False,
-) -> dict[str, Any]:
+) -> ImportAnswer:
     """Take up to 8 MiB of people, some hundred a commit; the first line names the columns, one of them `email`.
 
     What is wrong with a line is told, and the others are taken. After a broken connection send the whole file again:
@@ -110,7 +108,10 @@ async def import_csv(
         detail = f"The file cannot be read: {error}. Nothing of it was taken."
         raise Problem(422, "Unprocessable Content", detail) from None
     await importing.commit()
-    return importing.document | ({} if note is None else {"note": note})
+    answer = importing.answer
+    if note is not None:
+        answer["note"] = note
+    return answer
 
 
 class _Import:
@@ -118,22 +119,23 @@ class _Import:
 
     def __init__(self, parts: Newsletter, lists: list[str], confirmed: bool) -> None:
         self._parts = parts
-        self._common = {"lists": lists, "confirmed": confirmed}
+        self._lists = lists
+        self._confirmed = confirmed
         self._waiting: list[SignUp] = []
-        self._errors: list[dict[str, Any]] = []
+        self._errors: list[BadLineAnswer] = []
         self._wrong = self._new = self._known = self._skipped = 0
 
-    async def take(self, line: int, values: dict[str, Any] | str) -> None:
+    async def take(self, line: int, values: Values | str) -> None:
         """Take one record; what is wrong with it is noted."""
         if isinstance(values, str):
             self._refuse(line, values)
             return
-        fields: dict[str, Any] = dict(self._common)
+        fields: Values = {"lists": [*self._lists], "confirmed": self._confirmed}
         for name in ("email", "name"):
             if name in values:
                 fields[name] = values.pop(name)
-        if isinstance(values.get("attributes"), dict):
-            values = values.pop("attributes") | values
+        if isinstance(attributes := values.get("attributes"), dict):
+            values = attributes | {name: value for name, value in values.items() if name != "attributes"}
         if values:
             fields["attributes"] = values
         try:
@@ -172,7 +174,7 @@ class _Import:
             self._errors.append({"line": line, "detail": detail})
 
     @property
-    def document(self) -> dict[str, Any]:
+    def answer(self) -> ImportAnswer:
         """What became of the records."""
         return {
             "new": self._new,
@@ -191,18 +193,18 @@ async def show_all(
     state: Status | None = None,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> dict[str, Any]:
+) -> SubscribersAnswer:
     """Return people in the order of addresses; `next` is the cursor of the following page."""
     after = None if cursor is None else _PAGES.read(cursor)[0]
     people = await gateway(request).newsletter.audience.page(list_=list, state=state, after=after, limit=limit)
     return {
         "subscribers": [_document(person) for person in people],
-        "next": _PAGES.write(people[-1]["email"]) if len(people) == limit else None,
+        "next": _PAGES.write(people[-1].row.email) if len(people) == limit else None,
     }
 
 
 @router.get("/v1/subscribers/{email:path}", summary="One person")
-async def show(request: Request, email: str, caller: Reader) -> dict[str, Any]:
+async def show(request: Request, email: str, caller: Reader) -> SubscriberAnswer:
     """Return a person with all subscriptions."""
     person = await gateway(request).newsletter.audience.get(canonical(email))
     if person is None:
@@ -222,7 +224,7 @@ async def forget(request: Request, email: str, caller: Writer) -> Response:
 
 
 @router.get("/v1/lists", summary="All lists")
-async def show_lists(request: Request, caller: Reader) -> dict[str, Any]:
+async def show_lists(request: Request, caller: Reader) -> ListsAnswer:
     """Return the names of all lists, each with its numbers of subscriptions by state."""
     return {"lists": await gateway(request).newsletter.audience.lists()}
 
@@ -234,27 +236,21 @@ async def show_suppressions(
     source: Annotated[str | None, Query(max_length=64)] = None,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> dict[str, Any]:
+) -> SuppressionsAnswer:
     """Return suppressed addresses in their order; `next` is the cursor of the following page."""
     after = None if cursor is None else _SUPPRESSION_PAGES.read(cursor)[0]
     rows = await gateway(request).newsletter.suppressions.page(after=after, source=source, limit=limit)
     return {
         "suppressions": [_suppression(row) for row in rows],
-        "next": _SUPPRESSION_PAGES.write(rows[-1]["address"]) if len(rows) == limit else None,
+        "next": _SUPPRESSION_PAGES.write(rows[-1].address) if len(rows) == limit else None,
     }
 
 
-class SuppressedAmong(Contract):
-    """`POST /v1/suppressions/among`."""
-
-    addresses: Annotated[list[Line], Field(max_length=1000)]
-
-
 @router.post("/v1/suppressions/among", include_in_schema=False, dependencies=[Depends(MailerOnly(AUDIENCE))])
-async def show_suppressed(request: Request) -> dict[str, Any]:
+async def show_suppressed(request: Request) -> SuppressedAmongAnswer:
     """Tell the mailer who of these gets no mail, and why."""
     try:
-        wish = SuppressedAmong.read(await request.body())
+        wish = SuppressedAmongRequest.read(await request.body())
     except ValidationError as error:
         raise invalid_body(error) from None
     found = await gateway(request).newsletter.suppressions.reasons([canonical(email) for email in wish.addresses])
@@ -263,7 +259,7 @@ async def show_suppressed(request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/suppressions", status_code=201, summary="Send no mail to an address")
-async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -> dict[str, Any]:
+async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -> SuppressedAnswer:
     """Suppress an address, until `expires_at` or for ever."""
     store = gateway(request).newsletter.suppressions
     expires_at = None if wish.expires_at is None else to_ms(wish.expires_at)
@@ -275,7 +271,7 @@ async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -
 
 
 @router.get("/v1/suppressions/{address:path}", summary="Why an address gets no mail")
-async def show_suppression(request: Request, address: str, caller: Reader) -> dict[str, Any]:
+async def show_suppression(request: Request, address: str, caller: Reader) -> SuppressionAnswer:
     """Return reason, source and times."""
     row = await gateway(request).newsletter.suppressions.get(canonical(address))
     if row is None:
@@ -295,23 +291,36 @@ def _nobody() -> Problem:
     return Problem(404, "Not Found", "There is no such subscriber.")
 
 
-def _document(person: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": person["id"],
-        "email": person["email"],
-        "name": person["name"],
-        "attributes": orjson.loads(person["attributes"]),
-        "state": person["state"],
-        "lists": {name: _subscription(each) for name, each in person["lists"].items()},
-        "created_at": time_of(person["created_at"]),
-        "updated_at": time_of(person["updated_at"]),
-    }
+def _document(person: Person) -> SubscriberAnswer:
+    row = person.row
+    return SubscriberAnswer(
+        id=row.id,
+        email=row.email,
+        name=row.name,
+        attributes=orjson.loads(row.attributes),
+        state=person.state,
+        lists={each.list: _subscription(each) for each in person.subscriptions},
+        created_at=time_of(row.created_at),
+        updated_at=time_of(row.updated_at),
+    )
 
 
-def _subscription(row: dict[str, Any]) -> dict[str, Any]:
-    times = ("created_at", "asked_at", "confirmed_at", "unsubscribed_at")
-    return {"state": row["state"]} | {name: time_of(row[name]) for name in times if row[name] is not None}
+def _subscription(row: SubscriptionRow) -> SubscriptionAnswer:
+    answer = SubscriptionAnswer(state=Status(row.state), created_at=time_of(row.created_at))
+    if row.asked_at is not None:
+        answer["asked_at"] = time_of(row.asked_at)
+    if row.confirmed_at is not None:
+        answer["confirmed_at"] = time_of(row.confirmed_at)
+    if row.unsubscribed_at is not None:
+        answer["unsubscribed_at"] = time_of(row.unsubscribed_at)
+    return answer
 
 
-def _suppression(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"created_at": time_of(row["created_at"]), "expires_at": time_of(row["expires_at"])}
+def _suppression(row: SuppressionRow) -> SuppressionAnswer:
+    return SuppressionAnswer(
+        address=row.address,
+        reason=row.reason,
+        source=row.source,
+        created_at=time_of(row.created_at),
+        expires_at=time_of(row.expires_at),
+    )

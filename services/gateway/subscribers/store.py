@@ -5,17 +5,19 @@ its owner makes an unsubscribed one confirmed again: neither an import nor an AP
 `unsubscribed_at` still counts as unsubscribed to them, because anybody may have filled in the form.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
+from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bellhop.contracts.tasks import Lane
 from bellhop.sql.database import Database
+from bellhop.sql.rows import columns_of
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.subscribers.addresses import subscriber_id
 from services.gateway.suppressions.store import Suppressions, withdrawal
@@ -44,7 +46,7 @@ class SignUp:
     """Canonical."""
     lists: tuple[str, ...]
     name: str | None = None
-    attributes: dict[str, Any] | None = None
+    attributes: Mapping[str, JsonValue] | None = None
     confirmed: bool = False
     """Consent was given elsewhere: no mail is needed, except by those who unsubscribed."""
     public: bool = False
@@ -64,6 +66,41 @@ class SignedUp:
     """The person unsubscribed, and is not asked again."""
     entries: list[Entry] = field(default_factory=list)
     """The mail that asks for confirmation, to hand over after the commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class PersonRow:
+    """One person as the database holds them."""
+
+    email: str
+    id: str
+    name: str
+    attributes: bytes
+    """A JSON object."""
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionRow:
+    """One subscription as the database holds it."""
+
+    list: str
+    email: str
+    state: str
+    created_at: int
+    asked_at: int | None
+    confirmed_at: int | None
+    unsubscribed_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One person with all subscriptions."""
+
+    row: PersonRow
+    subscriptions: Sequence[SubscriptionRow]
+    state: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +127,9 @@ class _Known:
         return current - self.asked_at >= max(ASK_AGAIN_MS, self.asked_at - self.created_at)
 
 
+_PERSON = columns_of(subscribers, PersonRow)
+_SUBSCRIPTION = columns_of(subscriptions, SubscriptionRow)
+
 Ask = Callable[[SignUp, list[str]], Acceptance]
 """Make the mail that asks one person to confirm these lists."""
 
@@ -107,7 +147,7 @@ class Audience:
         """Subscribe people, and ask for confirmation where it is needed, in one commit."""
         known = await self._states(connection, sorted({item.email for item in items}))
         people: dict[str, SignUp] = {}
-        changes: dict[tuple[str, str], dict[str, Any]] = {}
+        changes: dict[tuple[str, str], SubscriptionRow] = {}
         results, asked = [], []
         current = now_ms()
         for item in items:
@@ -147,29 +187,30 @@ class Audience:
 
     async def _keep_people(self, connection: AsyncConnection, items: list[SignUp], current: int) -> None:
         insert = self._database.insert(subscribers)
-        by_change: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        by_change: dict[tuple[str, ...], list[PersonRow]] = {}
         # In one order, so that two replicas that import the same people do not wait for each other in a circle.
         for item in sorted(items, key=lambda each: each.email):
             given = [] if item.public else [
                 name for name, value in (("name", item.name), ("attributes", item.attributes)) if value is not None
             ]  # fmt: skip
             by_change.setdefault(tuple(given), []).append(
-                {
-                    "email": item.email,
-                    "id": subscriber_id(item.email),
-                    "name": item.name or "",
-                    "attributes": orjson.dumps(item.attributes or {}),
-                    "created_at": current,
-                    "updated_at": current,
-                }
+                PersonRow(
+                    email=item.email,
+                    id=subscriber_id(item.email),
+                    name=item.name or "",
+                    attributes=orjson.dumps(item.attributes or {}),
+                    created_at=current,
+                    updated_at=current,
+                )
             )
         for changed, rows in by_change.items():
             # With nothing to change it still locks the row: nobody may delete the person while they subscribe.
             columns = (*changed, "updated_at") if changed else ("email",)
             values = {column: insert.excluded[column] for column in columns}
-            await connection.execute(insert.on_conflict_do_update(index_elements=["email"], set_=values), rows)
+            keep = insert.on_conflict_do_update(index_elements=["email"], set_=values)
+            await connection.execute(keep, [asdict(row) for row in rows])
 
-    async def _keep_subscriptions(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> None:
+    async def _keep_subscriptions(self, connection: AsyncConnection, rows: list[SubscriptionRow]) -> None:
         if not rows:
             return
         insert = self._database.insert(subscriptions)
@@ -179,7 +220,8 @@ class Audience:
         changed = insert.on_conflict_do_update(
             index_elements=["list", "email"], set_=values, where=subscriptions.c.state != Status.CONFIRMED.value
         )
-        await connection.execute(changed, sorted(rows, key=lambda row: (row["list"], row["email"])))
+        rows.sort(key=lambda row: (row.list, row.email))
+        await connection.execute(changed, [asdict(row) for row in rows])
 
     async def confirm(self, person: str, lists: tuple[str, ...]) -> bool:
         """Confirm pending subscriptions; say whether the person is on one of these lists now."""
@@ -225,14 +267,12 @@ class Audience:
                 await connection.execute(sa.insert(withdrawals), [withdrawal(email, list_) for list_ in lists])
             return bool(gone.rowcount)
 
-    async def get(self, email: str) -> dict[str, Any] | None:
-        """Return a person with `lists` and `state`."""
-        found = await self._people(sa.select(subscribers).where(subscribers.c.email == email))
+    async def get(self, email: str) -> Person | None:
+        """Return a person with all subscriptions."""
+        found = await self._people(sa.select(*_PERSON).where(subscribers.c.email == email))
         return found[0] if found else None
 
-    async def page(
-        self, *, list_: str | None, state: Status | None, after: str | None, limit: int
-    ) -> list[dict[str, Any]]:
+    async def page(self, *, list_: str | None, state: Status | None, after: str | None, limit: int) -> list[Person]:
         """Return people in the order of addresses; `after` is the last one of the page before.
 
         `state` is that of a subscription to `list_`, or to any list; or `suppressed`.
@@ -241,23 +281,23 @@ class Audience:
         if after is not None:
             matching = matching.where(email > after)
         page = matching.order_by(email).limit(limit).scalar_subquery()
-        query = sa.select(subscribers).where(subscribers.c.email.in_(page)).order_by(subscribers.c.email)
+        query = sa.select(*_PERSON).where(subscribers.c.email.in_(page)).order_by(subscribers.c.email)
         return await self._people(query)
 
-    async def _people(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    async def _people(self, query: sa.Select[Any]) -> list[Person]:
         async with self._database.read() as connection:
-            people = {row["email"]: {**row, "lists": {}} for row in (await connection.execute(query)).mappings()}
-            emails = list(people)
-            joined = sa.select(subscriptions).where(subscriptions.c.email.in_(emails)).order_by(subscriptions.c.list)
-            for row in (await connection.execute(joined)).mappings():
-                people[row["email"]]["lists"][row["list"]] = dict(row)
+            rows = [PersonRow(*row) for row in await connection.execute(query)]
+            theirs: dict[str, list[SubscriptionRow]] = {row.email: [] for row in rows}
+            emails = list(theirs)
+            joined = sa.select(*_SUBSCRIPTION).where(subscriptions.c.email.in_(emails)).order_by(subscriptions.c.list)
+            for found in await connection.execute(joined):
+                each = SubscriptionRow(*found)
+                theirs[each.email].append(each)
             suppressed = await self._suppressed.among(connection, emails)
-        for email, person in people.items():
-            states = {each["state"] for each in person["lists"].values()}
-            person["state"] = Status.SUPPRESSED if email in suppressed else next(
-                (state for state in (Status.CONFIRMED, Status.PENDING) if state in states), Status.UNSUBSCRIBED
-            )  # fmt: skip
-        return list(people.values())
+        return [
+            Person(row, theirs[row.email], _state_of(theirs[row.email], suppressed=row.email in suppressed))
+            for row in rows
+        ]
 
     async def lists(self) -> dict[str, dict[str, int]]:
         """Return the names of all lists with their numbers of subscriptions by state, as of the last count."""
@@ -302,6 +342,23 @@ def _renewed(old: _Known, confirmed: bool, current: int) -> _Known:
     return _Known(Status.PENDING.value, created_at, current, old.unsubscribed_at)
 
 
-def _row(list_: str, email: str, new: _Known, current: int) -> dict[str, Any]:
-    confirmed_at = current if new.state == Status.CONFIRMED else None
-    return {"list": list_, "email": email, "confirmed_at": confirmed_at} | asdict(new)
+def _row(list_: str, email: str, new: _Known, current: int) -> SubscriptionRow:
+    assert new.state is not None
+    assert new.created_at is not None
+    return SubscriptionRow(
+        list=list_,
+        email=email,
+        state=new.state,
+        created_at=new.created_at,
+        asked_at=new.asked_at,
+        confirmed_at=current if new.state == Status.CONFIRMED else None,
+        unsubscribed_at=new.unsubscribed_at,
+    )
+
+
+def _state_of(theirs: Sequence[SubscriptionRow], *, suppressed: bool) -> Status:
+    """Return the state of a person: the best of their subscriptions."""
+    if suppressed:
+        return Status.SUPPRESSED
+    states = {each.state for each in theirs}
+    return next((state for state in (Status.CONFIRMED, Status.PENDING) if state in states), Status.UNSUBSCRIBED)

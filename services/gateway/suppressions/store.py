@@ -13,11 +13,14 @@ from bellhop.contracts.identity import BOUNCE
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
+from bellhop.sql.rows import columns_of
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import attempts, suppressions, tasks, withdrawals
 from services.gateway.tasks import store as ledger
 from services.gateway.tasks.ended import live_entries
+from services.gateway.tasks.rows import AttemptRow, TaskRow
+from services.gateway.tasks.rows import ended as task_ended
 from services.gateway.tasks.store import Acceptance, Accepted
 
 SETTLED_SECONDS = 30.0
@@ -33,6 +36,17 @@ class Suppression:
     source: str
     """`bounce`, or the name of the API key that asked for it."""
     expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SuppressionRow:
+    """A suppressed address as the database holds it."""
+
+    address: str
+    reason: str
+    source: str
+    created_at: int
+    expires_at: int | None
 
 
 # No such mailbox, domain or system; bad syntax; moved without a forward; a null MX; a disabled mailbox (RFC 3463,
@@ -94,7 +108,7 @@ class Suppressions:
         """
         if self._empty:
             return await ledger.accept(connection, items)
-        wanted = [task["address"] for item in items for task in item.tasks]
+        wanted = [task["address"] for item in items for task in item.tasks if task["address"] is not None]
         found = await self.among(connection, wanted)
         if not found:
             return await ledger.accept(connection, items)
@@ -107,7 +121,7 @@ class Suppressions:
             if ended and each.new:
                 accepted[position] = replace(each, goes_out=False)
                 for task in ended:
-                    reason = f"The address is suppressed: {found[task['address']]}"
+                    reason = f"The address is suppressed: {found[task['address'] or '']}"
                     rows.append(ended_attempt(task, reason))
                     entries += live_entries([task], reason)
         await insert_many(connection, attempts, rows)
@@ -153,22 +167,25 @@ class Suppressions:
             gone = await connection.execute(sa.delete(suppressions).where(suppressions.c.address == address))
             return bool(gone.rowcount)
 
-    async def get(self, address: str) -> dict[str, Any] | None:
+    async def get(self, address: str) -> SuppressionRow | None:
         """Return what is known about one address; None where mail may go to it."""
+        query = sa.select(*_LISTED).where(suppressions.c.address == address, active())
         async with self._database.read() as connection:
-            query = sa.select(suppressions).where(suppressions.c.address == address, active())
-            row = (await connection.execute(query)).mappings().one_or_none()
-            return None if row is None else dict(row)
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else SuppressionRow(*row)
 
-    async def page(self, *, after: str | None, source: str | None, limit: int) -> list[dict[str, Any]]:
+    async def page(self, *, after: str | None, source: str | None, limit: int) -> list[SuppressionRow]:
         """Return what is suppressed now, in the order of addresses."""
-        query = sa.select(suppressions).where(active()).order_by(suppressions.c.address).limit(limit)
+        query = sa.select(*_LISTED).where(active()).order_by(suppressions.c.address).limit(limit)
         if after is not None:
             query = query.where(suppressions.c.address > after)
         if source is not None:
             query = query.where(suppressions.c.source == source)
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [SuppressionRow(*row) for row in await connection.execute(query)]
+
+
+_LISTED = columns_of(suppressions, SuppressionRow)
 
 
 def active() -> sa.ColumnElement[bool]:
@@ -181,7 +198,7 @@ def withdrawal(address: str, list_: str | None = None) -> dict[str, Any]:
     return {"address": address, "list": list_, "due_at": now_ms(), "looks": 0}
 
 
-def ended_attempt(task: dict[str, Any], reason: str) -> dict[str, Any]:
+def ended_attempt(task: TaskRow, reason: str) -> AttemptRow:
     """Return the row that says why a task ended before any attempt was made."""
     return {
         "task_id": task["id"],
@@ -202,12 +219,12 @@ def _ended(item: Acceptance, found: dict[str, str]) -> Acceptance:
     ended = {task["id"] for task in item.tasks if task["address"] in found}
     if not ended:
         return item
-    over = {"state": State.SUPPRESSED.value, "finished_at": now_ms()}
+    at = now_ms()
     answer = orjson.loads(item.answer) | {"state": State.SUPPRESSED.value}
     return replace(
         item,
         answer=orjson.dumps(answer),
-        tasks=[task | over if task["id"] in ended else task for task in item.tasks],
+        tasks=[task_ended(task, State.SUPPRESSED, at) if task["id"] in ended else task for task in item.tasks],
         entries=[entry for entry in item.entries if entry.task_id not in ended],
     )
 

@@ -1,11 +1,13 @@
 """What RabbitMQ says about itself, by its management API: queues, connections, alarms."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from bellhop.amqp.topology import QUEUES
+from services.gateway.system.schemas import BrokerAnswer, QueueAnswer, ReplicaAnswer, UnknownBrokerAnswer
 
 QUEUE_COLUMNS = (
     "name,type,state,consumers,messages_ready,messages_unacknowledged,"
@@ -15,7 +17,7 @@ TIMEOUT = 5.0
 _PLACES = {queue.name: place for place, queue in enumerate(QUEUES)}
 
 
-async def broker_view(http: httpx.AsyncClient, management_url: str | None) -> dict[str, Any]:
+async def broker_view(http: httpx.AsyncClient, management_url: str | None) -> BrokerAnswer | UnknownBrokerAnswer:
     """Return queues, service replicas and alarms; or one sentence why they cannot be told."""
     if management_url is None:
         return {"unknown": "BELLHOP_MANAGEMENT_URL is not set, so queues and replicas cannot be shown."}
@@ -41,14 +43,14 @@ async def broker_view(http: httpx.AsyncClient, management_url: str | None) -> di
     }
 
 
-async def _get(http: httpx.AsyncClient, auth: httpx.BasicAuth, url: str) -> list[dict[str, Any]]:
+async def _get(http: httpx.AsyncClient, auth: httpx.BasicAuth, url: str) -> list[Mapping[str, Any]]:
     answer = await http.get(url, auth=auth, timeout=TIMEOUT)
     answer.raise_for_status()
-    found: list[dict[str, Any]] = answer.json()
+    found: list[Mapping[str, Any]] = answer.json()
     return found
 
 
-def _queue(queue: dict[str, Any]) -> dict[str, Any]:
+def _queue(queue: Mapping[str, Any]) -> QueueAnswer:
     stats = queue.get("message_stats") or {}
     return {
         "name": queue["name"],
@@ -62,17 +64,17 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _place(queue: dict[str, Any]) -> tuple[int, str]:
+def _place(queue: QueueAnswer) -> tuple[int, str]:
     """Ours as the topology has them, then those that others bound."""
     return _PLACES.get(queue["name"], len(_PLACES)), queue["name"]
 
 
-def _services(connections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _services(connections: Iterable[Mapping[str, Any]]) -> list[ReplicaAnswer]:
     """Read replicas off their connections: RabbitMQ watches their heartbeats already.
 
     A connection is named `bellhop/<service>/<instance>/<purpose>`.
     """
-    replicas: dict[tuple[str, str], dict[str, Any]] = {}
+    replicas: dict[tuple[str, str], ReplicaAnswer] = {}
     for connection in connections:
         product, *rest = (connection.get("user_provided_name") or "").split("/")
         if product != "bellhop" or len(rest) != 3:

@@ -1,6 +1,6 @@
 """`GET /v1/system`: what an operator looks at first."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
@@ -10,13 +10,14 @@ from bellhop.web.strict_json import StrictRoute
 from services.gateway.outbox.store import now_ms
 from services.gateway.parts import gateway
 from services.gateway.system.broker import broker_view
+from services.gateway.system.schemas import SystemAnswer
 from services.gateway.tasks.routes import time_of
 
 router = APIRouter(route_class=StrictRoute, tags=["system"])
 
 
 @router.get("/v1/system", summary="Queues, services, rates, alarms")
-async def show(request: Request, caller: Annotated[Caller, Depends(require(Scope.SYSTEM_READ))]) -> dict[str, Any]:
+async def show(request: Request, caller: Annotated[Caller, Depends(require(Scope.SYSTEM_READ))]) -> SystemAnswer:
     """Return one picture of the system: tasks by state, the outbox, queues, replicas, alarms, dead letters."""
     parts = gateway(request)
     oldest = await parts.ledger.oldest_waiting()

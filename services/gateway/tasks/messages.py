@@ -1,5 +1,6 @@
 """The row of a new task, and the messages to its worker: for any kind."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from bellhop.amqp.message import Message
@@ -9,11 +10,12 @@ from bellhop.contracts.kinds import KINDS, TaskKind
 from bellhop.contracts.outcomes import State
 from bellhop.contracts.tasks import CancelTask, Lane
 from services.gateway.outbox.store import Entry
+from services.gateway.tasks.rows import TaskRow
 
 
 def new_task(
-    kind: TaskKind, document: dict[str, Any], packed: bytes, *, created_at: int, send_at: int | None = None
-) -> dict[str, Any]:
+    kind: TaskKind, document: Mapping[str, Any], packed: bytes, *, created_at: int, send_at: int | None = None
+) -> TaskRow:
     """Return the row of a new task; `document` is the task's contract as JSON, and `packed` the same as bytes.
 
     Times are milliseconds since 1970.
@@ -41,7 +43,7 @@ def new_task(
 
 def request_entry(
     kind: TaskKind,
-    document: dict[str, Any],
+    document: Mapping[str, Any],
     packed: bytes,
     *,
     due_at: int = 0,

@@ -9,7 +9,7 @@ many tasks there are.
 """
 
 from collections import Counter
-from typing import Any
+from typing import cast
 
 import orjson
 import sqlalchemy as sa
@@ -20,13 +20,14 @@ from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, clock_ms
 from services.gateway.broadcasts.feeding import TaskMaker
-from services.gateway.broadcasts.store import OPEN, Phase
+from services.gateway.broadcasts.store import OPEN, WHOLE, Phase, WholeBroadcastRow, whole_broadcast
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.publisher import Relay
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.tables import attempts, broadcasts, tasks
 from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks.messages import cancel_entry, request_entry
+from services.gateway.tasks.rows import TaskRow
 
 BITE = 500
 BITE_SECONDS = 0.5
@@ -102,7 +103,7 @@ class StaleTasks:
         query = sa.select(tasks).where(tasks.c.id.in_(ids), tasks.c.state == state.value, known, ~waiting)
         # Another replica is at those that are locked, or an outcome is.
         locked = query.order_by(tasks.c.id).with_for_update(skip_locked=True, of=tasks)
-        rows = [dict(row) for row in (await connection.execute(locked)).mappings()]
+        rows = [cast(TaskRow, dict(row)) for row in (await connection.execute(locked)).mappings()]
         # Another replica may have been here since we looked.
         current = await clock_ms(connection)
         recently = current - self._limit_ms
@@ -117,19 +118,19 @@ class StaleTasks:
         kinds = Counter(entry.routing_key for entry in entries)
         log.warning("no outcome came in time; asking the worker again", state=state.value, **kinds)
 
-    async def _entries(self, connection: AsyncConnection, rows: list[dict[str, Any]]) -> list[Entry]:
+    async def _entries(self, connection: AsyncConnection, rows: list[TaskRow]) -> list[Entry]:
         ids = {row["broadcast_id"] for row in rows if row["broadcast_id"] is not None}
-        found = await connection.execute(sa.select(broadcasts).where(broadcasts.c.id.in_(ids)))
-        owners = {row["id"]: dict(row) for row in found.mappings()}
+        found = await connection.execute(sa.select(*WHOLE).where(broadcasts.c.id.in_(ids)))
+        owners = {owner.id: owner for owner in map(whole_broadcast, found)}
         entries: list[Entry] = []
-        fed: dict[str, list[dict[str, Any]]] = {}
+        fed: dict[str, list[TaskRow]] = {}
         for row in rows:
-            owner = owners.get(row["broadcast_id"])
-            if row["cancel_requested_at"] is not None or (owner and owner["state"] == Phase.CANCELLING):
+            owner = owners.get(row["broadcast_id"] or "")
+            if row["cancel_requested_at"] is not None or (owner and owner.state == Phase.CANCELLING):
                 entries.append(cancel_entry(row["kind"], row["id"], row["round"]))
             elif owner is not None:
-                if owner["state"] == Phase.RUNNING:
-                    fed.setdefault(owner["id"], []).append(row)
+                if owner.state == Phase.RUNNING:
+                    fed.setdefault(owner.id, []).append(row)
             elif row["document"] is not None:
                 entries.append(
                     request_entry(
@@ -141,14 +142,14 @@ class StaleTasks:
         return entries
 
     async def _fed_again(
-        self, connection: AsyncConnection, owner: dict[str, Any], rows: list[dict[str, Any]]
+        self, connection: AsyncConnection, owner: WholeBroadcastRow, rows: list[TaskRow]
     ) -> list[Entry]:
         made = await self._maker.messages(connection, owner, {row["id"]: _next_attempt(row) for row in rows}, rows)
         # Nobody is mailed who left the list meanwhile; the worker knows whether they were before.
         return [made.get(row["id"]) or cancel_entry(row["kind"], row["id"], row["round"]) for row in rows]
 
 
-def _next_attempt(row: dict[str, Any]) -> int:
+def _next_attempt(row: TaskRow) -> int:
     """Return the attempt that the worker's inbox allows."""
     attempt: int = row["attempt"]
     return attempt + 1

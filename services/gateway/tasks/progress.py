@@ -5,6 +5,7 @@ from typing import Any
 
 from bellhop.contracts.outcomes import FINAL, TRANSITIONS, Outcome, State, TaskEvent
 from services.gateway.outbox.store import to_ms
+from services.gateway.tasks.rows import AttemptRow
 
 FINAL_STATES = [state.value for state in FINAL]
 
@@ -52,7 +53,7 @@ def moved(place: Mapping[str, Any], outcome: Outcome, state: State) -> dict[str,
     }
 
 
-def attempt_row(outcome: Outcome) -> dict[str, Any]:
+def attempt_row(outcome: Outcome) -> AttemptRow:
     """Return the row of an attempt."""
     return {
         "task_id": outcome.task_id,

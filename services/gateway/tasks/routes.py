@@ -3,7 +3,7 @@
 import asyncio
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, overload
 
 import orjson
 from fastapi import APIRouter, Depends, Query
@@ -17,12 +17,15 @@ from bellhop.contracts.outcomes import State, TaskEvent
 from bellhop.web.auth import Caller, Scope
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.deadline import extend
+from bellhop.web.documents import header
 from bellhop.web.problems import Problem
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.broadcasts.store import Phase
 from services.gateway.parts import gateway
 from services.gateway.tasks.access import ACT, READ, TaskScope, known_kind
 from services.gateway.tasks.progress import state_after
+from services.gateway.tasks.rows import TaskRow
+from services.gateway.tasks.schemas import TaskAnswer, TasksAnswer, TaskStateAnswer
 
 router = APIRouter(route_class=IdempotentRoute, tags=["tasks"])
 
@@ -33,12 +36,27 @@ MAX_WAIT_SECONDS = 55
 LOOK_AGAIN_SECONDS = 1.0
 
 _PAGES = Cursor("tasks", int, str)
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "It is as `If-None-Match` says."}}
+WAIT_HEADERS = {
+    "parameters": [
+        header("Prefer", "`wait=25`, in place of the query parameter (RFC 7240)"),
+        header("If-None-Match", "the `ETag` of the last answer: 304 where nothing has changed"),
+    ]
+}
 _WAIT = re.compile(r"\bwait=(\d{1,4})\b")
 
 
 def owner_of(caller: Caller) -> str | None:
     """Return whose tasks `caller` may see: its own; None, which is everybody's, for the administrator."""
     return None if caller.may(Scope.ADMIN) else caller.name
+
+
+@overload
+def time_of(ms: int) -> str: ...
+
+
+@overload
+def time_of(ms: int | None) -> str | None: ...
 
 
 def time_of(ms: int | None) -> str | None:
@@ -57,9 +75,9 @@ _FIRST_MS = round(datetime(1, 1, 1, tzinfo=UTC).timestamp() * 1000)
 _LAST_MS = round(LATEST.timestamp() * 1000)
 
 
-def task_document(task: dict[str, Any]) -> dict[str, Any]:
+def task_document(task: TaskRow) -> TaskAnswer:
     """Return a task as clients see it."""
-    document = {
+    document: dict[str, object] = {
         "id": task["id"],
         "kind": task["kind"],
         "state": task["state"],
@@ -93,10 +111,10 @@ def task_document(task: dict[str, Any]) -> dict[str, Any]:
             }
             for attempt in task["attempts"]
         ]
-    return {name: value for name, value in document.items() if value is not None}
+    return cast(TaskAnswer, {name: value for name, value in document.items() if value is not None})
 
 
-def _etag(task: dict[str, Any]) -> str:
+def _etag(task: TaskRow) -> str:
     return f'"{task["round"]}.{task["attempt"]}.{task["state"]}.{task["updated_at"]}"'
 
 
@@ -108,7 +126,12 @@ def wait_seconds(request: Request, wait: int | None) -> tuple[int, bool]:
     return seconds, preferred is not None
 
 
-@router.get("/v1/tasks/{task_id}", summary="What became of a task")
+@router.get(
+    "/v1/tasks/{task_id}",
+    summary="What became of a task",
+    responses={200: {"model": TaskAnswer}, **UNCHANGED},
+    openapi_extra=WAIT_HEADERS,
+)
 async def show(
     request: Request,
     task_id: str,
@@ -149,7 +172,7 @@ async def show_all(
     kind: Annotated[str, AfterValidator(known_kind), WithJsonSchema({"enum": list(KINDS)})] | None = None,
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> dict[str, Any]:
+) -> TasksAnswer:
     """Return tasks, newest first; `next` is the cursor of the following page."""
     created_at_and_id = None if cursor is None else _PAGES.read(cursor)
     kinds = READ.kinds(caller)
@@ -169,7 +192,12 @@ async def show_all(
     }
 
 
-@router.post("/v1/tasks/{task_id}/cancel", status_code=202, summary="Cancel a task")
+@router.post(
+    "/v1/tasks/{task_id}/cancel",
+    status_code=202,
+    summary="Cancel a task",
+    responses={code: {"model": TaskStateAnswer} for code in (200, 202)},
+)
 async def cancel(request: Request, task_id: str, caller: Annotated[Caller, Depends(ACT)]) -> Response:
     """Cancel what is not under way yet: 200 when it is cancelled, 202 when the worker was asked and will report."""
     parts = gateway(request)
@@ -182,7 +210,12 @@ async def cancel(request: Request, task_id: str, caller: Annotated[Caller, Depen
     return Response(body, 200 if state.final else 202, {"Location": f"/v1/tasks/{task_id}"}, "application/json")
 
 
-@router.post("/v1/tasks/{task_id}/retry", status_code=202, summary="Begin another round")
+@router.post(
+    "/v1/tasks/{task_id}/retry",
+    status_code=202,
+    summary="Begin another round",
+    responses={202: {"model": TaskStateAnswer}},
+)
 async def retry(request: Request, task_id: str, caller: Annotated[Caller, Depends(ACT)]) -> Response:
     """Begin another round of a failed, suppressed or cancelled task, under the same id (a mail: the same Message-ID).
 
@@ -210,7 +243,7 @@ async def retry(request: Request, task_id: str, caller: Annotated[Caller, Depend
     )
 
 
-async def _find(request: Request, task_id: str, caller: Caller, scope: TaskScope) -> dict[str, Any]:
+async def _find(request: Request, task_id: str, caller: Caller, scope: TaskScope) -> TaskRow:
     task = await gateway(request).ledger.get(task_id, owner_of(caller))
     if task is None or task["kind"] not in KINDS:
         raise Problem(404, "Not Found", "There is no such task, or it is another key's, or its retention is over.")

@@ -5,7 +5,7 @@ The functions that take a list are for `GroupCommit`: whatever arrived together 
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import sqlalchemy as sa
@@ -26,6 +26,7 @@ from services.gateway.tasks.messages import cancel_entry, request_entry
 from services.gateway.tasks.pages import page_query
 from services.gateway.tasks.progress import KEEP_FINAL, attempt_row, has_history, moved, next_state, state_after
 from services.gateway.tasks.reactions import create_reactions
+from services.gateway.tasks.rows import TaskRow, ended
 
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
 
@@ -36,7 +37,7 @@ class Acceptance:
 
     answer: bytes
     """The JSON to answer with, now and whenever the request comes again."""
-    tasks: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[TaskRow] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     key: IdempotencyKey | None = None
     claimed: bool = True
@@ -56,11 +57,11 @@ class Accepted:
     """False: its messages were not kept, because their address is suppressed."""
 
 
-async def locked_tasks(connection: AsyncConnection, task_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+async def locked_tasks(connection: AsyncConnection, task_ids: Iterable[str]) -> dict[str, TaskRow]:
     """Return tasks by id, locked until the end of the transaction (SQLite has one writer anyway)."""
     # In order, so that two replicas that lock the same tasks never wait for each other.
     query = sa.select(tasks).where(tasks.c.id.in_(set(task_ids))).order_by(tasks.c.id).with_for_update()
-    return {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
+    return {row["id"]: cast(TaskRow, dict(row)) for row in (await connection.execute(query)).mappings()}
 
 
 async def accept(connection: AsyncConnection, items: list[Acceptance]) -> list[Accepted]:
@@ -136,7 +137,7 @@ class Ledger:
         query = sa.select(*columns).where(tasks.c.id.in_(task_ids)).order_by(tasks.c.id).with_for_update()
         return {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
 
-    async def get(self, task_id: str, owner: str | None = None) -> dict[str, Any] | None:
+    async def get(self, task_id: str, owner: str | None = None) -> TaskRow | None:
         """Return the task with its attempts; None where there is none, or it belongs to somebody else."""
         async with self._database.read() as connection:
             query = sa.select(tasks).where(tasks.c.id == task_id)
@@ -148,7 +149,7 @@ class Ledger:
             made = await connection.execute(
                 sa.select(attempts).where(attempts.c.task_id == task_id).order_by(attempts.c.round, attempts.c.attempt)
             )
-            return {**row, "attempts": [dict(attempt) for attempt in made.mappings()]}
+            return cast(TaskRow, {**row, "attempts": [dict(attempt) for attempt in made.mappings()]})
 
     async def page(
         self,
@@ -160,7 +161,7 @@ class Ledger:
         event_source: str | None = None,
         before: tuple[int, str] | None = None,
         limit: int,
-    ) -> list[dict[str, Any]]:
+    ) -> list[TaskRow]:
         """Return tasks, newest first, without attempts and documents.
 
         `kinds`: None is all. `before`: when the last task of the page before was made, and its id.
@@ -175,7 +176,7 @@ class Ledger:
             limit=limit,
         )
         async with self._database.read() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            return [cast(TaskRow, dict(row)) for row in (await connection.execute(query)).mappings()]
 
     async def cancel(self, connection: AsyncConnection, items: list[str]) -> list[State]:
         """Cancel tasks; return the state of each: `cancelled`, or another one, which tells why it is not yet.
@@ -186,16 +187,15 @@ class Ledger:
         locked = await locked_tasks(connection, items)
         return [await self._cancel_one(connection, locked[task_id]) for task_id in items]
 
-    async def _cancel_one(self, connection: AsyncConnection, task: dict[str, Any]) -> State:
+    async def _cancel_one(self, connection: AsyncConnection, task: TaskRow) -> State:
         cancelled = state_after(task, TaskEvent.CANCELLED)
         if cancelled is None:
             return State(task["state"])
         current = now_ms()
         if await outbox.withdraw(connection, task["id"]):
-            ended = {"state": cancelled.value, "updated_at": current, "finished_at": current}
-            task |= ended
-            await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(ended))
-            await outbox.add(connection, live_entries([task]))
+            over = {"state": cancelled.value, "updated_at": current, "finished_at": current}
+            await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(over))
+            await outbox.add(connection, live_entries([ended(task, cancelled, current)]))
             return cancelled
         # Noted, so that a task that has to be asked for again is not sent instead.
         await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(cancel_requested_at=current))
@@ -207,7 +207,7 @@ class Ledger:
         locked = await locked_tasks(connection, items)
         return [await self._retry_one(connection, locked[task_id]) for task_id in items]
 
-    async def _retry_one(self, connection: AsyncConnection, task: dict[str, Any]) -> State:
+    async def _retry_one(self, connection: AsyncConnection, task: TaskRow) -> State:
         queued = state_after(task, TaskEvent.RETRY)
         if queued is None or task["document"] is None:
             return State(task["state"])

@@ -28,6 +28,7 @@ from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks import store as ledger
 from services.gateway.tasks.ended import live_entries
 from services.gateway.tasks.messages import cancel_entry
+from services.gateway.tasks.rows import AttemptRow, TaskRow, ended
 
 SETTLE_MS = 15_000
 CHUNK = 100
@@ -116,23 +117,24 @@ async def _reason(connection: AsyncConnection, row: Any) -> str | None:
     return UNSUBSCRIBED if (await connection.execute(confirmed)).first() is None else None
 
 
-async def _end(connection: AsyncConnection, waiting: list[dict[str, Any]], reason: str) -> list[str]:
+async def _end(connection: AsyncConnection, waiting: list[TaskRow], reason: str) -> list[str]:
     """End the tasks that have not begun, and ask the workers to end the others; return the ids of those that ended."""
     ids = [task["id"] for task in waiting]
     here = outbox_table.c.task_id.in_(ids) & outbox.CERTAINLY_HERE
     deleted = await connection.execute(sa.delete(outbox_table).where(here).returning(outbox_table.c.task_id))
-    ended = set(deleted.scalars())
+    gone = set(deleted.scalars())
     current = now_ms()
     over = {"state": State.SUPPRESSED.value, "updated_at": current, "finished_at": current}
-    await connection.execute(sa.update(tasks).where(tasks.c.id.in_(ended)).values(over))
-    rows = [ended_attempt(task | over, reason) | {"at": current} for task in waiting if task["id"] in ended]
+    await connection.execute(sa.update(tasks).where(tasks.c.id.in_(gone)).values(over))
+    over_now = [ended(task, State.SUPPRESSED, current) for task in waiting if task["id"] in gone]
+    rows: list[AttemptRow] = [ended_attempt(task, reason) | {"at": current} for task in over_now]
     await insert_many(connection, attempts, rows, on_conflict="DO NOTHING")
-    await outbox.add(connection, live_entries([task | over for task in waiting if task["id"] in ended], reason))
-    begun = [task for task in waiting if task["id"] not in ended]
+    await outbox.add(connection, live_entries(over_now, reason))
+    begun = [task for task in waiting if task["id"] not in gone]
     asked = sa.update(tasks).where(tasks.c.id.in_([task["id"] for task in begun]))
     await connection.execute(asked.values(cancel_requested_at=current))
     requests = [
         cancel_entry(task["kind"], task["id"], task["round"], state="suppressed", reason=reason) for task in begun
     ]
     await outbox.add(connection, requests)
-    return [task["id"] for task in waiting if task["id"] in ended]
+    return [task["id"] for task in over_now]

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bellhop.contracts.templates import PreviewAnswer, PreviewRequest, TemplatesAnswer
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.peer import PeerUnavailable
 from bellhop.web.problems import invalid
-from bellhop.web.strict_json import check_content_type
-from services.gateway.acceptance.idempotent_route import AnyQueryIdempotentRoute
+from services.gateway.acceptance.idempotent_route import IdempotentRoute
 from services.gateway.leaderboards.forwarding import forward
 from services.gateway.parts import gateway
 
-router = APIRouter(route_class=AnyQueryIdempotentRoute, tags=["mail"])
+router = APIRouter(route_class=IdempotentRoute, tags=["mail"])
 
 CHECK_SECONDS = 2.0
 """How long a request waits for the mailer to say which templates there are."""
@@ -27,16 +27,19 @@ KNOWN_SECONDS = 10.0
 Sender = Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
 
 
-@router.get("/v1/templates", summary="List the mail templates")
+@router.get("/v1/templates", summary="List the mail templates", responses={200: {"model": TemplatesAnswer}})
 async def show_all(request: Request, caller: Sender) -> Response:
     """Return the templates, with the event types that send them and the names of the data that they require."""
     return await _forward(request)
 
 
-@router.post("/v1/templates/{name}/preview", summary="See what a template makes of some data")
-async def preview(request: Request, name: str, caller: Sender) -> Response:
+@router.post(
+    "/v1/templates/{name}/preview",
+    summary="See what a template makes of some data",
+    responses={200: {"model": PreviewAnswer}},
+)
+async def preview(request: Request, name: str, body: PreviewRequest, caller: Sender) -> Response:
     """Fill a template with `{"data": {…}}` and return subject, text and HTML; nothing is sent."""
-    check_content_type(request)
     return await _forward(request)
 
 
