@@ -35,13 +35,13 @@ def queues(mailer: Mailer) -> Sequence[Queue[Mailer]]:
 
 async def prepare(mailer: Mailer) -> None:
     """Be known as alive before anything is claimed."""
-    await mailer.inbox.beat()
+    await mailer.worker.inbox.beat()
     await mailer.send_rate.refresh()
 
 
 async def ready(mailer: Mailer) -> dict[str, str]:
     """Return the mailer's own checks."""
-    late = {} if mailer.inbox.fresh else {"database": "the database takes no heartbeat"}
+    late = {} if mailer.worker.inbox.fresh else {"database": "the database takes no heartbeat"}
     return late | {"relay": mailer.relays.failure or "ok"}
 
 

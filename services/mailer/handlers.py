@@ -16,16 +16,15 @@ from bellhop.amqp.errors import Defer, Hold, PublishError, Retry
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.base import now
 from bellhop.contracts.mail import MailTask
-from bellhop.contracts.outcomes import Outcome, State
-from bellhop.contracts.tasks import CancelTask
+from bellhop.contracts.outcomes import State
 from bellhop.sql.database import DatabaseUnavailable
 from bellhop.tasks import reservations
 from bellhop.tasks.adaptive_rate import Answer
 from bellhop.tasks.breaker import THRESHOLD
 from bellhop.tasks.claims import Claim, ClaimDecision, InboxState, Key, Result
 from bellhop.tasks.decoding import decode
-from bellhop.tasks.outcomes import cancelled, due_in
-from bellhop.tasks.waiting import Deadline, until_available
+from bellhop.tasks.outcomes import due_in
+from bellhop.tasks.waiting import until_available
 from bellhop.web.peer import PeerUnavailable
 from services.mailer import metrics, outcomes
 from services.mailer.compose import message_id, to_bytes
@@ -39,14 +38,10 @@ from services.mailer.rendering import RenderingError
 
 
 async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
-    """Send one mail, unless it was sent, is being sent or was cancelled; report what became of it."""
+    """Send one mail, unless it was sent, is being sent or was cancelled; report the outcome."""
     task = decode(MailTask, delivery)
     key = (task.task_id, task.round)
-    deadline = Deadline(mailer.stopping)
-    while key in mailer.in_hand:  # a second copy of the message, or a redelivery after a lost connection
-        await deadline.pause(Hold("another copy of this task is in hand"))
-    mailer.in_hand.add(key)
-    try:
+    async with mailer.worker.alone(key) as deadline:
         attempt = await _attempt(mailer, delivery, task, key)
         while attempt.claim.decision is ClaimDecision.IN_PROGRESS:
             await deadline.pause(Hold("another replica is sending this mail"))
@@ -54,9 +49,7 @@ async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
         if attempt.verdict is not None:
             await _end(mailer, delivery, task, attempt, attempt.verdict)
         else:
-            await _report_again(mailer, delivery, task, attempt.claim)
-    finally:
-        mailer.in_hand.discard(key)
+            await mailer.worker.report_again(delivery, key, attempt.claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +69,10 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
     try:
         mail = await mailer.composer.compose(task)
         outgoing = Outgoing(
-            mailer.settings.mail_from, mail.to, await to_bytes(mail, mailer.from_line), mail, mailer.check_lease
+            mailer.settings.mail_from, mail.to, await to_bytes(mail, mailer.from_line), mail, mailer.worker.check_lease
         )
     except (RenderingError, ValueError) as error:
-        claim = await _claim(mailer, key, delivery.attempt)
+        claim = await mailer.worker.claim(key, delivery.attempt)
         verdict = Verdict(Kind.PERMANENT, str(error), cause=Cause.CONTENT)
         return _Attempt(claim, verdict if claim.decision is ClaimDecision.RUN else None)
     except PeerUnavailable as error:
@@ -88,7 +81,7 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
     relays = await mailer.relays.usable()
     await _wait_for_slot(mailer, delivery, task, outgoing.domain, relays[0])
     # Before the turn on a connection, not within it: a commit takes longer than a mail on a near relay.
-    claim = await _claim(mailer, key, delivery.attempt)
+    claim = await mailer.worker.claim(key, delivery.attempt)
     if claim.decision is not ClaimDecision.RUN:
         return _Attempt(claim)
     faults.point("mail.before_connect")
@@ -96,10 +89,10 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
     try:
         relay, verdict = await _send(mailer, task, outgoing, relays)
     except (RelayUnavailable, DatabaseUnavailable):  # nothing went out
-        await _give_back(mailer, delivery, key, claim, uncertain=claim.uncertain)
+        await mailer.worker.give_back(key, delivery.attempt, claim, uncertain=claim.uncertain)
         raise
     except Exception:  # a defect, and nothing says how far the mail got
-        await _give_back(mailer, delivery, key, claim, uncertain=True)
+        await mailer.worker.give_back(key, delivery.attempt, claim, uncertain=True)
         raise
     metrics.SECONDS.observe(time.perf_counter() - began)
     return _Attempt(claim, verdict, relay, outgoing.domain)
@@ -159,33 +152,6 @@ async def _send(mailer: Mailer, task: MailTask, outgoing: Outgoing, relays: list
     return answer
 
 
-async def _claim(mailer: Mailer, key: Key, attempt: int) -> Claim:
-    async def claim() -> Claim:
-        mailer.check_lease()
-        return await mailer.inbox.claim(key, attempt)
-
-    try:
-        return await until_available(mailer.stopping, claim)
-    except DatabaseUnavailable:  # the claim may be committed all the same, and nothing goes out by it
-        mailer.inbox.record_late(Result(key, InboxState.RETRY_PENDING, attempt - 1, uncertain=True))
-        raise
-
-
-async def _record(mailer: Mailer, result: Result) -> InboxState:
-    """Store the result of a claim; where the database stays unavailable, it is stored when that ends."""
-    try:
-        return await until_available(mailer.stopping, lambda: mailer.inbox.record(result))
-    except DatabaseUnavailable:
-        mailer.inbox.record_late(result)
-        raise
-
-
-async def _give_back(mailer: Mailer, delivery: Delivery, key: Key, claim: Claim, *, uncertain: bool) -> None:
-    """End a claim without a result, so that another replica may send the mail; does nothing where it has ended."""
-    result = Result(key, InboxState.RETRY_PENDING, delivery.attempt - 1, uncertain, claim.outcome)
-    await _record(mailer, result)
-
-
 async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
     """Conclude an attempt; where that fails by a defect before the result is stored, give the claim back."""
     try:
@@ -194,7 +160,8 @@ async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attemp
         raise
     except Exception:
         uncertain = verdict.kind is Kind.SENT or verdict.uncertain or made.claim.uncertain
-        await _give_back(mailer, delivery, (task.task_id, task.round), made.claim, uncertain=uncertain)
+        key = (task.task_id, task.round)
+        await mailer.worker.give_back(key, delivery.attempt, made.claim, uncertain=uncertain)
         raise
 
 
@@ -234,13 +201,13 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     )
     if deferral is not None:  # the attempt before is the last one that counts
         result = replace(result, attempt=attempt - 1, outcome=claim.outcome)
-    stored = await _record(mailer, result)
+    stored = await mailer.worker.record(result)
     if again and stored is InboxState.CANCELLED:  # the cancel arrived during the attempt
         again = False
         outcome = outcome.model_copy(update={"state": State.CANCELLED, "retry_at": None})
         body = outcome.model_dump_json(exclude_none=True)
     faults.point("mail.recorded")
-    await mailer.reporter.report(delivery, outcome, body.encode())
+    await mailer.worker.report(delivery, outcome, body.encode())
     faults.point("mail.reported")
     if made.relay is not None:
         with suppress(DatabaseUnavailable):  # what was not learnt from this mail will be from another
@@ -282,34 +249,9 @@ def _deferrals(delivery: Delivery) -> int:
     return count if isinstance(count, int) and count > 0 else 0
 
 
-async def _report_again(mailer: Mailer, delivery: Delivery, task: MailTask, claim: Claim) -> None:
-    """Deal with a task that is not ours to send."""
-    metrics.AGAIN.inc()
-    if claim.outcome is None:
-        mark = CancelTask(task_id=task.task_id, round=task.round)
-        outcome = cancelled(mark, claim.attempt, uncertain=claim.uncertain)
-    else:
-        outcome = Outcome.read(claim.outcome)
-    await mailer.reporter.report(delivery, outcome)
-    if claim.decision is ClaimDecision.ALREADY_ATTEMPTED:
-        after = (outcome.retry_at - outcome.at).total_seconds() if outcome.retry_at else None
-        raise Retry(outcome.reply or "this attempt was made already", after=after)
-
-
 # mail.cancel
 
 
 async def cancel_mail(mailer: Mailer, delivery: Delivery) -> None:
-    """Cancel a task that has not begun or waits for its next attempt; report a task that is done once more.
-
-    While an attempt is under way the request is stored, and the outcome of the attempt tells the result.
-    """
-    task = decode(CancelTask, delivery)
-    claim = await mailer.inbox.cancel((task.task_id, task.round))
-    if claim.decision is not ClaimDecision.FINISHED:
-        return
-    if claim.outcome is None:
-        outcome = cancelled(task, claim.attempt, uncertain=claim.uncertain)
-    else:
-        outcome = Outcome.read(claim.outcome)
-    await mailer.reporter.report(delivery, outcome)
+    """Cancel a mail that is not sent yet; see `Worker.cancel`."""
+    await mailer.worker.cancel(delivery)

@@ -18,7 +18,7 @@ async def _announce(mailer: Mailer) -> float | None:
 
 async def _forget(mailer: Mailer) -> None:
     """Delete what is older than its retention."""
-    gone = await mailer.inbox.delete_old(mailer.settings.inbox_days)
+    gone = await mailer.worker.inbox.delete_old(mailer.settings.inbox_days)
     await mailer.send_rate.delete_old()
     if gone:
         log.info("forgot old tasks", tasks=gone)
@@ -31,7 +31,7 @@ async def _stop_waiting_for_relays(mailer: Mailer) -> None:
 
 
 JOBS: tuple[Job[Mailer] | Loop[Mailer], ...] = (
-    Job("heartbeat", HEARTBEAT_SECONDS, lambda mailer: mailer.inbox.beat()),
+    Job("heartbeat", HEARTBEAT_SECONDS, lambda mailer: mailer.worker.inbox.beat()),
     Job("refreshing the limits", HEARTBEAT_SECONDS, lambda mailer: mailer.send_rate.refresh()),
     Job("announcing templates", REPEAT_SECONDS, _announce),
     Job("closing idle connections", HEARTBEAT_SECONDS, lambda mailer: mailer.relays.sweep()),

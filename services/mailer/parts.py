@@ -14,10 +14,10 @@ from bellhop.http import internal_client
 from bellhop.observe.logs import get_logger
 from bellhop.service import Base
 from bellhop.sql.database import DatabaseUnavailable
-from bellhop.tasks.claims import Key
 from bellhop.tasks.inbox import Inbox
 from bellhop.tasks.outcomes import Reporter
 from bellhop.tasks.send_rate import SendRate
+from bellhop.tasks.worker import Worker
 from bellhop.web.peer import Peer, token_authenticator
 from services.mailer import metrics
 from services.mailer.attachments import Attachments
@@ -42,15 +42,13 @@ class Mailer:
     settings: MailerSettings
     templates: Templates
     composer: Composer
-    inbox: Inbox
+    worker: Worker
     send_rate: SendRate
     relays: Relays
     publisher: Publisher
-    reporter: Reporter
     suppressions: Suppressions
     stopping: asyncio.Event
     policy: RetryPolicy = DEFAULT
-    in_hand: set[Key] = field(default_factory=set)
     room_to_hold: int = 40
     """How many mails may wait in hand for a rate limit; the others wait in a retry queue."""
     from_line: bytes = field(init=False)
@@ -62,11 +60,6 @@ class Mailer:
     def connections(self) -> int:
         """Return how many connections to relays there may be."""
         return sum(relay.connections for relay in self.settings.all_relays)
-
-    def check_lease(self) -> None:
-        """Raise DatabaseUnavailable if other replicas may have taken over what this one holds."""
-        if not self.inbox.fresh:
-            raise DatabaseUnavailable("our heartbeat is late, so another replica may take over what we hold")
 
 
 @asynccontextmanager
@@ -84,6 +77,11 @@ async def open_mailer(base: Base[MailerSettings], templates: Templates) -> Async
         send_rate.add_relay(relay.limit, relay.rate)
     # The instance alone is not unique: a container that was killed comes back with its old host name and process id.
     inbox = Inbox(base.database, INBOX, f"{settings.instance}/{secrets.token_hex(8)}")
+    reporter = Reporter(
+        base.publisher, MAIL, MAILER, base.stopping,
+        reported=lambda lane, state: metrics.OUTCOMES.labels(lane, state).inc(),
+    )  # fmt: skip
+    worker = Worker(inbox, reporter, base.stopping, metrics.AGAIN.inc)
     async with internal_client() as http:
         gateway = None
         if key is not None:
@@ -96,17 +94,10 @@ async def open_mailer(base: Base[MailerSettings], templates: Templates) -> Async
             settings=settings,
             templates=templates,
             composer=Composer(settings, templates, attachments),
-            inbox=inbox,
+            worker=worker,
             send_rate=send_rate,
             relays=relays,
             publisher=base.publisher,
-            reporter=Reporter(
-                base.publisher,
-                MAIL,
-                MAILER,
-                base.stopping,
-                reported=lambda lane, state: metrics.OUTCOMES.labels(lane, state).inc(),
-            ),
             suppressions=Suppressions(gateway),
             stopping=base.stopping,
         )

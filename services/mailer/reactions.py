@@ -70,9 +70,9 @@ async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
 
 
 async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:
-    await mailer.reporter.report(delivery, outcomes.queued(task, delivery.envelope))
+    await mailer.worker.report(delivery, outcomes.queued(task, delivery.envelope))
     if suppressed is not None:
-        await mailer.reporter.report(delivery, outcomes.suppressed(task, suppressed))
+        await mailer.worker.report(delivery, outcomes.suppressed(task, suppressed))
         return
     body = task.model_dump_json(exclude_defaults=True).encode()
     envelope = Envelope(
