@@ -1,1 +1,1 @@
-"""What every Bellhop service stands on; knows no service."""
+"""What every Bellhop service depends on; knows no service."""

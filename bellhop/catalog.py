@@ -1,4 +1,4 @@
-"""Every service, in one table. `bellhop up`, the secrets, the rights at RabbitMQ and the tests derive from it.
+"""The table of services. `bellhop up`, the secrets, the permissions at RabbitMQ and the tests derive from it.
 
 Files that cannot import it (compose.yaml, deploy/) are compared with it by tests/unit/test_catalog.py.
 """
@@ -10,15 +10,15 @@ from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogEntry:
     """One service."""
 
     name: str
-    """Also of its package in `services`, its user at RabbitMQ, its role and database at PostgreSQL, and its host."""
+    """Name of the service, its package in `services`, its RabbitMQ user, its PostgreSQL role and database, its host."""
     port: int
-    """Of its HTTP face, unless BELLHOP_PORT says another."""
+    """Default port for HTTP; BELLHOP_PORT sets another one."""
     publishes: tuple[str, ...] = ()
-    """Exchanges. Whoever consumes a work queue may publish to the retry ladder and to `dead` as well."""
+    """Exchanges. A service that consumes a work queue may also publish to the retry exchanges and to `dead`."""
     events: dict[str, str] = field(default_factory=dict)
     """Type of events -> the queue of this service that the gateway publishes them to."""
     consumes: tuple[str, ...] = ()
@@ -39,20 +39,20 @@ class Entry:
 
 
 SERVICES = (
-    Entry(
+    CatalogEntry(
         "gateway", 8000,
         publishes=("events", "notifications", "work", "unrouted"),
         consumes=("gateway.outcomes", ANNOUNCEMENTS, "dead-letters", "unrouted"),
         secrets=("token_key", "admin_key", "link_keys", "management_url"), tags="monitoring", public=True,
     ),
-    Entry(
+    CatalogEntry(
         "mailer", 8003,
         publishes=("work", "outcomes"),
         consumes=(*MAIL.work_queues, "mailer.reactions"),
         secrets=("service_key",),
     ),
-    Entry("notifier", 8001, consumes=("notifier.log",), tables=False, secrets=("token_key",), public=True),
-    Entry(
+    CatalogEntry("notifier", 8001, consumes=("notifier.log",), tables=False, secrets=("token_key",), public=True),
+    CatalogEntry(
         "leaderboard", 8002,
         publishes=("notifications",), events={"score.submitted": "leaderboard.scores"},
         secrets=("token_key",), public=True,

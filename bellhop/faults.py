@@ -1,12 +1,12 @@
-"""Points at which a test may stop this process for good: `faults.point("relay.confirmed")`.
+"""Points at which a test may kill this process: `faults.point("relay.confirmed")`.
 
-`tests/faults/` kills services exactly there. Off, which is always outside of those tests, a point is one call of an
-empty function. It is on only in a process that was started with both variables in its environment:
+Only `tests/faults/` enables them; otherwise a point is one call of an empty function. A point is enabled in a process
+that is started with both variables in its environment:
 
     BELLHOP_FAULT          the name of the point
-    BELLHOP_FAULT_SOCKET   a Unix socket; the process says there that it has come to the point, and waits for one byte
+    BELLHOP_FAULT_SOCKET   a Unix socket; the process reports there that it has reached the point, and waits for a byte
 
-Nothing from outside of the process can reach it: the variables are read once, at import.
+The variables are read once, at import, so nothing outside of the process can enable a point later.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ import socket
 
 
 def point(name: str) -> None:
-    """Do nothing; under test, wait here until told to go on, or to die."""
+    """Do nothing; under test, block until the test continues or kills the process."""
 
 
 def point_when_written(name: str) -> None:
-    """Do the same as `point` as soon as what was just written to a transport has left the process."""
+    """Do the same as `point` after the data that was just written to a transport has been sent."""
 
 
 def _stopping_at(armed: str, path: str) -> None:
@@ -34,7 +34,7 @@ def _stopping_at(armed: str, path: str) -> None:
         controller.recv(1)
 
     def stop_later(name: str) -> None:
-        # uvloop writes at the end of a turn, pika as soon as its socket takes something: two turns serve both.
+        # uvloop writes at the end of a turn, pika when its socket is writable: two turns are enough for both.
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, stop, name)
 

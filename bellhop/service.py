@@ -99,11 +99,11 @@ class Base(Generic[S]):
     publisher: Publisher = field(init=False)
     """A connection only for consumers: an alarm of the broker blocks the connection that publishes."""
     database: Database = field(init=False)
-    """Where the settings name one."""
+    """Set if the settings name a database."""
 
     @property
     def has_tables(self) -> bool:
-        """Say whether the settings name a database."""
+        """Return whether the settings name a database."""
         return self.settings.database_url is not None
 
     @property

@@ -35,7 +35,7 @@ PROPERTY = "bellhop_topology"
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class ExchangeDefinition:
     """A durable exchange."""
 
     name: str
@@ -44,7 +44,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueDefinition:
     """A durable queue."""
 
     name: str
@@ -86,28 +86,28 @@ def _work(limit: int = 2_000_000) -> dict[str, Any]:
 
 EXCHANGES = (
     # Copies, for queues that clients bind. Never an alternate exchange: see the decision on required queues.
-    Exchange("events", "topic"),
+    ExchangeDefinition("events", "topic"),
     # Required messages. Only our queue is bound to each of these, so a confirm means that this queue has the message.
-    Exchange("notifications", "fanout"),
-    Exchange("work", "direct"),
-    Exchange("outcomes", "topic"),
-    Exchange("dead", "fanout"),
-    Exchange("unrouted", "fanout"),
-    *(Exchange(retry_queue.name, "fanout") for retry_queue in RETRY_QUEUES),
+    ExchangeDefinition("notifications", "fanout"),
+    ExchangeDefinition("work", "direct"),
+    ExchangeDefinition("outcomes", "topic"),
+    ExchangeDefinition("dead", "fanout"),
+    ExchangeDefinition("unrouted", "fanout"),
+    *(ExchangeDefinition(retry_queue.name, "fanout") for retry_queue in RETRY_QUEUES),
 )
 
 WORK_QUEUES = (
-    *(Queue(queue, policy=_work()) for kind in KINDS.values() for queue in kind.work_queues),
-    Queue("mailer.reactions", policy=_work()),
-    Queue("leaderboard.scores", single_active_consumer=True, policy=_work()),
-    Queue("gateway.outcomes", policy=_work()),
-    Queue(ANNOUNCEMENTS, policy=_work()),
+    *(QueueDefinition(queue, policy=_work()) for kind in KINDS.values() for queue in kind.work_queues),
+    QueueDefinition("mailer.reactions", policy=_work()),
+    QueueDefinition("leaderboard.scores", single_active_consumer=True, policy=_work()),
+    QueueDefinition("gateway.outcomes", policy=_work()),
+    QueueDefinition(ANNOUNCEMENTS, policy=_work()),
 )
 
 QUEUES = (
     *WORK_QUEUES,
     *(
-        Queue(
+        QueueDefinition(
             retry_queue.name,
             policy={
                 "message-ttl": retry_queue.seconds * 1000,
@@ -119,11 +119,11 @@ QUEUES = (
         )
         for retry_queue in RETRY_QUEUES
     ),
-    Queue(
+    QueueDefinition(
         "dead-letters",
         policy={"max-length": 2_000_000, "overflow": "reject-publish", "delivery-limit": NO_DELIVERY_LIMIT},
     ),
-    Queue(
+    QueueDefinition(
         "unrouted",
         policy={
             "message-ttl": WEEK_MS,
@@ -132,7 +132,7 @@ QUEUES = (
             "delivery-limit": NO_DELIVERY_LIMIT,
         },
     ),
-    Queue(
+    QueueDefinition(
         "notifier.log",
         type="stream",
         policy={"max-age": "1D", "max-length-bytes": 2_000_000_000, "stream-max-segment-size-bytes": 50_000_000},
@@ -152,7 +152,7 @@ BINDINGS = (
 _RETRY_AND_DEAD = r"retry\..+|dead"
 
 
-def _rights(service: catalog.Entry) -> Rights:
+def _rights(service: catalog.CatalogEntry) -> Rights:
     write = [re.escape(name) for name in service.publishes]
     if {queue.name for queue in WORK_QUEUES} & set(service.queues):
         write.append(_RETRY_AND_DEAD)
@@ -199,7 +199,7 @@ def _policy(name: str, kind: str, definition: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _arguments(queue: Queue) -> dict[str, Any]:
+def _arguments(queue: QueueDefinition) -> dict[str, Any]:
     arguments: dict[str, Any] = {"x-queue-type": queue.type}
     if queue.single_active_consumer:
         arguments["x-single-active-consumer"] = True

@@ -40,7 +40,7 @@ class Secrets:
     passwords: dict[str, str] = field(repr=False)
     """Of the users of the private node: one a service, and `deploy`."""
 
-    def of_service(self, service: catalog.Entry, management_url: str | None) -> dict[str, str]:
+    def of_service(self, service: catalog.CatalogEntry, management_url: str | None) -> dict[str, str]:
         """Return what the catalogue says that `service` needs, without the URLs of its user and of its database.
 
         management_url: of the broker; None: there is none, and no service gets one.

@@ -1,4 +1,4 @@
-"""The kinds of tasks. Whatever handles tasks of every kind asks this table and names no kind itself.
+"""The table of kinds of tasks. Code that handles tasks of all kinds reads this table and names no kind itself.
 
 A new kind is one entry here, a contract of its task, a route of the gateway that accepts it, and a worker.
 """

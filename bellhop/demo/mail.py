@@ -199,7 +199,7 @@ async def judge(system: System, tasks: dict[str, dict[str, Any] | None], result:
     """
     result.seconds = watch.seconds
     bar = system.progress.add_task("  in the mailbox", total=len(tasks))
-    mailbox = Mailbox(system.mailbox, system.run)
+    mailbox = MailboxClient(system.mailbox, system.run)
     looking = Stopwatch()
     sent = {task_id for task_id, task in tasks.items() if task is not None and task["state"] == "sent"}
     while True:
@@ -238,7 +238,7 @@ async def last_reply(system: System, task_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Mailbox:
+class MailboxClient:
     """The mails of one run, read by the part of Mailpit's API that the development mailbox has too."""
 
     api: Api

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bellhop.cli.errors import CannotRun
 from bellhop.demo.api import gather_limited
-from bellhop.demo.mail import CONCURRENT_REQUESTS, DOMAIN, LOOK_SECONDS, Arrived, Mailbox, judge, subject
+from bellhop.demo.mail import CONCURRENT_REQUESTS, DOMAIN, LOOK_SECONDS, Arrived, MailboxClient, judge, subject
 from bellhop.demo.steps import StepResult, Stopwatch, System
 
 MEMBERS = 6
@@ -67,7 +67,7 @@ async def sign_ups(system: System) -> StepResult:
 async def questions(system: System, people: Collection[str], watch: Stopwatch) -> list[Arrived]:
     """Return one mail to each of `people`, when all have arrived or the count stalls."""
     bar = system.progress.add_task("  asked by mail", total=len(people))
-    mailbox = Mailbox(system.mailbox, system.run)
+    mailbox = MailboxClient(system.mailbox, system.run)
     while True:
         found = {mail.to: mail for mail in (await mailbox.look()).mails if mail.to in people}
         system.progress.update(bar, completed=len(found))
@@ -78,7 +78,7 @@ async def questions(system: System, people: Collection[str], watch: Stopwatch) -
 
 async def confirm(system: System, mail: Arrived, result: StepResult) -> bool:
     """Open the link in a mail, as a scanner does, and then press the button; False if the mailbox has no source."""
-    message = await Mailbox(system.mailbox, system.run).open(mail)
+    message = await MailboxClient(system.mailbox, system.run).open(mail)
     if message is None:
         return False
     body = message.get_body(("plain",))
@@ -118,7 +118,7 @@ async def broadcasts(system: System) -> StepResult:
         result.remark = "no one unsubscribed: the mailbox lists mails, but shows none of them"
     else:
         result.remark = result.remark or "one unsubscribed with one click after the first"
-    contents = await Mailbox(system.mailbox, system.run).look()
+    contents = await MailboxClient(system.mailbox, system.run).look()
     if any(mail.to == leaver and mail.subject == title(system, 2) for mail in contents.mails):
         result.wrong.append(f"{leaver} unsubscribed, and got the next issue")
     await gather_limited(
@@ -197,7 +197,7 @@ async def leave(system: System, result: StepResult) -> str | None:
 
     Returns the address; None if the mailbox has no source of the mail.
     """
-    mailbox = Mailbox(system.mailbox, system.run)
+    mailbox = MailboxClient(system.mailbox, system.run)
     mail = next((one for one in (await mailbox.look()).mails if one.subject == title(system, 1)), None)
     message = None if mail is None else await mailbox.open(mail)
     if mail is None or message is None:

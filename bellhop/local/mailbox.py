@@ -40,7 +40,7 @@ MAX_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Mail:
+class ReceivedMail:
     """One mail as it was received; parsed only when it is read."""
 
     id: str
@@ -60,7 +60,7 @@ class Mailbox:
     def __init__(self, max_mails: int = MAX_MAILS, max_bytes: int = MAX_BYTES) -> None:
         """Both limits apply."""
         self.received = 0
-        self._mails: OrderedDict[str, Mail] = OrderedDict()
+        self._mails: OrderedDict[str, ReceivedMail] = OrderedDict()
         self._bytes = 0
         self._max_mails = max_mails
         self._max_bytes = max_bytes
@@ -71,7 +71,7 @@ class Mailbox:
 
     def add(self, sender: str, recipients: list[str], content: bytes) -> None:
         """Keep one mail."""
-        mail = Mail(new_id(), datetime.now(UTC), sender, recipients, content)
+        mail = ReceivedMail(new_id(), datetime.now(UTC), sender, recipients, content)
         self._mails[mail.id] = mail
         self._bytes += len(content)
         self.received += 1
@@ -79,11 +79,11 @@ class Mailbox:
             _, oldest = self._mails.popitem(last=False)
             self._bytes -= len(oldest.content)
 
-    def get(self, mail_id: str) -> Mail | None:
+    def get(self, mail_id: str) -> ReceivedMail | None:
         """Return one mail, or None."""
         return self._mails.get(mail_id)
 
-    def page(self, start: int, limit: int) -> list[Mail]:
+    def page(self, start: int, limit: int) -> list[ReceivedMail]:
         """Return up to `limit` mails, the newest first, without the first `start`."""
         ids = list(reversed(self._mails))[start : start + limit]
         return [self._mails[mail_id] for mail_id in ids]
@@ -214,7 +214,7 @@ def create_app(mailbox: Mailbox) -> Starlette:
     )
 
 
-def summary(mail: Mail) -> dict[str, Any]:
+def summary(mail: ReceivedMail) -> dict[str, Any]:
     """Return one entry of Mailpit's list."""
     message = mail.parse()
     return _common(mail, message) | {
@@ -225,7 +225,7 @@ def summary(mail: Mail) -> dict[str, Any]:
     }
 
 
-def document(mail: Mail) -> dict[str, Any]:
+def document(mail: ReceivedMail) -> dict[str, Any]:
     """Return one mail as Mailpit does."""
     message = mail.parse()
     return _common(mail, message) | {
@@ -246,7 +246,7 @@ def document(mail: Mail) -> dict[str, Any]:
     }
 
 
-def _common(mail: Mail, message: EmailMessage) -> dict[str, Any]:
+def _common(mail: ReceivedMail, message: EmailMessage) -> dict[str, Any]:
     shown = {address["Address"] for name in ("To", "Cc") for address in _addresses(message, name)}
     return {
         "ID": mail.id,
@@ -339,7 +339,7 @@ def render_list(mailbox: Mailbox) -> str:
     return _page("Development mailbox", f"<h1>Development mailbox</h1>{counts}{table}")
 
 
-def render_mail(mail: Mail) -> str:
+def render_mail(mail: ReceivedMail) -> str:
     """Return the page of one mail."""
     message = mail.parse()
     headers = "".join(

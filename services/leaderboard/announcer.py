@@ -22,7 +22,7 @@ from services.leaderboard import metrics
 from services.leaderboard.cache import Key
 from services.leaderboard.scoring import from_micros
 from services.leaderboard.small import AnyRanking
-from services.leaderboard.standings import Change
+from services.leaderboard.standings import RankingChange
 
 TOP = 10
 ANNOUNCED_PER_SECOND = 500
@@ -51,7 +51,7 @@ class Announcer:
         self._failing = False
         metrics.ANNOUNCEMENTS.set_function(lambda: len(self._waiting))
 
-    def add(self, changes: list[Change]) -> None:
+    def add(self, changes: list[RankingChange]) -> None:
         """Add changes to be announced."""
         if changes and not self._waiting:  # otherwise the next run is scheduled already
             self.some.set()

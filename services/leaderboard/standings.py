@@ -31,7 +31,7 @@ DEFAULTS = BoardSettings()
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class RankingChange:
     """What one commit changed in one ranking."""
 
     board: str
@@ -139,7 +139,7 @@ class Standings:
             self.failure = None
             self.loaded = True
 
-    async def apply(self, scores: Scores, until: int | None = None) -> list[Change]:
+    async def apply(self, scores: Scores, until: int | None = None) -> list[RankingChange]:
         """Apply those `scores` that were not applied before; on return they are committed and readable. Idempotent.
 
         `until`: microseconds since 1970; every score that a gateway answered 202 before is among `scores`, was applied
@@ -175,7 +175,7 @@ class Standings:
             self._cache.put(rankings)
             self._cache.reached = reached
         return [
-            Change(after.record.board, after.record.season, update.before, after.ranking, len(update.rows))
+            RankingChange(after.record.board, after.record.season, update.before, after.ranking, len(update.rows))
             for update, after in zip(updates, rankings, strict=True)
         ]
 

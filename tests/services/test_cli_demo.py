@@ -194,7 +194,7 @@ async def test_mails_of_a_run_are_known_by_subject_or_recipient() -> None:
     mailbox.add("a@example.com", ["demo-1-member-0@example.com"], asked)
     put(mailbox, "t3", run="demo-2")
     async with serving(create_app(mailbox)) as url:
-        box = mail.Mailbox(Api("mailbox", url, print), "demo-1")
+        box = mail.MailboxClient(Api("mailbox", url, print), "demo-1")
         found = (await box.look()).mails
         whole = await box.open(found[0])
         await box.api.close()

@@ -10,7 +10,7 @@ import yaml
 
 from bellhop import catalog
 from bellhop.amqp import topology
-from bellhop.catalog import Entry
+from bellhop.catalog import CatalogEntry
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -37,7 +37,7 @@ def test_each_package_of_services_has_one_entry() -> None:
 
 
 @services
-def test_a_service_with_tables_has_migrations(service: Entry) -> None:
+def test_a_service_with_tables_has_migrations(service: CatalogEntry) -> None:
     """And one without has none."""
     assert (ROOT / "services" / service.name / "migrations").is_dir() is service.tables
 
@@ -50,13 +50,13 @@ def test_every_queue_is_consumed_by_one_service() -> None:
 
 
 @services
-def test_a_service_publishes_to_exchanges_that_there_are(service: Entry) -> None:
+def test_a_service_publishes_to_exchanges_that_there_are(service: CatalogEntry) -> None:
     """A misspelt one would be a right to nothing."""
     assert set(service.publishes) <= {exchange.name for exchange in topology.EXCHANGES}
 
 
 @services
-def test_compose_runs_it(service: Entry) -> None:
+def test_compose_runs_it(service: CatalogEntry) -> None:
     """With its image, its own secrets, and the network of the database only where it has tables."""
     found: dict[str, Any] = COMPOSE["services"][service.name]
     assert found["build"]["args"] == {"SERVICE": service.name}
@@ -114,7 +114,7 @@ def test_an_upgrade_replaces_every_service() -> None:
 
 
 @services
-def test_prometheus_reads_it(service: Entry) -> None:
+def test_prometheus_reads_it(service: CatalogEntry) -> None:
     """On its port, and an alert says when no replica answers."""
     job = next(job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == service.name)
     (target,) = job["dns_sd_configs"]

@@ -1,0 +1,124 @@
+"""One word, one meaning (docs/glossary.md): clean folders have no banned word in names, comments, logs and errors.
+
+To add a folder: add it to `CLEAN`, run this test, and replace what it reports.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Folders and files without banned words. Add one as soon as it is clean.
+CLEAN = (
+    "bellhop/__init__.py",
+    "bellhop/amqp",
+    "bellhop/background.py",
+    "bellhop/catalog.py",
+    "bellhop/contracts",
+    "bellhop/demo",
+    "bellhop/errors.py",
+    "bellhop/faults.py",
+    "bellhop/http.py",
+    "bellhop/local",
+    "bellhop/observe",
+    "bellhop/service.py",
+    "bellhop/settings.py",
+    "bellhop/sql",
+    "services/leaderboard",
+    "services/notifier",
+)
+
+# Files of these folders that are not clean yet.
+NOT_YET = (
+    "bellhop/amqp/backlog.py",
+    "bellhop/amqp/consumer.py",
+    "services/leaderboard/routes.py",
+    "services/notifier/reader.py",
+)
+
+# Pattern of the banned words -> what to write instead. Identifiers are split into words before they are matched.
+BANNED = {
+    "(no|some|every|any)body": "the subject: no client, all replicas",
+    "(who|what|wher|which)ever": "the subject: a client that, any value",
+    "anew": "again",
+    "at once": "immediately, concurrently or together",
+    "for ?ever": "without limit, or the duration",
+    "what (becomes|became|has become) of": "the outcome of",
+    "bur(y|ies|ied|ying)": "dead-letter",
+    "the (living|dead)(?! letter)": "live replicas, crashed replicas",
+    "away": "unavailable",
+    "troubles?": "failure",
+    "patien(t|tly|ce)": "timeout, or background",
+    "goodbyes?": "close, release",
+    "kin": "related, of the same kind",
+    "mend(s|ed|ing)?": "repair, fix",
+    "seldom": "rarely",
+    "fates?": "outcome, reason",
+    "ladders?": "retry queues",
+    "rungs?": "retry queue",
+    "in vain": "without success",
+    "stands? on": "depends on",
+    "lets? in": "accepts",
+    "tells?": "reports, returns, shows",
+    "told": "reported, returned",
+    "says? whether": "Return whether",
+    "bites?": "batch",
+    "things?": "the noun that is meant",
+    "born": "created",
+    "(?<!bellhop-)(die|dies|died)": "end; of messages: dead-lettered",
+}
+
+PATTERNS = [(re.compile(rf"\b{banned}\b", re.IGNORECASE), instead) for banned, instead in BANNED.items()]
+
+
+def findings(text: str, name: str = "") -> list[str]:
+    """Return "file:line: 'word', write instead: …" for each banned word."""
+    return [
+        f"{name}:{number}: {found[0]!r}, write instead: {instead}"
+        for number, line in enumerate(text.splitlines(), start=1)
+        for pattern, instead in PATTERNS
+        for found in pattern.finditer(split_identifiers(line))
+    ]
+
+
+def split_identifiers(line: str) -> str:
+    """Return the line with identifiers split into words: `QueueAway` becomes `Queue Away`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", line)
+
+
+def files_of(place: str) -> list[Path]:
+    """Return the Python files of a folder, or the file itself."""
+    path = ROOT / place
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+@pytest.mark.parametrize("place", CLEAN)
+def test_a_clean_folder_uses_plain_words(place: str) -> None:
+    """The failure names file, line, word and replacement."""
+    found = [
+        finding
+        for path in files_of(place)
+        if (name := str(path.relative_to(ROOT))) not in NOT_YET
+        for finding in findings(path.read_text(), name)
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("class QueueAway(Exception):", "Away"),
+        ("PRUNED_AT_ONCE = 5", "AT ONCE"),
+        ("# Whoever waits for it", "Whoever"),
+        ('"""Say whether it is open."""', "Say whether"),
+    ],
+)
+def test_a_banned_word_is_found_in_names_and_text(line: str, word: str) -> None:
+    assert [repr(word) in finding for finding in findings(line)] == [True]
+
+
+@pytest.mark.parametrize("line", ["the dead letter", "forward(message)", "DEAD_LETTERED_AT", "killed", "making"])
+def test_a_word_that_contains_a_banned_one_is_not_found(line: str) -> None:
+    assert findings(line) == []
