@@ -177,6 +177,11 @@ async def test_an_event_mails_nobody_who_is_suppressed(whole: Whole) -> None:
     data = {"genre": "crime", "title": "The Bell", "author": "A. Hop", "followers": followers}
     event = {"specversion": "1.0", "id": "book-1", "source": "/shop", "type": "book.published", "data": data}
     headers = {"Content-Type": "application/cloudevents+json"}
+
+    async def announced() -> bool:
+        return "book.published" in (await whole.get("/v1/system"))["reacts_to"]
+
+    await wait_until(announced, 20, "the gateway knows that a template needs this event")
     answer = await whole.gateway.admin.post("/v1/events", json=event, headers=headers)
     assert answer.status_code == 202, answer.text
 
