@@ -59,7 +59,8 @@ async def read_stream(
             (https://www.rabbitmq.com/docs/streams#consuming).
         name: shown in the management UI.
         prefetch: unacked messages, at most; RabbitMQ requires a limit on streams.
-        connected: called with True when reading begins, and with False when the connection is lost.
+        connected: called with True when reading begins and the first messages, if any, have arrived, and with False
+            when the connection is lost.
         skipped: called with the offset of each message that has no valid envelope and is therefore not yielded.
             A stream has no dead letters; the message stays in the stream.
 
@@ -118,6 +119,9 @@ async def _consume(channel: AbstractChannel, queue: str, offset: int | str, pref
     plain = await channel.get_underlay_channel()
     plain.on_consumer_cancel_callbacks.add(lambda _: received.put_nowait(None))
     await plain.basic_consume(queue, received.put, arguments={"x-stream-offset": offset})
+    # RabbitMQ handles the methods of a channel in order, and sends the first messages before it handles the next
+    # method. So this answer comes after them, however long RabbitMQ takes to read them.
+    await channel.set_qos(prefetch_count=prefetch)
 
     async def acked() -> AsyncIterator[_Position]:
         known = offset - 1 if isinstance(offset, int) else None

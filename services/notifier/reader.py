@@ -84,7 +84,11 @@ class Reader:
         return newest if oldest is None else min(oldest, newest)
 
     async def _peek(self, offset: str) -> int | None:
-        """Return the first offset that RabbitMQ gives for `offset`, or None where nothing lies there."""
+        """Return the first offset that RabbitMQ gives for `offset`, or None where nothing lies there.
+
+        RabbitMQ decides it: `read_stream` calls `connected` after the first messages have arrived. `PEEK_SECONDS` is
+        the time to decode them.
+        """
         up = asyncio.Event()
         deliveries = read_stream(
             self._url,

@@ -12,6 +12,7 @@ from bellhop.contracts.envelope import Envelope
 from tests.services.notifier_support import browser, raise_notification, running, token
 from tests.support import Vhost, wait_until
 from tests.support.raw import Raw, field, publish, text
+from tests.support.slow_broker import slow_to_deliver
 
 
 def titles(documents: list[dict[str, Any]]) -> list[str]:
@@ -61,6 +62,21 @@ async def test_ids_survive_a_restart_after_a_quiet_time(vhost: Vhost, tmp_path: 
     ):
         await raise_notification(vhost, "b")
         assert titles(await again.read(1)) == ["b"]
+
+
+async def test_ids_survive_a_restart_while_rabbitmq_is_slow(vhost: Vhost, tmp_path: Path) -> None:
+    """A stream whose first message comes seconds after its consumer was accepted is not taken for an empty one."""
+    async with running(vhost.amqp_url, tmp_path) as before, browser(before.url, token()) as reader:
+        await reader.next()
+        await raise_notification(vhost, "a")
+        await reader.next()
+    await raise_notification(vhost, "b")
+    broker = vhost.broker
+    async with slow_to_deliver(broker.host, broker.amqp_port, 3) as port:
+        slow_url = vhost.amqp_url.replace(f"@{broker.host}:{broker.amqp_port}", f"@127.0.0.1:{port}")
+        assert slow_url != vhost.amqp_url
+        async with running(slow_url, tmp_path) as after, browser(after.url, token(), reader.last_event_id) as again:
+            assert titles(await again.read(1)) == ["b"]
 
 
 async def test_an_event_published_twice_is_shown_once(vhost: Vhost, tmp_path: Path) -> None:
