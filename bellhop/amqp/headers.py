@@ -11,7 +11,7 @@ ERROR = "bellhop-error"
 QUEUE = "bellhop-queue"
 DEAD_LETTERED_AT = "bellhop-died-at"
 OURS = frozenset({ATTEMPT, OWNER, REASON, ERROR, QUEUE, DEAD_LETTERED_AT})
-MAX_FOREIGN = 16 * 1024
+MAX_FOREIGN_BYTES = 16 * 1024
 """Bytes of foreign headers that are kept, at most: all headers must fit into one frame of 128 KiB."""
 
 
@@ -27,7 +27,7 @@ def forward(delivery: Delivery, *, headers: dict[str, Any] | None = None, **chan
 
 
 def foreign_headers(headers: dict[Any, Any]) -> dict[str, str | int | bool]:
-    """Return the headers that are neither ours nor the broker's, up to `MAX_FOREIGN` bytes.
+    """Return the headers that are neither ours nor the broker's, up to `MAX_FOREIGN_BYTES` bytes.
 
     `x-death` and the broker's other headers are left out: RabbitMQ before 4.0 reads them on a republished message and
     may see a cycle.
@@ -38,6 +38,6 @@ def foreign_headers(headers: dict[Any, Any]) -> dict[str, str | int | bool]:
         if not isinstance(name, str) or name in OURS or name.startswith(("x-", PREFIX)) or name == "traceparent":
             continue
         size += len(name) + len(str(value))
-        if size <= MAX_FOREIGN:
+        if size <= MAX_FOREIGN_BYTES:
             kept[name] = plain(value)
     return kept

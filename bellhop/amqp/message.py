@@ -77,7 +77,7 @@ def to_headers(message: Message) -> dict[str, Any]:
     return headers
 
 
-MAX_HEADERS = 64 * 1024
+MAX_HEADERS_BYTES = 64 * 1024
 """Bytes of headers, at most: with the error of a dead letter they must fit into one frame, 128 KiB by default."""
 
 _KNOWN = {PREFIX + name for name in ("specversion", "id", "source", "type", "time", "subject")}
@@ -96,8 +96,8 @@ def from_headers(headers: dict[str, Any]) -> Envelope:
         if not isinstance(value, str) or not value or len(value) > _LONGEST.get(name, 1024):
             raise ValueError(f"header {PREFIX}{name} must be a string of 1 to {_LONGEST.get(name, 1024)} characters")
         values[name] = one_line(value)
-    if sum(len(str(name)) + len(str(value)) for name, value in headers.items()) > MAX_HEADERS:
-        raise ValueError(f"the headers are larger than {MAX_HEADERS} bytes")
+    if sum(len(str(name)) + len(str(value)) for name, value in headers.items()) > MAX_HEADERS_BYTES:
+        raise ValueError(f"the headers are larger than {MAX_HEADERS_BYTES} bytes")
     try:
         time = datetime.fromisoformat(values["time"])
     except ValueError:

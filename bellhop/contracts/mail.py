@@ -84,10 +84,10 @@ def shortened_references(value: str) -> str:
     return " ".join([first, *reversed(kept)])
 
 
-MAX_ATTACHMENT = 10 * 1024 * 1024
-MAX_ATTACHMENTS = 20 * 1024 * 1024
+MAX_ATTACHMENT_BYTES = 10 * 1024 * 1024
+MAX_ATTACHMENTS_BYTES = 20 * 1024 * 1024
 """Bytes of one attachment, and of all attachments of a mail."""
-MAX_INLINE = 64 * 1024
+MAX_INLINE_BYTES = 64 * 1024
 """Bytes of an attachment that travels with the task; what is larger is uploaded and referred to."""
 
 
@@ -100,7 +100,7 @@ Filename = Annotated[
 
 
 def small_base64(text: str) -> str:
-    """Return `text` if it is base64 (RFC 4648, 4) of at most `MAX_INLINE` bytes.
+    """Return `text` if it is base64 (RFC 4648, 4) of at most `MAX_INLINE_BYTES` bytes.
 
     Raises:
         ValueError: it is not.
@@ -109,8 +109,10 @@ def small_base64(text: str) -> str:
         content = base64.b64decode(text, validate=True)
     except ValueError:
         raise ValueError("must be base64 without line breaks") from None
-    if len(content) > MAX_INLINE:
-        raise ValueError(f"must hold at most {MAX_INLINE} bytes: POST /v1/attachments takes up to {MAX_ATTACHMENT}")
+    if len(content) > MAX_INLINE_BYTES:
+        raise ValueError(
+            f"must hold at most {MAX_INLINE_BYTES} bytes: POST /v1/attachments takes up to {MAX_ATTACHMENT_BYTES}"
+        )
     return text
 
 
@@ -121,7 +123,7 @@ class AttachmentRequest(Contract):
     filename: Filename | None = None
     content_type: ContentType | None = None
     content_base64: (
-        Annotated[str, StringConstraints(max_length=2 * MAX_INLINE), AfterValidator(small_base64)] | None
+        Annotated[str, StringConstraints(max_length=2 * MAX_INLINE_BYTES), AfterValidator(small_base64)] | None
     ) = None
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from bellhop.cli.errors import CannotRun
 CALL_SECONDS = 90.0
 """Limit of one call with all its retries; a supervisor restarts a killed service long before that."""
 
-LONGEST_PAUSE = 2.0
+LONGEST_PAUSE_SECONDS = 2.0
 UNAVAILABLE = frozenset({429, 502, 503, 504})
 """Statuses of a temporary failure."""
 
@@ -110,7 +110,7 @@ class Api:
                 raise CannotRun(f"{method} {path} was not answered for {CALL_SECONDS:.0f} seconds: {reason}.")
             self.retries += 1
             await asyncio.sleep(random.uniform(pause / 2, pause))
-            pause = min(LONGEST_PAUSE, 2 * pause)
+            pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
 
     def _check(self, response: httpx.Response, what: str) -> None:
         if response.status_code == 401:

@@ -20,7 +20,7 @@ NOTIFICATIONS = 200
 LEAVE_AFTER = 40
 """Every fifth client disconnects after this number of notifications, and resumes."""
 PAUSE_SECONDS = 0.01
-LONGEST_SILENCE = 40.0
+LONGEST_SILENCE_SECONDS = 40.0
 """Seconds; the notifier sends a ping every 15."""
 
 
@@ -67,7 +67,7 @@ class Client:
     async def follow(self) -> None:
         """Read until cancelled."""
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "text/event-stream"}
-        timeout = httpx.Timeout(5, read=LONGEST_SILENCE)
+        timeout = httpx.Timeout(5, read=LONGEST_SILENCE_SECONDS)
         async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
             while True:
                 try:

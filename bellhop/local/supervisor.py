@@ -12,7 +12,7 @@ from bellhop.cli.errors import CannotRun
 from bellhop.local import processes
 
 COLOURS = ("36", "33", "35", "32", "34", "31")
-LONGEST_LINE = 1 << 20
+LONGEST_LINE_BYTES = 1 << 20
 STOP_SECONDS = 20.0
 """Seconds between SIGTERM and SIGKILL: more than the services' `shutdown_seconds`."""
 LONGEST_PAUSE_SECONDS = 5.0
@@ -106,7 +106,7 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            limit=LONGEST_LINE,
+            limit=LONGEST_LINE_BYTES,
             start_new_session=True,  # so that Ctrl-C reaches only this process, which stops them in order
             preexec_fn=processes.ends_with_us(),
         )

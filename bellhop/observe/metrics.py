@@ -22,7 +22,7 @@ LAG = Histogram(
 BUILD = Gauge("bellhop_build_info", "Always 1; the labels say what runs", ["service", "version", "python"])
 
 UNMATCHED = "unmatched"
-_LAG_INTERVAL = 0.5
+_LAG_INTERVAL_SECONDS = 0.5
 
 
 def describe_build(service: str) -> None:
@@ -34,8 +34,8 @@ async def watch_loop() -> None:
     """Measure the lag of the running event loop until cancelled."""
     clock = asyncio.get_running_loop().time
     while True:
-        due = clock() + _LAG_INTERVAL
-        await asyncio.sleep(_LAG_INTERVAL)
+        due = clock() + _LAG_INTERVAL_SECONDS
+        await asyncio.sleep(_LAG_INTERVAL_SECONDS)
         LAG.observe(max(0.0, clock() - due))
 
 

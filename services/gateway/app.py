@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 
 from bellhop.contracts.identity import ADMIN, is_reserved_name
-from bellhop.contracts.mail import MAX_ATTACHMENT
+from bellhop.contracts.mail import MAX_ATTACHMENT_BYTES
 from bellhop.contracts.reactions import QUEUE as ANNOUNCEMENTS
 from bellhop.observe.logs import get_logger
 from bellhop.service import Queue, Service
@@ -47,7 +47,7 @@ def limits(settings: Settings) -> Limits:
         key_rate=Rate(settings.rate_limit, 2 * settings.rate_limit) if settings.rate_limit else None,
         body=settings.max_body,
         bodies_in_hand=settings.bodies_in_hand,
-        bodies={attachments.UPLOAD: MAX_ATTACHMENT, subscribers.IMPORT_PATH: subscribers.MAX_IMPORT},
+        bodies={attachments.UPLOAD: MAX_ATTACHMENT_BYTES, subscribers.IMPORT_PATH: subscribers.MAX_IMPORT},
     )
 
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from services.leaderboard.scoring import Flags, Slots, Times
 
 _SMALLEST = 64
-_LENGTH = 16  # expected bytes of a name
-_MAPPED = 65_536  # from this many bytes on, use a mapping of its own; Linux allows about 65,000 mappings a process
-_HUGE = 4_000_000  # from this many bytes on, use huge pages
-_PART = 8192  # names looked up together: few enough for the processor's cache
+_LENGTH_BYTES = 16  # expected bytes of a name
+_MAPPED_BYTES = 65_536  # from this many bytes on, use a mapping; Linux allows about 65,000 a process
+_HUGE_BYTES = 4_000_000  # from this many bytes on, use huge pages
+_PART_NAMES = 8192  # names looked up together: few enough for the processor's cache
 
 
 class Names:
@@ -25,7 +25,7 @@ class Names:
 
     def __init__(self, expected: int = 0) -> None:
         """`expected`: number of names to make room for, so that the table need not grow."""
-        self._text = _text(_LENGTH * max(expected, _SMALLEST))
+        self._text = _text(_LENGTH_BYTES * max(expected, _SMALLEST))
         self._ends = array("I", [0])  # where each name ends in _text; the first entry is where the first begins
         size = _SMALLEST
         while 2 * size < 3 * expected:
@@ -56,7 +56,7 @@ class Names:
 
     def add(self, names: Sequence[str]) -> Slots:
         """Return the slot of each name; new ones get the next free slots. No name is empty."""
-        parts = [self._add(names[begin : begin + _PART]) for begin in range(0, len(names), _PART)]
+        parts = [self._add(names[begin : begin + _PART_NAMES]) for begin in range(0, len(names), _PART_NAMES)]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
     def add_new(self, names: Sequence[str]) -> Slots:
@@ -129,12 +129,12 @@ class Names:
 
 
 def _text(size: int) -> "mmap.mmap | bytearray":
-    if size < _MAPPED:
+    if size < _MAPPED_BYTES:
         return bytearray(size)
     # Slices of a mapping are bytes, which are faster to make and compare than slices of a bytearray; a mapping can have
     # huge pages; and its unused part takes no memory.
     text = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+    if size >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         text.madvise(mmap.MADV_HUGEPAGE)
     return text
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.scores import ACCEPTED_AT, EXACT, ScoreBatch
-from services.leaderboard.scoring import DAY, Flags, Floats, Times, from_micros, to_micros
+from services.leaderboard.scoring import DAY_MICROSECONDS, Flags, Floats, Times, from_micros, to_micros
 
 # The patterns of `PathName` in bellhop/contracts/scores.py and `Id` in bellhop/contracts/base.py.
 _NAMES = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\n)+").fullmatch
@@ -124,7 +124,7 @@ def read_in_parts(deliveries: list[Delivery], limit: int = MAX_WORK) -> list[Sco
 
 def _work(columns: _Columns) -> int:
     """Return the cost of applying the scores of one message, at most, in scores."""
-    boards, days = len(set(columns[0])), len({at // DAY for at in columns[3]})
+    boards, days = len(set(columns[0])), len({at // DAY_MICROSECONDS for at in columns[3]})
     return len(columns[0]) + WORK_PER_RANKING * min(len(columns[0]), boards * days)
 
 

@@ -18,7 +18,7 @@ Times = NDArray[np.int64]
 Slots = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
-DAY = 86_400_000_000
+DAY_MICROSECONDS = 86_400_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -72,7 +72,7 @@ def split_by_season(at: Times, season: Season) -> dict[str, NDArray[np.intp]]:
     """Return, for each season that occurs in `at`, the indices of its scores."""
     if season is Season.NONE:
         return {ALL_TIME: np.arange(len(at))}
-    days, day_of = np.unique(at // DAY, return_inverse=True)
+    days, day_of = np.unique(at // DAY_MICROSECONDS, return_inverse=True)
     names = [season_of(EPOCH.date() + timedelta(days=int(day)), season) for day in days]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     season_number = np.array([numbers[name] for name in names])[day_of]

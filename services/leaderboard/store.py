@@ -76,7 +76,7 @@ SAVE_BOARDS = (
     ' ON CONFLICT (board) DO UPDATE SET "order" = excluded."order", operator = excluded.operator,'
     " season = excluded.season, hidden = excluded.hidden, version = excluded.version"
 )
-SAVE_HEADS = (
+SAVE_RECORDS = (
     "INSERT INTO rankings (id, board, season, players, version, erasures)"
     " SELECT CAST(value ->> 0 AS INTEGER), value ->> 1, value ->> 2, CAST(value ->> 3 AS INTEGER),"
     " CAST(value ->> 4 AS BIGINT), CAST(value ->> 5 AS INTEGER) FROM {each} WHERE true"
@@ -281,7 +281,7 @@ class Store:
         """Write rankings, new or not."""
         rows = [(one.id, one.board, one.season, one.players, one.version, one.erasures) for one in records]
         if rows:
-            await self._with_list(connection, SAVE_HEADS, rows)
+            await self._with_list(connection, SAVE_RECORDS, rows)
 
     async def _with_list(self, connection: AsyncConnection, statement: str, rows: Sequence[tuple[Any, ...]]) -> Any:
         dialect = self._database.dialect

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest
+from bellhop.contracts.mail import MAX_ATTACHMENTS_BYTES, AttachmentRequest
 from bellhop.web.peer import Peer, PeerUnavailable
 from services.mailer.message import Attachment
 
@@ -45,8 +45,8 @@ class Attachments:
                 assert one.content_base64 is not None
                 found.append(Attachment(one.filename, one.content_type, base64.b64decode(one.content_base64)))
         size = sum(len(one.content) for one in found)
-        if size > MAX_ATTACHMENTS:
-            raise ValueError(f"the attachments have {size} bytes together; a mail may have {MAX_ATTACHMENTS}")
+        if size > MAX_ATTACHMENTS_BYTES:
+            raise ValueError(f"the attachments have {size} bytes together; a mail may have {MAX_ATTACHMENTS_BYTES}")
         return tuple(found)
 
     async def _uploaded(self, attachment_id: str) -> Attachment:

@@ -19,7 +19,7 @@ from bellhop.contracts.notifications import MAX_SHOWN_BYTES, Notification
 from bellhop.contracts.outcomes import Outcome, State
 from bellhop.contracts.scores import LeaderboardChanged
 
-OVERHEAD = 600
+OVERHEAD_BYTES = 600
 """Bytes of memory of an event in addition to its text."""
 
 
@@ -43,7 +43,7 @@ class Event:
     @property
     def size(self) -> int:
         """Bytes of memory, roughly."""
-        return len(self.rest) + OVERHEAD
+        return len(self.rest) + OVERHEAD_BYTES
 
     def json(self, channel: str) -> bytes:
         """Return the JSON for subscribers of `channel`; it does not name the event's other channels."""

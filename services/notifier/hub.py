@@ -15,7 +15,7 @@ from services.notifier import metrics
 from services.notifier.come_back import ComeBack
 from services.notifier.events import Event
 from services.notifier.frames import Run, http_chunk, message, sse_ping, websocket_text
-from services.notifier.log import PIECE, Log
+from services.notifier.log import PIECE_BYTES, Log
 
 
 class Ping:
@@ -183,7 +183,7 @@ class Hub:
                 size += event.size
             else:
                 metrics.NOT_SHOWN.labels("copy" if event.channels else "no channel").inc()
-            if size >= PIECE:
+            if size >= PIECE_BYTES:
                 break
         del self._waiting[:taken]
         if self._waiting:

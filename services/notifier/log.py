@@ -10,7 +10,7 @@ from services.notifier.events import Event
 
 START = "none:-1"
 """The id of the end of an empty stream."""
-PIECE = 256 * 1024
+PIECE_BYTES = 256 * 1024
 """Bytes of one piece of a replay; the next piece waits for a slow reader."""
 
 
@@ -100,7 +100,7 @@ class Log:
         digits = id.partition(":")[2]
         return digits.isdecimal() and digits.isascii() and len(digits) <= 20 and int(digits) > self.end
 
-    def read(self, offset: int, channels: Collection[str], limit: int = PIECE) -> Piece | None:
+    def read(self, offset: int, channels: Collection[str], limit: int = PIECE_BYTES) -> Piece | None:
         """Return the events on `channels` after `offset`, about `limit` bytes at most; None: there is a gap."""
         if offset < self._lost:
             return None

@@ -27,7 +27,7 @@ class NotifierSettings(LiveSettings):
         12_000, ge=1, description="maximum number of concurrent streams, sockets and polls in this process"
     )
     max_subscribers_per_subject: int = Field(50, ge=1, description="maximum number of these for one subject of tokens")
-    # At least what is written together (two pieces of PIECE bytes): it does not make a reader slow.
+    # At least what is written together (two pieces of PIECE_BYTES bytes): it does not make a reader slow.
     slow_reader_bytes: int = Field(2**20, ge=2**20, description="unsent bytes at which a slow reader is disconnected")
     ping_seconds: int = Field(15, ge=1, description="seconds between two pings on a quiet stream")
 

@@ -33,7 +33,7 @@ from services.notifier.admission import (
 )
 from services.notifier.frames import Run, message, sse_message
 from services.notifier.hub import Hub
-from services.notifier.log import PIECE, Log, Piece
+from services.notifier.log import PIECE_BYTES, Log, Piece
 from services.notifier.subscribers import Poll, Socket, Stream, transport_of
 
 READY_SECONDS = 20.0
@@ -43,10 +43,10 @@ LAG_SECONDS = 1.0
 STALL_SECONDS = 30.0
 """Limit of the time that a reader takes for one piece of a replay."""
 FIRST_MESSAGE_SECONDS = 10.0
-MAX_MESSAGE = 64 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024
 
 GAP = "The events after `after` are no longer available. Fetch the current state again; later events are live."
-MAX_ECHO = 100
+MAX_ECHO_CHARACTERS = 100
 TEMPORARY = (429, 503)
 PROBLEM_CODES = {401: 3000, 403: 3003, 413: 1009, 429: 1013, 503: 1013}
 """Close codes by status (IANA's WebSocket Close Code registry). 1013: try again later."""
@@ -195,7 +195,7 @@ async def poll(live: ReaderContext, granted: Grant, last_event_id: str | None, w
             piece = None if reader.gap else hub.log.read(piece.end, granted.channels)
         if piece is None:
             metrics.GAPS.inc()
-            return _answer(None, hub.log.end_id, {"after": last_event_id[:MAX_ECHO], "detail": GAP})
+            return _answer(None, hub.log.end_id, {"after": last_event_id[:MAX_ECHO_CHARACTERS], "detail": GAP})
         metrics.DELIVERIES.inc(len(piece.shown))
         return _answer(piece, hub.log.end_id if piece.complete else piece.shown[-1][0].id)
     finally:
@@ -244,7 +244,7 @@ async def _catch_up(hub: Hub, reader: Stream | Socket, last_event_id: str | None
         await _taken(reader)
     hub.join(reader)
     metrics.GAPS.inc()
-    reader.send_gap(last_event_id[:MAX_ECHO], hub.log.end_id, GAP)
+    reader.send_gap(last_event_id[:MAX_ECHO_CHARACTERS], hub.log.end_id, GAP)
 
 
 async def _find(log: Log, id: str) -> int | None:
@@ -258,7 +258,7 @@ async def _find(log: Log, id: str) -> int | None:
 async def _taken(reader: Stream | Socket) -> None:
     """Wait until most of the written bytes are sent, or `reader` is evicted."""
     deadline = time.monotonic() + STALL_SECONDS
-    while not reader.transport.is_closing() and reader.transport.get_write_buffer_size() > PIECE // 4:
+    while not reader.transport.is_closing() and reader.transport.get_write_buffer_size() > PIECE_BYTES // 4:
         if time.monotonic() > deadline:
             reader.evict()
         await asyncio.sleep(0.02)
@@ -293,8 +293,8 @@ async def _first_message(socket: WebSocket) -> Asked:
     if received["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(received.get("code", 1005))
     text = received.get("text") or received.get("bytes") or ""
-    if len(text) > MAX_MESSAGE:
-        raise Problem(413, "Content Too Large", f"A message may have {MAX_MESSAGE} bytes.")
+    if len(text) > MAX_MESSAGE_BYTES:
+        raise Problem(413, "Content Too Large", f"A message may have {MAX_MESSAGE_BYTES} bytes.")
     try:
         return _FirstMessage.model_validate_json(text).asked()
     except ValidationError:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bellhop.contracts.mail import MAX_ATTACHMENT, MAX_INLINE
+from bellhop.contracts.mail import MAX_ATTACHMENT_BYTES, MAX_INLINE_BYTES
 from bellhop.web.tokens import mint, service_key
 from services.mailer.app import build
 from tests.services.gateway_support import RunningGateway, mail, running_gateway
@@ -57,11 +57,11 @@ async def both(vhost: Vhost, database_url: str, smtp_server: SmtpServer, tmp_pat
 
 async def test_an_uploaded_file_arrives_byte_for_byte(both: Both, tmp_path: Path) -> None:
     """Ten megabytes do not ride on the broker: the mailer fetches them, and once for many mails."""
-    content = os.urandom(MAX_ATTACHMENT)
+    content = os.urandom(MAX_ATTACHMENT_BYTES)
     answer = await both.upload(content, "Rechnung für Ada.pdf")
     assert answer.status_code == 201, answer.text
     upload = answer.json()
-    assert (upload["size"], upload["filename"]) == (MAX_ATTACHMENT, "Rechnung für Ada.pdf")
+    assert (upload["size"], upload["filename"]) == (MAX_ATTACHMENT_BYTES, "Rechnung für Ada.pdf")
     for _ in range(2):
         task_id = (await both.send({"id": upload["id"]})).json()["id"]
         (part,) = (await both.arrived(task_id)).iter_attachments()
@@ -91,7 +91,7 @@ async def test_an_invitation_and_a_text_keep_their_parameters(both: Both) -> Non
 
 async def test_a_small_file_may_travel_with_the_request(both: Both) -> None:
     """Up to 64 KB in base64."""
-    content = os.urandom(MAX_INLINE)
+    content = os.urandom(MAX_INLINE_BYTES)
     inline = {"filename": "a.bin", "content_type": "application/octet-stream",
               "content_base64": base64.b64encode(content).decode()}  # fmt: skip
     answer = await both.send(inline)
@@ -144,7 +144,7 @@ async def test_the_same_upload_again_is_the_same_attachment(both: Both) -> None:
 
 async def test_bad_uploads_are_refused(both: Both) -> None:
     """Too large, empty, without a name or a usable type, or without the right."""
-    assert (await both.upload(b"x" * (MAX_ATTACHMENT + 1))).status_code == 413
+    assert (await both.upload(b"x" * (MAX_ATTACHMENT_BYTES + 1))).status_code == 413
     assert (await both.upload(b"")).status_code == 400
     for filename in ("../a", "a\nb", "", "x" * 201):
         assert (await both.upload(filename=filename)).status_code == 422, filename
@@ -167,7 +167,7 @@ async def test_a_mail_cannot_refer_to_what_is_not_its_owners(both: Both) -> None
     wish = {"list": "newsletter", "allow_empty": True, "subject": "s", "text": "t", "attachments": [{"id": "none"}]}
     refused = await both.gateway.admin.post("/v1/broadcasts", json=wish)
     assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/attachments/0/id")
-    large = (await both.upload(b"x" * MAX_ATTACHMENT)).json()["id"]
+    large = (await both.upload(b"x" * MAX_ATTACHMENT_BYTES)).json()["id"]
     assert (await both.send(*[{"id": large}] * 3)).status_code == 422
 
 
@@ -181,7 +181,7 @@ async def test_a_mail_cannot_refer_to_what_is_not_its_owners(both: Both) -> None
         {"filename": "a", "content_type": "message/rfc822", "content_base64": ""},
         {"filename": "a", "content_type": "text/plain\r\nX: y", "content_base64": ""},
         {"filename": "a", "content_type": "text/plain",
-         "content_base64": base64.b64encode(b"x" * (MAX_INLINE + 1)).decode()},
+         "content_base64": base64.b64encode(b"x" * (MAX_INLINE_BYTES + 1)).decode()},
     ],
 )  # fmt: skip
 async def test_a_bad_attachment_is_no_mail(both: Both, attachment: dict[str, str]) -> None:

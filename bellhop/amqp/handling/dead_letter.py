@@ -8,7 +8,7 @@ from bellhop.contracts.base import now
 from bellhop.observe.logs import get_logger
 
 EXCHANGE = "dead"
-MAX_ERROR = 4000
+MAX_ERROR_CHARACTERS = 4000
 """Characters of the error that are kept: the last ones, because a traceback ends with the error."""
 
 log = get_logger(__name__)
@@ -40,7 +40,7 @@ async def dead_letter(publisher: Publisher, delivery: Delivery, error: Reject) -
     )  # fmt: skip
     headers = {
         REASON: error.reason,
-        ERROR: (error.details or str(error))[-MAX_ERROR:],
+        ERROR: (error.details or str(error))[-MAX_ERROR_CHARACTERS:],
         QUEUE: delivery.queue,
         DEAD_LETTERED_AT: now().isoformat(),
     }

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bellhop.contracts.mail import MAX_ATTACHMENTS, AttachmentRequest, Filename
+from bellhop.contracts.mail import MAX_ATTACHMENTS_BYTES, AttachmentRequest, Filename
 from bellhop.contracts.media_types import ContentType
 from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.problems import Problem, invalid
@@ -100,8 +100,8 @@ async def check(request: Request, wanted: list[AttachmentRequest], caller: Calle
         if one.id is not None and one.id not in sizes
     ]
     inline = sum(len(one.content_base64 or "") * 3 // 4 for one in wanted)
-    if not wrong and inline + sum(sizes[each] * count for each, count in counts.items()) > MAX_ATTACHMENTS:
-        wrong = [{"loc": ("body", "attachments"), "msg": f"may have {MAX_ATTACHMENTS} bytes together at most"}]
+    if not wrong and inline + sum(sizes[each] * count for each, count in counts.items()) > MAX_ATTACHMENTS_BYTES:
+        wrong = [{"loc": ("body", "attachments"), "msg": f"may have {MAX_ATTACHMENTS_BYTES} bytes together at most"}]
     if wrong:
         raise invalid(wrong)
 
