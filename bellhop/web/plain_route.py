@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bellhop.web.problems import invalid
-from bellhop.web.strict_json import StrictRequest, StrictRoute, check_content_type
+from bellhop.web.strict_json import StrictRequest, StrictRoute, check_content_type, parse
 
 
 class PlainRoute(StrictRoute):
@@ -68,10 +68,10 @@ class PlainRoute(StrictRoute):
                 except ValidationError as error:
                     errors += [{**each, "loc": ("query", *each["loc"])} for each in error.errors()]
             if body_name is not None:
-                if await request.body():
+                if body := await request.body():
                     check_content_type(request)
                     try:
-                        values[body_name] = body_model.model_validate(await request.json())
+                        values[body_name] = body_model.model_validate(parse(body))
                     except ValidationError as error:
                         errors += [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
                 else:

@@ -92,9 +92,9 @@ def create_app(
     app.state.draining = False
     app.state.stopping = asyncio.Event()
     app.router.route_class = StrictRoute
-    for router in (*routers, health.router):
-        # Not include_router: it keeps a tree of routers, each of which is matched twice for every request.
-        app.router.routes.extend(router.routes)
+    # Not include_router: it keeps a tree of routers, each of which is matched twice for every request. Before FastAPI's
+    # own pages, because every route before the right one is matched in vain.
+    app.router.routes[:0] = [route for router in (*routers, health.router) for route in router.routes]
     problems.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     describe_build(title)
