@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
+
+# By default an example may take 200 ms, which a busy machine exceeds.
+settings.register_profile("bellhop", deadline=None)
+settings.load_profile("bellhop")
 
 FOLDER = Path(__file__).parent
 REFUSED = {"socket.bind", "socket.connect", "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
