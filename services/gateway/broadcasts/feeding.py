@@ -37,7 +37,8 @@ from services.gateway.broadcasts.store import (
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.public_pages.links import Links
-from services.gateway.subscribers.store import PersonRow, Status
+from services.gateway.subscribers.rows import PersonRow
+from services.gateway.subscribers.store import Status
 from services.gateway.suppressions.store import Suppressions, ended_attempt
 from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
 from services.gateway.tables import outbox as outbox_table

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import orjson
 from fastapi import APIRouter, Depends, Query
@@ -159,13 +159,16 @@ def _check_times(scores: list[Score], default: datetime, place: tuple[int | str,
         raise invalid(wrong)
 
 
-def _score(score: Score, at: datetime) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "board": score.board,
-        "player": score.player,
-        "score": score.score,
-        "at": score.at or at,
-    }
+class _AcceptedScore(TypedDict):
+    board: str
+    player: str
+    score: float
+    at: datetime
+    id: NotRequired[str]
+
+
+def _score(score: Score, at: datetime) -> _AcceptedScore:
+    values = _AcceptedScore(board=score.board, player=score.player, score=score.score, at=score.at or at)
     if score.id is not None:
         values["id"] = score.id
     return values

@@ -111,7 +111,7 @@ async def add(
     await insert_many(connection, outbox, rows)
 
 
-def _row(entry: Entry, claimed_until: int) -> dict[str, Any]:
+def _row(entry: Entry, claimed_until: int) -> dict[str, object]:
     return {
         "id": entry.id,
         "task_id": entry.task_id,

@@ -24,6 +24,7 @@ from services.gateway.broadcasts.schemas import ListName
 from services.gateway.outbox.store import now_ms, to_ms
 from services.gateway.parts import MailerOnly, gateway
 from services.gateway.subscribers.people_csv import BadCsv, Values, decoded, people
+from services.gateway.subscribers.rows import SubscriptionRow
 from services.gateway.subscribers.schemas import (
     BadLineAnswer,
     ImportAnswer,
@@ -39,7 +40,7 @@ from services.gateway.subscribers.schemas import (
     SuppressionRequest,
     SuppressionsAnswer,
 )
-from services.gateway.subscribers.store import Person, SignUp, Status, SubscriptionRow
+from services.gateway.subscribers.store import Person, SignUp, Status
 from services.gateway.suppressions.store import Suppression, SuppressionRow
 from services.gateway.tasks.routes import time_of
 

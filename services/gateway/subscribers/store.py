@@ -20,6 +20,7 @@ from bellhop.sql.database import Database
 from bellhop.sql.rows import columns_of
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.subscribers.addresses import subscriber_id
+from services.gateway.subscribers.rows import PersonRow, SubscriptionRow
 from services.gateway.suppressions.store import Suppressions, withdrawal
 from services.gateway.tables import subscribers, subscriptions, suppressions, withdrawals
 from services.gateway.tasks.counts import Tally
@@ -66,32 +67,6 @@ class SignedUp:
     """The person unsubscribed, and is not asked again."""
     entries: list[Entry] = field(default_factory=list)
     """The mail that asks for confirmation, to hand over after the commit."""
-
-
-@dataclass(frozen=True, slots=True)
-class PersonRow:
-    """One person as the database holds them."""
-
-    email: str
-    id: str
-    name: str
-    attributes: bytes
-    """A JSON object."""
-    created_at: int
-    updated_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriptionRow:
-    """One subscription as the database holds it."""
-
-    list: str
-    email: str
-    state: str
-    created_at: int
-    asked_at: int | None
-    confirmed_at: int | None
-    unsubscribed_at: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any
+from typing import TypedDict
 
 import orjson
 import sqlalchemy as sa
@@ -188,12 +188,21 @@ class Suppressions:
 _LISTED = columns_of(suppressions, SuppressionRow)
 
 
+class WithdrawalRow(TypedDict):
+    """What ends the mail that waits for an address."""
+
+    address: str
+    list: str | None
+    due_at: int
+    looks: int
+
+
 def active() -> sa.ColumnElement[bool]:
     """Return the condition for rows of the suppression list that have not expired."""
     return suppressions.c.expires_at.is_(None) | (suppressions.c.expires_at > now_ms())
 
 
-def withdrawal(address: str, list_: str | None = None) -> dict[str, Any]:
+def withdrawal(address: str, list_: str | None = None) -> WithdrawalRow:
     """Return the row that ends what waits for an address: mail of one list, or all mail (`withdrawals.py`)."""
     return {"address": address, "list": list_, "due_at": now_ms(), "looks": 0}
 

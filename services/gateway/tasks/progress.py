@@ -5,7 +5,7 @@ from typing import Any
 
 from bellhop.contracts.outcomes import FINAL, TRANSITIONS, Outcome, State, TaskEvent
 from services.gateway.outbox.store import to_ms
-from services.gateway.tasks.rows import AttemptRow
+from services.gateway.tasks.rows import AttemptRow, TaskMove
 
 FINAL_STATES = [state.value for state in FINAL]
 
@@ -39,7 +39,7 @@ def next_state(place: Mapping[str, Any], outcome: Outcome) -> State | None:
     return state_after(place, event)
 
 
-def moved(place: Mapping[str, Any], outcome: Outcome, state: State) -> dict[str, Any]:
+def moved(place: Mapping[str, Any], outcome: Outcome, state: State) -> TaskMove:
     """Return what changes in the row of a task that `outcome` moves to `state`."""
     at = to_ms(outcome.at)
     return {

@@ -39,6 +39,36 @@ class TaskRow(TypedDict):
     attempts: NotRequired["list[AttemptRow]"]
 
 
+class TaskMove(TypedDict):
+    """What an outcome changes in the row of its task."""
+
+    id: str
+    round: int
+    attempt: int
+    state: str
+    uncertain: bool
+    updated_at: int
+    finished_at: int | None
+
+
+class TaskPlace(TypedDict):
+    """How far a task is, and what is shown when it moves."""
+
+    id: str
+    round: int
+    attempt: int
+    state: str
+    uncertain: bool
+    kind: str
+    owner: str
+    lane: str
+    recipient: str
+    template: str | None
+    updated_at: NotRequired[int]
+    finished_at: NotRequired[int | None]
+    reply: NotRequired[str | None]
+
+
 class AttemptRow(TypedDict):
     """One attempt, or with the number 0 the reason why none was made."""
 

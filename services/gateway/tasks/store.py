@@ -5,7 +5,7 @@ The functions that take a list are for `GroupCommit`: whatever arrived together 
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import orjson
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ from services.gateway.tasks.messages import cancel_entry, request_entry
 from services.gateway.tasks.pages import page_query
 from services.gateway.tasks.progress import KEEP_FINAL, attempt_row, has_history, moved, next_state, state_after
 from services.gateway.tasks.reactions import create_reactions
-from services.gateway.tasks.rows import TaskRow, ended
+from services.gateway.tasks.rows import TaskMove, TaskPlace, TaskRow, ended
 
 Applied = Callable[[AsyncConnection, list[Outcome]], Awaitable[None]]
 
@@ -108,18 +108,18 @@ class Ledger:
         """Apply final outcomes that this gateway decided; those that advance their task are shown live."""
         await outbox.add(connection, live_entries(await self._apply(connection, outcomes)))
 
-    async def _apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    async def _apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[TaskPlace]:
         """Apply outcomes; return the task of each outcome that advanced it, with the reply."""
         await create_reactions(self._database, connection, outcomes)
         places = await self._places(connection, {outcome.task_id for outcome in outcomes})
-        changes: dict[str, dict[str, Any]] = {}
-        advanced: list[dict[str, Any]] = []
+        changes: dict[str, TaskMove] = {}
+        advanced: list[TaskPlace] = []
         for outcome in outcomes:
             place = places.get(outcome.task_id)
             if place is not None and (state := next_state(place, outcome)) is not None:
                 changes[outcome.task_id] = moved(place, outcome, state)
-                places[outcome.task_id] = place | changes[outcome.task_id]
-                advanced.append(places[outcome.task_id] | {"reply": outcome.reply})
+                places[outcome.task_id] = {**place, **changes[outcome.task_id]}
+                advanced.append({**places[outcome.task_id], "reply": outcome.reply})
         await update_many(connection, tasks, "id", list(changes.values()))
         made = [attempt_row(outcome) for outcome in outcomes if has_history(outcome) and outcome.task_id in places]
         await insert_many(connection, attempts, made, on_conflict=KEEP_FINAL)
@@ -127,7 +127,7 @@ class Ledger:
             await self._applied(connection, outcomes)
         return advanced
 
-    async def _places(self, connection: AsyncConnection, task_ids: set[str]) -> dict[str, dict[str, Any]]:
+    async def _places(self, connection: AsyncConnection, task_ids: set[str]) -> dict[str, TaskPlace]:
         """Return where tasks are, and let no other replica move them meanwhile (SQLite has one writer anyway)."""
         columns = (
             tasks.c.id, tasks.c.round, tasks.c.attempt, tasks.c.state, tasks.c.uncertain,
@@ -135,7 +135,7 @@ class Ledger:
         )  # fmt: skip
         # In order, so that two replicas that lock the same tasks never wait for each other.
         query = sa.select(*columns).where(tasks.c.id.in_(task_ids)).order_by(tasks.c.id).with_for_update()
-        return {row["id"]: dict(row) for row in (await connection.execute(query)).mappings()}
+        return {row["id"]: cast(TaskPlace, dict(row)) for row in (await connection.execute(query)).mappings()}
 
     async def get(self, task_id: str, owner: str | None = None) -> TaskRow | None:
         """Return the task with its attempts; None where there is none, or it belongs to somebody else."""
