@@ -1,1 +1,1 @@
-"""What every worker of tasks needs, whatever their kind: claim inbox, outcomes, lanes, breaker, send rate."""
+"""Parts of workers of all kinds of tasks: claim inbox, outcomes, lanes, breaker, send rate."""

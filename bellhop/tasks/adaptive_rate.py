@@ -73,7 +73,7 @@ class Lowered:
 
 
 def is_settling(rate: float | None, climbs_from: float, now: float) -> bool:
-    """Say whether a limit was lowered so recently that further answers are about the rate before."""
+    """Return whether a limit was lowered so recently that further answers are about the rate before."""
     return rate is not None and now - climbs_from < SETTLE_SECONDS
 
 
@@ -131,7 +131,7 @@ class Complaints:
             self._refusals.pop(domain, None)
 
     def refused(self, domain: str) -> bool:
-        """Count a refusal; say whether the domain must be paused."""
+        """Count a refusal; return whether the domain must be paused."""
         self._refusals[domain] += 1
         if self._refusals[domain] < REFUSALS:
             return False
@@ -139,7 +139,7 @@ class Complaints:
         return True
 
     def is_relay(self, domain: str, relay: str) -> bool:
-        """Count a "too fast"; say whether so many domains said it that the relay is too fast."""
+        """Count a "too fast"; return whether it came from so many domains that the relay is too fast."""
         now = time.monotonic()
         seen = self._throttled.setdefault(relay, {})
         seen[domain] = now

@@ -19,7 +19,7 @@ class Breaker:
 
     @property
     def closed(self) -> bool:
-        """Say whether work may go through."""
+        """Return whether work may start."""
         return self.failure is None
 
     def failed(self, sentence: str) -> None:

@@ -24,7 +24,7 @@ def decode(contract: type[C], delivery: Delivery) -> C:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first thing that is wrong, with its place."""
+    """Return the first error, with its place."""
     problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
     where = ".".join(map(str, problem["loc"]))
     return f"{where}: {problem['msg']}" if where else problem["msg"]

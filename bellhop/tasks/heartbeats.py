@@ -35,14 +35,14 @@ class Heartbeats:
 
     @property
     def fresh(self) -> bool:
-        """Say whether this replica is alive for the others; if not, they may take over its claims."""
+        """Return whether this replica is alive for the others; if not, they may take over its claims."""
         return time.monotonic() - self._beaten_at < LEASE_SECONDS
 
     async def beat(self) -> None:
-        """Tell the other replicas that this one is alive.
+        """Store a heartbeat, by which the other replicas see that this one is alive.
 
         Raises:
-            DatabaseUnavailable: they were not told.
+            DatabaseUnavailable: not committed, or commit status unknown.
         """
         before = time.monotonic()
         statement = self._database.insert(self._table).values(owner=self._owner, seen_at=self._database.clock)

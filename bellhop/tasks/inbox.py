@@ -12,7 +12,7 @@ redelivery, or a second copy of the message) finds one of these:
 A cancel that arrives while a claim is held is stored in its row (`cancel_requested`). When the attempt fails, the row
 becomes cancelled instead of waiting for the next attempt.
 
-Heartbeats tell which replicas are alive (`heartbeats.py`). All stored times are those of the database's clock, which
+Heartbeats show which replicas are alive (`heartbeats.py`). All stored times are those of the database's clock, which
 all replicas share.
 """
 
@@ -63,7 +63,7 @@ class Inbox:
 
     @property
     def fresh(self) -> bool:
-        """Say whether this replica is alive for the others; if not, they may take over its claims."""
+        """Return whether this replica is alive for the others; if not, they may take over its claims."""
         return self._heartbeats.fresh
 
     async def beat(self) -> None:
@@ -169,7 +169,7 @@ class Inbox:
         return [result.state for result in results]
 
     async def _record_failed(self, connection: AsyncConnection, results: list[Result]) -> list[InboxState]:
-        """Store failed attempts; one statement each, which tells whether a cancel was stored meanwhile."""
+        """Store failed attempts; one statement each, which returns whether a cancel was stored meanwhile."""
         states = [result.state for result in results]
         # In the order in which `_rows` locks, so that two replicas never wait for each other.
         for index, result in sorted(enumerate(results), key=lambda pair: pair[1].key):

@@ -58,7 +58,7 @@ class Lanes:
             raise
 
     def _free(self, lane: Lane) -> bool:
-        """Say whether one more slot is within the limit of `lane` and of every more urgent lane."""
+        """Return whether one more slot is within the limit of `lane` and of every more urgent lane."""
         busy = 0
         for each in reversed(SHARES):
             busy += self._busy[each]

@@ -40,7 +40,7 @@ def make(attempt: int, wait: float, limits: Iterable[tuple[str, int]], limit: st
 
 
 def read(header: object) -> Carried | None:
-    """Return the reservation in a header; None where there is none. Anybody may have written the header."""
+    """Return the reservation in a header; None if there is none. Any publisher may have written the header."""
     if not isinstance(header, str):
         return None
     attempt, _, rest = header.partition(" ")

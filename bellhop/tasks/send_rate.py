@@ -117,7 +117,7 @@ class SendRate:
         return 0 if row is None else row.generation
 
     def fits_in_memory(self, seconds: float, room: int) -> bool:
-        """Say whether a task may wait in memory for its slot; then the caller must call `wait_in_memory`."""
+        """Return whether a task may wait in memory for its slot; then the caller must call `wait_in_memory`."""
         return seconds <= HOLD_SECONDS and self._held < room
 
     async def wait_in_memory(self, seconds: float) -> None:

@@ -114,7 +114,7 @@ class Worker:
     async def cancel(self, delivery: Delivery) -> None:
         """Cancel a task that has not begun or waits for its next attempt; report a finished one again.
 
-        During an attempt the request is stored, and the outcome of the attempt tells the result.
+        During an attempt the request is stored, and the outcome of the attempt reports the result.
         """
         task = decode(CancelTask, delivery)
         claim = await self.inbox.cancel((task.task_id, task.round))

@@ -26,6 +26,7 @@ CLEAN = (
     "bellhop/service.py",
     "bellhop/settings.py",
     "bellhop/sql",
+    "bellhop/tasks",
     "services/leaderboard",
     "services/notifier",
 )
