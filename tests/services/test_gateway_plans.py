@@ -196,9 +196,9 @@ async def test_a_page_of_subscribers_reads_a_page(database: Database) -> None:
         # Who of a few is among many that are suppressed is found by looking at all these.
         assert scans == [] or (list_, state) == ("small", Status.SUPPRESSED), (list_, state)
 
-        emails = [person["email"] for person in page]
+        emails = [person.row.email for person in page]
         assert emails == sorted(emails)
-        assert all(list_ is None or list_ in person["lists"] for person in page)
+        assert all(list_ is None or list_ in {each.list for each in person.subscriptions} for person in page)
         if state in (None, Status.SUPPRESSED):
             assert len(page) == (ROWS // 1000 if list_ == "small" else 20)
 
