@@ -1,1 +1,1 @@
-"""Sends mail: takes tasks off their queues, hands them to the relay, reports what became of them."""
+"""Sends mail: takes tasks off their queues, hands the mails to the relay, reports their outcomes."""

@@ -1,4 +1,4 @@
-"""Tell the gateway which event types the templates name: it hands us the events of these types."""
+"""Announce to the gateway which event types the templates name: it publishes a copy of these events for the mailer."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from bellhop.contracts.identity import MAILER
 from bellhop.contracts.reactions import QUEUE, TYPE, MailerStarted
 
 REPEAT_SECONDS = 300.0
-"""Well within the hour after which the gateway forgets a type that no mailer announces."""
+"""Must be less than the hour after which the gateway deletes a type that no mailer announces."""
 
 
 async def announce(publisher: Publisher, reacts_to: Sequence[str]) -> float | None:
-    """Publish it once; return in how many seconds to try again where there is no broker yet. Idempotent.
+    """Publish the event types once; return the delay of the next try if the broker is unavailable. Idempotent.
 
     Raises:
-        PublishError: the gateway's queue did not take it.
+        PublishError: the message was not confirmed.
     """
     if publisher.failure is not None:
         return 0.5

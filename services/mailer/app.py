@@ -20,21 +20,21 @@ MAX_PREFETCH = 160
 def queues(mailer: Mailer) -> Sequence[Queue[Mailer]]:
     """Return what the mailer consumes. The lanes share the connections to the relays (bellhop/tasks/lanes.py).
 
-    A lane has several times as many deliveries in hand as there are connections: while some are on the wire, most
-    are being claimed, recorded or reported, each of which waits for a disk. More would be faster still, but after a
-    crash all that is in hand must be treated as possibly sent; and a mail may have a megabyte.
+    The prefetch of a lane is a multiple of the number of connections: a few deliveries are being sent, most are
+    being claimed, recorded or reported, and each of these steps waits for a disk. A larger prefetch would be faster,
+    but after a crash each unsettled delivery must be treated as possibly sent, and a mail may have 1 MiB.
     """
-    in_hand = min(8 * mailer.connections, MAX_PREFETCH)
+    prefetch = min(8 * mailer.connections, MAX_PREFETCH)
     return [
         Queue(MAIL.cancel_queue, handlers.cancel_mail, 100),
-        # No mail goes out before a cancel that lay on the queue when we started.
-        *(Queue(queue, handlers.send_mail, in_hand, after=MAIL.cancel_queue) for queue in MAIL.queues.values()),
+        # Cancels that were in their queue when the mailer started are handled before any mail is sent.
+        *(Queue(queue, handlers.send_mail, prefetch, after=MAIL.cancel_queue) for queue in MAIL.queues.values()),
         Queue("mailer.reactions", reactions.react, 50, after=MAIL.cancel_queue),
     ]
 
 
 async def prepare(mailer: Mailer) -> None:
-    """Be known as alive before anything is claimed."""
+    """Write the first heartbeat before any task is claimed."""
     await mailer.worker.inbox.beat()
     await mailer.send_rate.refresh()
 
@@ -46,7 +46,7 @@ async def ready(mailer: Mailer) -> dict[str, str]:
 
 
 def build(settings: MailerSettings) -> FastAPI:
-    """Return the application; end the process with a sentence where a template file cannot be used."""
+    """Return the application; exit with an error message if a template file cannot be used."""
     try:
         templates = Templates(settings.templates)
     except BadTemplate as error:

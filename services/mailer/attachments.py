@@ -1,6 +1,6 @@
-"""Attachments: small ones travel with their task, uploaded ones are fetched from the gateway when their mail goes out.
+"""Attachments: small ones are part of their task, uploaded ones are fetched from the gateway before their mail is sent.
 
-A newsletter sends one file to many, so what was fetched is kept on disk for a while, by its hash.
+A broadcast sends one file to many recipients, so fetched attachments are cached on disk. A file is named by its hash.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ CACHE_BYTES = 200 * 1024 * 1024
 
 
 class Attachments:
-    """Where attachments come from."""
+    """Returns the attachments of mails."""
 
     def __init__(self, gateway: Peer | None, folder: Path | None) -> None:
         """`gateway`: None without a service key; then uploads cannot be fetched."""
@@ -28,15 +28,15 @@ class Attachments:
         self._folder = folder or Path(tempfile.gettempdir()) / "bellhop-attachments"
         self._known: dict[str, tuple[str, str, str]] = {}  # id -> filename, content type, hash
 
-    async def get(self, wanted: Sequence[AttachmentRequest]) -> tuple[Attachment, ...]:
+    async def get(self, requested: Sequence[AttachmentRequest]) -> tuple[Attachment, ...]:
         """Return the attachments of one mail.
 
         Raises:
-            ValueError: one does not exist, or all together are too large; the text says which.
-            PeerUnavailable: the gateway, which has the uploaded ones, does not answer as it should.
+            ValueError: an attachment does not exist, or all together are too large; the text names the reason.
+            PeerUnavailable: the gateway does not return an uploaded attachment.
         """
         found = []
-        for one in wanted:
+        for one in requested:
             if one.id is not None:
                 found.append(await self._uploaded(one.id))
             else:
@@ -69,16 +69,16 @@ class Attachments:
             raise PeerUnavailable(f"the gateway answers {answer.status_code} to a request for an attachment")
         digest = await asyncio.to_thread(lambda: hashlib.sha256(answer.content).hexdigest())
         if digest != answer.headers.get("x-content-sha256"):
-            raise PeerUnavailable("an attachment came damaged from the gateway")
+            raise PeerUnavailable("an attachment was damaged on its way from the gateway")
         filename = unquote(answer.headers["x-filename"])
         content_type = answer.headers["content-type"]
-        await asyncio.to_thread(self._keep, digest, answer.content)
+        await asyncio.to_thread(self._store, digest, answer.content)
         if len(self._known) > 10_000:
             self._known.clear()
         self._known[attachment_id] = (filename, content_type, digest)
         return Attachment(filename, content_type, answer.content)
 
-    # The cache. Its files are named by their hash, so that a damaged one is known and never sent.
+    # The cache. Its files are named by their hash, so that a damaged file is detected and never sent.
 
     def _cached(self, digest: str) -> bytes | None:
         path = self._folder / digest
@@ -91,8 +91,8 @@ class Attachments:
             return None
         return content
 
-    def _keep(self, digest: str, content: bytes) -> None:
-        """Write a file to the cache, and delete the oldest ones where it grows too large. A full disk is no error."""
+    def _store(self, digest: str, content: bytes) -> None:
+        """Write a file to the cache, and delete the oldest files if it is too large. A full disk is not an error."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:

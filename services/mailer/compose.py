@@ -1,4 +1,4 @@
-"""From a task to a mail: its template filled, its attachments fetched, its address as the wire wants it."""
+"""Make the mail of a task: render its template, fetch its attachments, encode its addresses for SMTP."""
 
 import asyncio
 from email.utils import formatdate
@@ -25,9 +25,9 @@ class Composer:
         """Return the mail of a task.
 
         Raises:
-            RenderingError: the template does not exist, or not fit the data.
-            ValueError: the mail can never be built; the text says why.
-            PeerUnavailable: an attachment cannot be had at the moment.
+            RenderingError: the template does not exist, or cannot be rendered with the data.
+            ValueError: the mail can never be built; the text names the reason.
+            PeerUnavailable: an attachment cannot be fetched at the moment.
         """
         subject, text, html = task.subject, task.text, task.html
         if task.template is not None:
@@ -53,7 +53,7 @@ class Composer:
 
 
 def _with_link(text: str | None, html: str | None, url: str) -> tuple[str | None, str | None]:
-    """Make sure that a mail to a list has a visible link to unsubscribe, whatever its template says."""
+    """Return the bodies of a mail to a list with a visible link to unsubscribe, also if its template has none."""
     if text is not None and url not in text:
         text = f"{text.rstrip()}\n\n-- \nUnsubscribe: {url}\n"
     if html is not None and escape(url) not in html:
@@ -74,14 +74,18 @@ def _headers(task: MailTask) -> dict[str, str]:
 
 
 async def to_bytes(mail: Mail, from_line: bytes) -> bytes:
-    """Return the bytes of a mail; a ValueError where a header cannot be written."""
+    """Return the bytes of a mail.
+
+    Raises:
+        ValueError: a header cannot be written.
+    """
     if not mail.attachments:
         return build(mail, from_line, formatdate())
-    # Base64 of megabytes takes tens of milliseconds, in which other mails must go on.
+    # Base64 of megabytes takes tens of milliseconds: in a thread, it does not block the event loop.
     return await asyncio.to_thread(build, mail, from_line, formatdate())
 
 
 def message_id(task_id: str, domain: str) -> str:
-    """Return the one Message-ID that all copies of a task's mail have."""
+    """Return the Message-ID of a task's mail, the same for all its attempts."""
     plain = task_id.replace("-", "").isalnum() and task_id.isascii() and len(task_id) <= 64
     return f"<{task_id if plain else derived_id(task_id)}@{domain}>"

@@ -1,9 +1,9 @@
-"""What the mailer does with a delivery. No AMQP verb is called here: returning settles it, and so does raising.
+"""The handlers of the mailer. The result of a handler settles its delivery: it returns, or raises one of these.
 
-RelayUnavailable, DatabaseUnavailable, PublishError   something we stand on is away: back to the queue, nothing counted
-Defer                                   a limit, or an attachment that is not there yet: the ladder, nothing counted
-Retry                                   this attempt failed, another may not: the retry ladder
-Reject                                  it can never be understood: dead letter
+RelayUnavailable, DatabaseUnavailable, PublishError   a dependency is unavailable: hold, no attempt is counted
+Defer    a rate limit, or an attachment that cannot be fetched: to a retry queue, no attempt is counted
+Retry    the attempt failed: to a retry queue
+Reject   the message can never be handled: dead-letter
 """
 
 import time
@@ -38,7 +38,7 @@ from services.mailer.rendering import RenderingError
 
 
 async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
-    """Send one mail, unless it was sent, is being sent or was cancelled; report the outcome."""
+    """Send one mail, unless it is sent, is being sent by another replica or is cancelled; report the outcome."""
     task = decode(MailTask, delivery)
     key = (task.task_id, task.round)
     async with mailer.worker.alone(key) as deadline:
@@ -54,18 +54,18 @@ async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """What the inbox said, and what became of the mail if it was sent."""
+    """The answer of the inbox, and the result of the attempt if one was made."""
 
     claim: Claim
     verdict: Verdict | None = None
     relay: Relay | None = None
-    """Which one was tried last."""
+    """The relay that was tried last."""
     domain: str = ""
-    """The recipient's, as it goes over the wire."""
+    """The recipient's domain, in its encoding for SMTP."""
 
 
 async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key) -> _Attempt:
-    """Claim the task and, where the claim allows it, send. Without a verdict nothing was sent."""
+    """Claim the task and send its mail if the claim allows it. Without a verdict, nothing was sent."""
     try:
         mail = await mailer.composer.compose(task)
         outgoing = Outgoing(
@@ -77,10 +77,10 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
         return _Attempt(claim, verdict if claim.decision is ClaimDecision.RUN else None)
     except PeerUnavailable as error:
         raise Defer(str(error), after=ATTACHMENT_SECONDS) from error
-    # Claim nothing while nothing can go out: what is claimed when we crash counts as sent, perhaps.
+    # Claim nothing while no relay is usable: after a crash each claimed task counts as possibly sent (`uncertain`).
     relays = await mailer.relays.usable()
     await _wait_for_slot(mailer, delivery, task, outgoing.domain, relays[0])
-    # Before the turn on a connection, not within it: a commit takes longer than a mail on a near relay.
+    # Claim before a connection is taken: a commit may take longer than sending a mail, and would block the connection.
     claim = await mailer.worker.claim(key, delivery.attempt)
     if claim.decision is not ClaimDecision.RUN:
         return _Attempt(claim)
@@ -88,10 +88,10 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
     began = time.perf_counter()
     try:
         relay, verdict = await _send(mailer, task, outgoing, relays)
-    except (RelayUnavailable, DatabaseUnavailable):  # nothing went out
+    except (RelayUnavailable, DatabaseUnavailable):  # nothing was sent
         await mailer.worker.give_back(key, delivery.attempt, claim, uncertain=claim.uncertain)
         raise
-    except Exception:  # a defect, and nothing says how far the mail got
+    except Exception:  # a defect: it is unknown whether the mail was sent
         await mailer.worker.give_back(key, delivery.attempt, claim, uncertain=True)
         raise
     metrics.SECONDS.observe(time.perf_counter() - began)
@@ -99,7 +99,7 @@ async def _attempt(mailer: Mailer, delivery: Delivery, task: MailTask, key: Key)
 
 
 ATTACHMENT_SECONDS = 30.0
-"""How long a mail waits whose attachment cannot be fetched."""
+"""The delay of a mail whose attachment cannot be fetched."""
 
 
 async def _wait_for_slot(mailer: Mailer, delivery: Delivery, task: MailTask, domain: str, relay: Relay) -> None:
@@ -116,7 +116,7 @@ async def _wait_for_slot(mailer: Mailer, delivery: Delivery, task: MailTask, dom
     slot = await until_available(mailer.stopping, lambda: rate.reserve(limits, task.lane, delivery.attempt, header))
     if slot.wait <= 0:
         return
-    if rate.fits_in_memory(slot.wait, mailer.room_to_hold):
+    if rate.fits_in_memory(slot.wait, mailer.max_waiting_in_memory):
         await rate.wait_in_memory(slot.wait)
         return
     metrics.DEFERRED.labels(slot.limit.partition(":")[0]).inc()
@@ -125,35 +125,35 @@ async def _wait_for_slot(mailer: Mailer, delivery: Delivery, task: MailTask, dom
 
 
 async def _send(mailer: Mailer, task: MailTask, outgoing: Outgoing, relays: list[Relay]) -> tuple[Relay, Verdict]:
-    """Send by the first relay that takes the mail, or refuses it for its own fault.
+    """Return the first relay that accepts the mail, or refuses it for a reason in the mail, and its verdict.
 
     Raises:
-        RelayUnavailable: none did; the mail is certainly not out.
+        RelayUnavailable: no relay did; the mail was certainly not sent.
     """
     answer: tuple[Relay, Verdict] | None = None
-    away = RelayUnavailable("no relay works")
-    for _ in range(THRESHOLD):  # so many failures open a breaker; then `usable` waits for it
+    unavailable = RelayUnavailable("no relay works")
+    for _ in range(THRESHOLD):  # THRESHOLD failures open a breaker; then `usable` waits for it
         for relay in relays:
             if relay is not relays[0]:
                 metrics.FAILOVERS.labels(relay.settings.name).inc()
             try:
                 verdict = await mailer.relays.send(relay, outgoing, task.lane)
             except RelayUnavailable as error:
-                away = error
+                unavailable = error
                 continue
             answer = relay, verdict
-            if not verdict.elsewhere:
+            if not verdict.try_next_relay:
                 return answer
         relays = [relay for relay in relays if relay.breaker.closed]
         if answer is not None or mailer.stopping.is_set():
             break
     if answer is None:
-        raise away
+        raise unavailable
     return answer
 
 
 async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
-    """Conclude an attempt; where that fails by a defect before the result is stored, give the claim back."""
+    """Conclude an attempt; if a defect prevents that, release the claim."""
     try:
         await _conclude(mailer, delivery, task, made, verdict)
     except (Defer, Retry, RelayUnavailable, DatabaseUnavailable, PublishError):
@@ -166,7 +166,7 @@ async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attemp
 
 
 async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
-    """Record an attempt, report it, and let it be tried again where that makes sense."""
+    """Record the result of an attempt, report it, and raise what causes another attempt if there is to be one."""
     faults.point("mail.after_reply")
     attempt, claim = delivery.attempt, made.claim
     metrics.REPLIES.labels(verdict.code or "none", verdict.cause).inc()
@@ -199,7 +199,7 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
         outcome.uncertain,
         body,
     )
-    if deferral is not None:  # the attempt before is the last one that counts
+    if deferral is not None:  # this attempt is not counted
         result = replace(result, attempt=attempt - 1, outcome=claim.outcome)
     stored = await mailer.worker.record(result)
     if again and stored is InboxState.CANCELLED:  # the cancel arrived during the attempt
@@ -210,7 +210,7 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     await mailer.worker.report(delivery, outcome, body.encode())
     faults.point("mail.reported")
     if made.relay is not None:
-        with suppress(DatabaseUnavailable):  # what was not learnt from this mail will be from another
+        with suppress(DatabaseUnavailable):  # optional: the reply to another mail will adapt the rate
             await mailer.send_rate.observe(
                 answer_of(verdict), made.domain, made.relay.settings.limit,
                 after=verdict.after, about_relay=verdict.about_relay,
@@ -228,15 +228,14 @@ def answer_of(verdict: Verdict) -> Answer:
 
 
 UNCHARGED_TIME = timedelta(days=4)
-"""So long a mail waits for a relay that works, or for its turn, before that counts as attempts. RFC 5321, 4.5.4.1 wants
-four to five days."""
+"""A mail is deferred for so long without counting attempts. RFC 5321, 4.5.4.1 requires four to five days."""
 DEFERRALS = "bellhop-deferrals"
 """AMQP header: how often a mail was deferred without being charged."""
 DEFERRAL_SECONDS = (5.0, 30.0, 120.0, 600.0)
 
 
 def _deferral(delivery: Delivery, verdict: Verdict) -> Defer | None:
-    """Return what puts a mail off without counting the attempt, after a reply about us, our rate or the relay."""
+    """Return the deferral of a mail after a reply about our sender, our rate or the relay; None: the attempt counts."""
     if verdict.charged or now() - delivery.envelope.time > UNCHARGED_TIME:
         return None
     count = _deferrals(delivery)

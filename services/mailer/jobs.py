@@ -1,4 +1,4 @@
-"""What the mailer does periodically."""
+"""The jobs of the mailer."""
 
 from bellhop.observe.logs import get_logger
 from bellhop.service import Job, Loop
@@ -7,7 +7,7 @@ from services.mailer.parts import Mailer
 from services.mailer.rendering import reaction_types
 
 HEARTBEAT_SECONDS = 3.0
-FORGET_SECONDS = 3600.0
+RETENTION_SECONDS = 3600.0
 
 log = get_logger(__name__)
 
@@ -16,18 +16,18 @@ async def _announce(mailer: Mailer) -> float | None:
     return await announce(mailer.publisher, sorted(reaction_types(mailer.settings.templates)))
 
 
-async def _forget(mailer: Mailer) -> None:
-    """Delete what is older than its retention."""
-    gone = await mailer.worker.inbox.delete_old(mailer.settings.inbox_days)
+async def _delete_old(mailer: Mailer) -> None:
+    """Delete rows that are older than their retention."""
+    deleted = await mailer.worker.inbox.delete_old(mailer.settings.inbox_days)
     await mailer.send_rate.delete_old()
-    if gone:
-        log.info("forgot old tasks", tasks=gone)
+    if deleted:
+        log.info("deleted old tasks from the inbox", tasks=deleted)
 
 
 async def _stop_waiting_for_relays(mailer: Mailer) -> None:
-    """Tell mails in hand that wait for a relay to give up when the process is told to stop."""
+    """End all waits for a relay when the process stops: their mails return to the queue."""
     await mailer.stopping.wait()
-    mailer.relays.give_up()
+    mailer.relays.stop_waiting()
 
 
 JOBS: tuple[Job[Mailer] | Loop[Mailer], ...] = (
@@ -35,6 +35,6 @@ JOBS: tuple[Job[Mailer] | Loop[Mailer], ...] = (
     Job("refreshing the limits", HEARTBEAT_SECONDS, lambda mailer: mailer.send_rate.refresh()),
     Job("announcing templates", REPEAT_SECONDS, _announce),
     Job("closing idle connections", HEARTBEAT_SECONDS, lambda mailer: mailer.relays.sweep()),
-    Job("retention", FORGET_SECONDS, _forget, limit=FORGET_SECONDS),
+    Job("retention", RETENTION_SECONDS, _delete_old, limit=RETENTION_SECONDS),
     Loop("ending the wait for relays", _stop_waiting_for_relays),
 )

@@ -1,7 +1,7 @@
-"""What the mailer counts.
+"""The metrics of the mailer.
 
-A series begins with 0 when the process starts: one that is born with 1 has not increased for Prometheus, and an alert
-would not see the first case.
+Every series is created with 0 when the process starts: if its first value was 1, Prometheus would see no increase, and
+no alert would fire for the first case.
 """
 
 from itertools import product
@@ -20,18 +20,18 @@ OUTCOMES = Counter("bellhop_mailer_outcomes", "Outcomes reported, by lane and st
 UNCERTAIN = Counter(
     "bellhop_mailer_uncertain", "Attempts after which a second copy of a mail is possible (RFC 1047)", ["why"]
 )
-REPLIES = Counter("bellhop_mailer_replies", "Decisions of the relay, by reply code and cause", ["code", "cause"])
-AGAIN = Counter("bellhop_mailer_reported_again", "Deliveries of tasks that were over already; nothing was sent")
+REPLIES = Counter("bellhop_mailer_replies", "Final replies of relays, by reply code and cause", ["code", "cause"])
+AGAIN = Counter("bellhop_mailer_reported_again", "Deliveries of tasks that were already final; nothing was sent")
 SECONDS = Histogram(
     "bellhop_mailer_send_seconds",
-    "One attempt on an open connection",
+    "Duration of one attempt",
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
 )
-CONNECTIONS = Gauge("bellhop_mailer_busy_connections", "Mails on their way to a relay right now")
-RELAY_UP = Gauge("bellhop_mailer_relay_up", "1 while a relay gets mail, 0 while it is left alone", ["relay"])
-FAILOVERS = Counter("bellhop_mailer_failovers", "Mails that another relay was tried with at once", ["relay"])
-DEFERRED = Counter("bellhop_mailer_deferred", "Mails that wait for their turn, by kind of limit", ["limit"])
-SLOWED = Counter("bellhop_mailer_slowed", "How often a limit was lowered or paused by what servers said", ["limit"])
+CONNECTIONS = Gauge("bellhop_mailer_busy_connections", "Mails that are being sent to a relay")
+RELAY_UP = Gauge("bellhop_mailer_relay_up", "1 while a relay gets mail, 0 while its breaker is open", ["relay"])
+FAILOVERS = Counter("bellhop_mailer_failovers", "Attempts with another relay, immediately after a failure", ["relay"])
+DEFERRED = Counter("bellhop_mailer_deferred", "Mails deferred by a rate limit, by kind of limit", ["limit"])
+SLOWED = Counter("bellhop_mailer_slowed", "Times that a limit was lowered or paused after a reply", ["limit"])
 
 for _lane, _state in product(Lane, STATES):
     OUTCOMES.labels(_lane.value, _state.value)

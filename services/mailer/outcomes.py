@@ -1,4 +1,4 @@
-"""The outcomes of mails: what only they have is an SMTP reply, a recipient and a template."""
+"""The outcomes of mails: outcomes with an SMTP reply, a recipient and a template."""
 
 from bellhop.contracts.base import now
 from bellhop.contracts.envelope import Envelope
@@ -23,7 +23,7 @@ def of_attempt(task: MailTask, attempt: int, state: State, verdict: Verdict, **m
 
 
 def queued(task: MailTask, event: Envelope) -> Outcome:
-    """Return the first outcome of a task that `event` set off: it tells the ledger that there is such a task."""
+    """Return the first outcome of a task that was created for `event`: it creates the task's row in the ledger."""
     return _outcome(
         task,
         attempt=0,
@@ -52,7 +52,7 @@ def _outcome(task: MailTask, **fields: object) -> Outcome:
 
 
 def _origin(task: MailTask) -> dict[str, object]:
-    """Return what the ledger needs for a task that it has not made itself."""
+    """Return the fields that the ledger needs for a task that the gateway did not create."""
     if task.event_id is None:
         return {}
     return {"to": task.to, "template": task.template, "event_id": task.event_id}

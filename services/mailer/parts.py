@@ -1,4 +1,4 @@
-"""What the mailer's handlers, jobs and routes work with."""
+"""The parts of the mailer that its handlers, jobs and routes use."""
 
 import asyncio
 import secrets
@@ -30,14 +30,14 @@ from services.mailer.suppressions import Suppressions
 from services.mailer.tables import INBOX, LIMITS
 
 GATEWAY_SECONDS = 30.0
-"""It may have to send an attachment."""
+"""Timeout of requests to the gateway; an answer may be an attachment of several megabytes."""
 
 log = get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Mailer:
-    """Everything that is open."""
+    """Everything that is open while the mailer runs."""
 
     settings: MailerSettings
     templates: Templates
@@ -49,8 +49,8 @@ class Mailer:
     suppressions: Suppressions
     stopping: asyncio.Event
     policy: RetryPolicy = DEFAULT
-    room_to_hold: int = 40
-    """How many mails may wait in hand for a rate limit; the others wait in a retry queue."""
+    max_waiting_in_memory: int = 40
+    """Maximum number of mails that wait in memory for a rate limit; the others wait in a retry queue."""
     from_line: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,13 +58,13 @@ class Mailer:
 
     @property
     def connections(self) -> int:
-        """Return how many connections to relays there may be."""
+        """Return the maximum number of connections to relays."""
         return sum(relay.connections for relay in self.settings.all_relays)
 
 
 @asynccontextmanager
 async def open_mailer(base: Base[MailerSettings], templates: Templates) -> AsyncIterator[Mailer]:
-    """Open the mailer; on the way out it releases its claims for other replicas."""
+    """Open the mailer; on exit, release its claims for other replicas."""
     settings = base.settings
     key = settings.service_key.get_secret_value() if settings.service_key else None
     relays = Relays(settings.all_relays, settings.domain)

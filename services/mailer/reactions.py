@@ -1,4 +1,4 @@
-"""Mails that events set off: queue mailer.reactions."""
+"""Make mails for events: queue mailer.reactions."""
 
 import asyncio
 
@@ -17,13 +17,14 @@ from services.mailer import outcomes
 from services.mailer.parts import Mailer
 from services.mailer.rendering import RenderingError
 
-REACTIONS_AT_ONCE = 200
+BATCH_SIZE = 200
+"""Mails whose addresses are looked up, and which are published, together."""
 
 _OBJECT: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
 
 
 async def react(mailer: Mailer, delivery: Delivery) -> None:
-    """Make the mails that an event sets off. The same event, template and recipient are the same task for ever."""
+    """Publish the mail tasks of an event. Event, template and recipient determine the task's id, also in a replay."""
     templates = mailer.templates.reacting_to(delivery.envelope.type)
     try:
         data = _OBJECT.validate_json(delivery.body)
@@ -41,12 +42,12 @@ async def react(mailer: Mailer, delivery: Delivery) -> None:
                 tasks.append(_reaction(delivery.envelope, template.name, recipient, its_data))
             except ValidationError as error:
                 wrong.append(f"{template.name} for {recipient[:100]!r}: {first_problem(error)}")
-    for start in range(0, len(tasks), REACTIONS_AT_ONCE):
-        some = tasks[start : start + REACTIONS_AT_ONCE]
-        suppressed = await _suppressed(mailer, some)
-        await asyncio.gather(*(_hand_on(mailer, delivery, task, suppressed.get(task.to)) for task in some))
+    for start in range(0, len(tasks), BATCH_SIZE):
+        batch = tasks[start : start + BATCH_SIZE]
+        suppressed = await _suppressed(mailer, batch)
+        await asyncio.gather(*(_publish(mailer, delivery, task, suppressed.get(task.to)) for task in batch))
     if wrong:
-        # The good ones are out, and a replay of the dead letter makes none of them twice.
+        # The valid tasks are published, and a replay of the dead letter sends none of them again.
         raise Reject("; ".join(wrong))
 
 
@@ -64,12 +65,13 @@ def _reaction(envelope: Envelope, template: str, recipient: str, data: dict[str,
 
 
 async def _suppressed(mailer: Mailer, tasks: list[MailTask]) -> dict[str, str]:
-    """Return which addresses are suppressed, and why; waits for the answer, because a mail cannot be undone."""
+    """Return the suppressed addresses with their reasons; wait for the answer, because a sent mail cannot be undone."""
     addresses = [task.to for task in tasks]
     return await until_available(mailer.stopping, lambda: mailer.suppressions.among(addresses))
 
 
-async def _hand_on(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:
+async def _publish(mailer: Mailer, delivery: Delivery, task: MailTask, suppressed: str | None) -> None:
+    """Report the task, and publish it unless its address is suppressed for the reason `suppressed`."""
     await mailer.worker.report(delivery, outcomes.queued(task, delivery.envelope))
     if suppressed is not None:
         await mailer.worker.report(delivery, outcomes.suppressed(task, suppressed))

@@ -2,16 +2,16 @@
 
     ---
     subject: Your order {{ data.order }}
-    on: order.placed                # optional: the event types that send this mail by themselves,
-    to: "{{ data.email }}"          # and whom to: one address, or an expression that gives a list of them, each of
-                                    # which is then `data.recipient`
+    on: order.placed                # optional: the event types for which this mail is sent,
+    to: "{{ data.email }}"          # and its recipients: one address, or an expression that returns a list of
+                                    # addresses, each of which is then `data.recipient`
     ---
     Thank you.
     --- html ---
     <p>Thank you.</p>
 
-The name of the template is the file's name without `.mail`. Values are escaped in the HTML part. A name that the
-data does not have is an error, never an empty space in somebody's mail.
+The name of the template is the file's name without `.mail`. Values are escaped in the HTML part. A name that is
+missing in the data is an error, never an empty space in a mail.
 """
 
 import re
@@ -45,7 +45,7 @@ class BadTemplate(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a template said."""
+    """The rendered parts of a template."""
 
     subject: str
     text: str | None
@@ -54,18 +54,18 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One compiled piece of a file, and how far down in the file it begins."""
+    """One compiled part of a file, and the number of lines before it."""
 
     template: Template
     file: str
     offset: int
     required: frozenset[str]
-    """The names of the data that it cannot do without."""
+    """The names of `data` that every rendering needs."""
 
     def render(self, data: dict[str, Any]) -> str:
         try:
             return self.template.render(data=data)
-        except Exception as error:  # a template may divide by zero, or call what is no function
+        except Exception as error:  # a template may divide by zero, or call a value that is not a function
             raise RenderingError(f"{self.file}, line {self._line(error)}: {_reason(error)}") from error
 
     def _line(self, error: Exception) -> int:
@@ -99,12 +99,12 @@ class MailTemplate:
         return sorted({name for part in parts if part is not None for name in part.required})
 
     def render(self, data: dict[str, Any]) -> Rendered:
-        """Fill the template.
+        """Render the template.
 
         Raises:
-            RenderingError: it names something that `data` does not have, or the subject comes out empty.
+            RenderingError: a name is missing in `data`, or the subject comes out empty.
         """
-        # A line end in a name must not become a line end in a header.
+        # A line end in a value must not become a line end in a header.
         subject = _CONTROL.sub(" ", self._subject.render(data)).strip()[:MAX_SUBJECT]
         if not subject:
             raise RenderingError(f"{self._subject.file}: the subject comes out empty")
@@ -115,14 +115,14 @@ class MailTemplate:
         )
 
     def recipients(self, data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        """Return whom an event with this `data` is mailed to, unchecked and each once, with the data of their mail.
+        """Return the recipients of an event's mails, each once and not validated, with the data of their mail.
 
-        Where `to` gives a list, it may hold addresses or objects with an `email`. Each mail then has its own one as
-        `data.recipient`, and the list itself does not travel with it: a thousand copies of a list of a thousand
-        would be a million.
+        If `to` returns a list, its items are addresses, or objects with an `email`. Each mail then has its own item
+        as `data.recipient`, and its data does not contain the list: a thousand copies of a list of a thousand
+        recipients would be a million.
 
         Raises:
-            RenderingError: the front matter's `to` cannot be evaluated, or gives no address and no list of them.
+            RenderingError: the front matter's `to` cannot be evaluated, or returns no address and no list of addresses.
         """
         if self._to is None:
             return []
@@ -142,14 +142,22 @@ class MailTemplate:
 
 
 class Templates:
-    """All templates of a folder, read once."""
+    """All templates of a folder, read at the start."""
 
     def __init__(self, folder: Path) -> None:
-        """Read and compile; a file that cannot be used is a `BadTemplate`."""
+        """Read and compile the files.
+
+        Raises:
+            BadTemplate: a file cannot be used.
+        """
         self._templates = {path.name.removesuffix(SUFFIX): _load(path) for path in _files(folder)}
 
     def get(self, name: str) -> MailTemplate:
-        """Return a template; an unknown one is a `RenderingError` that says which there are."""
+        """Return a template.
+
+        Raises:
+            RenderingError: there is no such template; the text lists the templates.
+        """
         template = self._templates.get(name)
         if template is None:
             known = ", ".join(sorted(self._templates)) or "none"
@@ -157,7 +165,7 @@ class Templates:
         return template
 
     def reacting_to(self, event_type: str) -> list[MailTemplate]:
-        """Return the templates that an event of this type sends."""
+        """Return the templates whose mails are sent for an event of this type."""
         return [template for template in self._templates.values() if event_type in template.on]
 
     @property
@@ -256,7 +264,7 @@ def _compile(environment: SandboxedEnvironment, source: str, path: Path, offset:
 
 
 def _recipients(environment: SandboxedEnvironment, source: str, path: Path) -> Callable[[dict[str, Any]], Any]:
-    """Return what evaluates `to`. One lone expression may give a list; anything else gives text."""
+    """Return the function that evaluates `to`. A single expression may return a list; everything else returns text."""
     expression = _EXPRESSION.fullmatch(source)
     if expression is None:
         part = _compile(environment, source, path, 1)
@@ -270,7 +278,7 @@ def _recipients(environment: SandboxedEnvironment, source: str, path: Path) -> C
         try:
             result = evaluate(data=data)
             if isinstance(result, Undefined):
-                str(result)  # a strict one raises, and says what is missing
+                str(result)  # StrictUndefined raises an error that names what is missing
         except Exception as error:
             raise RenderingError(f"{path.name}: to: {_reason(error)}") from error
         return result

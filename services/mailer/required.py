@@ -1,7 +1,7 @@
-"""What a template cannot do without: names of `data` that every rendering reads.
+"""The required names of a template: names of `data` that every rendering reads.
 
-Only what is certain counts. A name inside of a block or an expression that may be skipped, behind `default`, or in a
-test for `is defined`, may be left out; the mail fails later where it is needed after all.
+A name is optional inside a block or an expression that may be skipped, before `default`, and in a test with
+`is defined`. If a rendering reads it and it is missing, that mail fails.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The HTTP face of the mailer, for the gateway alone: it forwards under a token what its own keys may ask for."""
+"""The HTTP API of the mailer, for the gateway only: it forwards requests of its clients with a token."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ async def show_all(request: Request, caller: Sender) -> TemplatesAnswer:
 
 @router.post("/v1/templates/{name}/preview", summary="See what a template makes of some data")
 async def preview(request: Request, name: str, body: PreviewRequest, caller: Sender) -> PreviewAnswer:
-    """Return what the template makes of the data; 422 names the line that does not fit them."""
+    """Return the template rendered with the data; 422 names the line that fails."""
     templates: Templates = request.app.state.mailer.templates
     if name not in templates.names:
         known = ", ".join(templates.names) or "none"

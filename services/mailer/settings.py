@@ -25,7 +25,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 class MailerSettings(ServiceSettings):
-    """What the mailer needs beyond what all services need."""
+    """The settings of all services, and those of the mailer."""
 
     database_url: SecretStr = Field(description="sqlite+aiosqlite:///file or postgresql+asyncpg://…")
     port: int = Field(PORTS["mailer"], ge=0, le=65535, description="port to listen on for HTTP")
@@ -54,7 +54,7 @@ class MailerSettings(ServiceSettings):
     )
     smtp_idle_seconds: float = Field(30.0, gt=0, description="seconds after which an unused connection is closed")
     smtp_timeout: float = Field(60.0, gt=0, description="seconds for connecting and for each command")
-    # RFC 5321, 4.5.3.2.6: who gives up sooner than 10 minutes after the final dot makes duplicates.
+    # RFC 5321, 4.5.3.2.6: a client that waits less than 10 minutes after the final dot causes duplicates.
     smtp_data_timeout: float = Field(600.0, gt=0, description="seconds to wait for the reply to the final dot")
 
     mail_from: Address = Field(description="address in From: and MAIL FROM; clients cannot change it")
@@ -84,17 +84,17 @@ class MailerSettings(ServiceSettings):
 
     @field_validator("domain_limits")
     @classmethod
-    def _domains_as_dns_has_them(cls, value: dict[str, Rate]) -> dict[str, Rate]:
+    def _domains_to_dns_form(cls, value: dict[str, Rate]) -> dict[str, Rate]:
         return {domain if domain == "*" else domain_label(domain): rate for domain, rate in value.items()}
 
     @property
     def domain(self) -> str:
-        """Return the name that this sender goes by."""
+        """Return the domain in Message-ID and EHLO."""
         return self.mail_domain or self.mail_from.rpartition("@")[2]
 
     @property
     def all_relays(self) -> list[AnyRelay]:
-        """Return the relays, whichever way they were given."""
+        """Return the relays of `relays`, or else the one relay of the settings `smtp_…`."""
         if self.relays:
             return self.relays
         host, port, tls = self.smtp_host, self.smtp_port, self.smtp_tls
@@ -123,7 +123,7 @@ class MailerSettings(ServiceSettings):
             raise ValueError("Set BELLHOP_SMTP_HOST to the relay that takes our mail, or BELLHOP_RELAYS to several")
         try:
             names = [relay.name for relay in self.all_relays]
-        except ValidationError as error:  # of the one relay that the variables BELLHOP_SMTP_… describe
+        except ValidationError as error:  # in the variables BELLHOP_SMTP_…
             problem = error.errors(include_input=False, include_url=False)[0]
             text = problem["msg"].removeprefix("Value error, ")
             raise ValueError(

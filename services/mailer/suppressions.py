@@ -1,6 +1,6 @@
-"""Who gets no mail: the gateway's list, asked for the mails that events set off.
+"""Look up suppressions in the gateway, for the mails of events.
 
-Mails that a client asks for are looked up by the gateway when it takes them. Those of events begin here.
+The gateway itself looks up the address of a mail that a client requests. The mails of events are created here.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ AUDIENCE = "suppressions"
 
 
 class Suppressions:
-    """The list."""
+    """The gateway's list of suppressed addresses."""
 
     def __init__(self, gateway: Peer | None) -> None:
         """`gateway`: None without a service key; then no address can be looked up, and none is suppressed."""
         self._gateway = gateway
 
     async def among(self, addresses: Sequence[str]) -> dict[str, str]:
-        """Return which of these addresses get no mail now, and why.
+        """Return the suppressed ones of these addresses, with their reasons.
 
         Raises:
-            PeerUnavailable: the gateway, which has the list, does not answer as it should.
+            PeerUnavailable: the gateway does not answer, or not with 200.
         """
         if self._gateway is None or not addresses:
             return {}

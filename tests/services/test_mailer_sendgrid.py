@@ -104,7 +104,7 @@ async def test_silence_after_the_request_is_uncertain(server: SendGridServer) ->
     """It may have taken the mail."""
     server.answers.append((0, {}, b""))
     verdict = await send(server)
-    assert (verdict.kind, verdict.uncertain, verdict.elsewhere) == (Kind.TRANSIENT, True, False)
+    assert (verdict.kind, verdict.uncertain, verdict.try_next_relay) == (Kind.TRANSIENT, True, False)
 
 
 async def test_without_a_connection_nothing_was_sent() -> None:

@@ -190,14 +190,14 @@ async def test_who_is_told_to_end_waits_no_longer(scripted: ScriptedRelay) -> No
     async with relay_to(scripted) as relay:
         sending = asyncio.create_task(send(relay))
         await wait_until(lambda: relay.failure)
-        relay.give_up()
+        relay.stop_waiting()
         with pytest.raises(RelayUnavailable, match="cannot use the relay"):
             await sending
 
 
 async def test_waiting_has_an_end(scripted: ScriptedRelay, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the broker takes its consumer for stuck."""
-    monkeypatch.setattr(relays, "PATIENCE", 0.1)
+    monkeypatch.setattr(relays, "MAX_WAIT_SECONDS", 0.1)
     await scripted.stop()
     async with relay_to(scripted) as relay:
         with pytest.raises(RelayUnavailable):
@@ -220,7 +220,7 @@ async def refused(relay: Relays) -> str:
     """Return why no mail can go out."""
     sending = asyncio.create_task(send(relay))
     await wait_until(lambda: relay.failure)
-    relay.give_up()
+    relay.stop_waiting()
     with pytest.raises(RelayUnavailable) as caught:
         await sending
     return str(caught.value)

@@ -127,7 +127,7 @@ async def test_a_message_that_was_not_read_is_certainly_not_out() -> None:
     async with ScriptedRelay(extensions=("PIPELINING",)) as server, relay_to(server) as send:
         server.replies["DATA"] = [reads_no_more]
         verdict = await send(LARGE)
-        assert (verdict.uncertain, verdict.elsewhere) == (False, True)
+        assert (verdict.uncertain, verdict.try_next_relay) == (False, True)
 
 
 async def test_a_server_that_stops_reading_gets_no_mail_later() -> None:

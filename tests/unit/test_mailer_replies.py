@@ -82,7 +82,7 @@ def test_nothing_that_is_said_to_mail_is_a_recipients_fault(reply: str) -> None:
     """The server has heard of no recipient yet: the mail is not charged, and another relay may take it."""
     code, _, text = reply.partition(" ")
     verdict = classify(Step.MAIL, int(code), text)
-    assert (verdict.kind, verdict.cause, verdict.charged, verdict.elsewhere) == (LATER, Cause.RELAY, False, True)
+    assert (verdict.kind, verdict.cause, verdict.charged, verdict.try_next_relay) == (LATER, Cause.RELAY, False, True)
     assert verdict.about_relay
 
 
@@ -102,7 +102,7 @@ def test_the_state_of_the_connection_is_not_charged_to_a_mail(step: Step, reply:
     """A conversation that is out of step begins again on another connection."""
     code, _, text = reply.partition(" ")
     verdict = classify(step, int(code), text)
-    assert (verdict.kind, verdict.charged, verdict.elsewhere) == (LATER, False, True)
+    assert (verdict.kind, verdict.charged, verdict.try_next_relay) == (LATER, False, True)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.example}")
@@ -171,5 +171,5 @@ def test_silence_after_the_dot_is_uncertain() -> None:
 
 def test_only_what_is_certainly_not_out_may_go_elsewhere() -> None:
     """A connection lost before the final dot may fail over; one lost after it never does."""
-    assert lost("gone", after_dot=False).elsewhere
-    assert not lost("gone", after_dot=True).elsewhere
+    assert lost("gone", after_dot=False).try_next_relay
+    assert not lost("gone", after_dot=True).try_next_relay

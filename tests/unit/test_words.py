@@ -28,6 +28,7 @@ CLEAN = (
     "bellhop/sql",
     "bellhop/tasks",
     "services/leaderboard",
+    "services/mailer",
     "services/notifier",
 )
 

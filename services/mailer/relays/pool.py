@@ -1,11 +1,11 @@
-"""The relays: which one takes a mail, and what happens when it does not.
+"""The relays: selection of the relay for a mail, and failover.
 
-Relays of the lowest priority number share the mails by weight; those of the next are for when none of these works.
-Trouble with a relay is no fault of any mail: it costs no attempt. After a few failures in a row (no connection, no
-login, silence, a connection that breaks, a refusal of us rather than of a recipient) its breaker opens: it gets no
-mail, while one connection at a time tries whether it is back. What it certainly has not taken goes to the next relay
-at once. What it may have taken, because it fell silent after the final dot, never does: that is reported as uncertain
-and comes again as another attempt.
+The relays with the lowest priority number share the mails by weight; those of the next number are used if none of
+these works. A failure of a relay does not count as an attempt of the mail. After several failures in a row (no
+connection, no login, a timeout, a lost connection, a refusal of our sender) the relay's breaker opens: it gets no mail,
+and one connection at a time probes it. A mail that the relay has certainly not accepted is sent by the next relay
+immediately. A mail that it may have accepted, because it did not reply to the final dot, is not: it is reported as
+uncertain and retried.
 """
 
 import asyncio
@@ -26,41 +26,42 @@ from services.mailer.relays.settings import AnyRelay, SendGridRelay
 from services.mailer.relays.smtp import Smtp
 from services.mailer.relays.transport import Outgoing, RelayUnavailable, Transport
 
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 30.0
-PATIENCE = 600.0
-"""Seconds that a delivery waits for its turn, or for a relay, before it goes back to its queue. Together they are well
-under RabbitMQ's consumer timeout of 30 minutes; and going back often would count against the message on RabbitMQ
-before 4.0, where the delivery limit of a quorum queue includes it."""
+MIN_PROBE_INTERVAL_SECONDS = 1.0
+MAX_PROBE_INTERVAL_SECONDS = 30.0
+MAX_WAIT_SECONDS = 600.0
+"""Timeout of the wait for a connection, and of the wait for a usable relay; then the delivery returns to its queue. The
+sum must be less than RabbitMQ's consumer timeout of 30 minutes. A short timeout would return deliveries often, and
+before RabbitMQ 4.0 each return counts towards the delivery limit of a quorum queue."""
 REFUSING_DOMAINS = 3
-"""A policy refusal is about the recipient's domain, until the mails to so many domains in a row met one."""
+"""A policy refusal concerns the recipient's domain; after refusals for so many domains in a row, it concerns the relay.
+"""
 UNKNOWN_ADDRESSES = 20
 UNKNOWN_DOMAINS = 5
-"""So many unknown addresses in a row, in so many domains, mean that the relay is wrong, not the addresses: a relay that
-answers "no such user" to everything must not suppress a whole list."""
+"""After so many unknown addresses in a row, in so many domains, the cause is the relay and not the addresses: a relay
+that answers "no such user" to every mail must not suppress a whole list."""
 
 log = get_logger(__name__)
 
 
 class Relay:
-    """One relay: the way to it, who may use it at once, and whether it works."""
+    """One relay: its transport, its connections and its breaker."""
 
-    def __init__(self, settings: AnyRelay, transport: Transport, back: Callable[[], None]) -> None:
-        """`back` is called when the relay works again."""
+    def __init__(self, settings: AnyRelay, transport: Transport, on_recovery: Callable[[], None]) -> None:
+        """`on_recovery` is called when the relay works again."""
         self.settings = settings
-        self._back = back
+        self._on_recovery = on_recovery
         self.transport = transport
         self.lanes = Lanes(settings.connections)
         self.breaker = Breaker(self._opened, self._closed)
-        self.pause = FIRST_PAUSE
+        self.probe_interval = MIN_PROBE_INTERVAL_SECONDS
         self.refusing: set[str] = set()
-        """The domains to which it refused mail, for reasons of policy, since it last took any."""
+        """The domains to which it refused mail by policy since it last accepted a mail."""
         self.unknown: list[str] = []
-        """The domains of the addresses that it did not know since it last took a mail."""
+        """The domains of the addresses that it did not know since it last accepted a mail."""
 
     @property
     def where(self) -> str:
-        """Return what to call it in a sentence."""
+        """Return host and port, for logs and errors."""
         return self.transport.where
 
     def _opened(self) -> None:
@@ -70,12 +71,12 @@ class Relay:
     def _closed(self) -> None:
         log.info("a relay takes mail again", relay=self.where)
         metrics.RELAY_UP.labels(self.settings.name).set(1)
-        self._back()
+        self._on_recovery()
 
     async def send(self, mail: Outgoing, lane: Lane) -> Verdict:
-        """Wait for the lane's turn, and send."""
+        """Wait for a connection for this lane, and send."""
         if not self.lanes.try_enter(lane):
-            await self._wait_for_turn(lane)
+            await self._wait_for_connection(lane)
         try:
             if self.breaker.failure is not None:
                 raise RelayUnavailable(self.breaker.failure)
@@ -83,17 +84,19 @@ class Relay:
         finally:
             self.lanes.leave(lane)
 
-    async def _wait_for_turn(self, lane: Lane) -> None:
+    async def _wait_for_connection(self, lane: Lane) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(MAX_WAIT_SECONDS):
                 await self.lanes.enter(lane)
         except TimeoutError:
-            raise RelayUnavailable(f"waited {PATIENCE:g} s for a connection to the relay {self.where}") from None
+            raise RelayUnavailable(
+                f"waited {MAX_WAIT_SECONDS:g} s for a connection to the relay {self.where}"
+            ) from None
 
-    def heard(self, verdict: Verdict, domain: str) -> None:
-        """Learn from what became of a mail to `domain`."""
+    def observe(self, verdict: Verdict, domain: str) -> None:
+        """Update the breaker after an attempt of a mail to `domain`."""
         if verdict.kind is Kind.SENT:
-            self.pause = FIRST_PAUSE
+            self.probe_interval = MIN_PROBE_INTERVAL_SECONDS
             self.refusing.clear()
             self.unknown.clear()
             self.breaker.succeeded()
@@ -112,13 +115,13 @@ class Relay:
 
 
 class Relays:
-    """All of them."""
+    """All relays of the settings."""
 
     def __init__(self, relays: Sequence[AnyRelay], hello: str) -> None:
         """`hello`: the name that we give in EHLO."""
         self._closing = asyncio.Event()
-        self._back = asyncio.Event()  # set whenever a relay comes back
-        self._relays = [Relay(settings, _transport(settings, hello), self._back.set) for settings in relays]
+        self._recovered = asyncio.Event()  # set each time that a relay works again
+        self._relays = [Relay(settings, _transport(settings, hello), self._recovered.set) for settings in relays]
         self._probing = Background()
         for relay in self._relays:
             metrics.RELAY_UP.labels(relay.settings.name).set(1)
@@ -126,35 +129,30 @@ class Relays:
 
     @property
     def failure(self) -> str | None:
-        """Return as a sentence why no mail can go out; None when it can."""
-        troubles = [relay.breaker.failure for relay in self._relays if relay.breaker.failure is not None]
-        return "; ".join(troubles) if len(troubles) == len(self._relays) else None
-
-    @property
-    def troubles(self) -> dict[str, str]:
-        """Return for each relay "ok", or why it gets no mail."""
-        return {relay.settings.name: relay.breaker.failure or "ok" for relay in self._relays}
+        """Return why no mail can be sent; None if it can."""
+        failures = [relay.breaker.failure for relay in self._relays if relay.breaker.failure is not None]
+        return "; ".join(failures) if len(failures) == len(self._relays) else None
 
     @property
     def busy(self) -> int:
-        """Return how many mails are on their way right now."""
+        """Return the number of mails that are being sent."""
         return sum(relay.lanes.busy for relay in self._relays)
 
     async def usable(self) -> list[Relay]:
         """Return the relays that work, in the order in which to try them; wait until there is one.
 
         Raises:
-            RelayUnavailable: there is none, and waiting longer makes no sense.
+            RelayUnavailable: no relay works after `MAX_WAIT_SECONDS`, or the process stops.
         """
         if found := self._order():
             return found
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(MAX_WAIT_SECONDS):
                 while not (found := self._order()):
                     if self._closing.is_set():
-                        raise RelayUnavailable(self.failure or "this mailer is ending")
-                    self._back.clear()
-                    await self._back.wait()
+                        raise RelayUnavailable(self.failure or "this mailer is stopping")
+                    self._recovered.clear()
+                    await self._recovered.wait()
         except TimeoutError:
             raise RelayUnavailable(self.failure or "no relay works") from None
         return found
@@ -163,26 +161,26 @@ class Relays:
         if len(self._relays) == 1:
             return self._relays if self._relays[0].breaker.closed else []
         working = [relay for relay in self._relays if relay.breaker.closed]
-        # Weighted order: an exponential clock for each, the first to ring goes first.
+        # A weighted random order: sort by exponentially distributed numbers, divided by the weights.
         return sorted(
             working, key=lambda relay: (relay.settings.priority, random.expovariate(1.0) / relay.settings.weight)
         )
 
     async def send(self, relay: Relay, mail: Outgoing, lane: Lane) -> Verdict:
-        """Send by one relay, and learn from what becomes of it.
+        """Send by one relay, and update its breaker with the result.
 
         Raises:
-            RelayUnavailable: it was not sent, and not for its own fault.
+            RelayUnavailable: the mail was not sent, for a reason that is not in the mail.
         """
         if self._closing.is_set():
-            raise RelayUnavailable("this mailer is ending")
+            raise RelayUnavailable("this mailer is stopping")
         try:
             verdict = await relay.send(mail, lane)
         except RelayUnavailable as error:
             relay.breaker.failed(str(error))
             self._probe_if_open(relay)
             raise
-        relay.heard(verdict, mail.domain)
+        relay.observe(verdict, mail.domain)
         if verdict.kind is not Kind.SENT:
             self._probe_if_open(relay)
         return verdict
@@ -194,27 +192,27 @@ class Relays:
         self._probing.keep(name, partial(self._probe, relay))
 
     async def _probe(self, relay: Relay) -> None:
-        """Try until the relay is back, less and less often. Only a mail that it takes makes the pauses short again."""
+        """Probe the relay with exponential back-off until it answers. Only an accepted mail resets the interval."""
         while not relay.breaker.closed:
-            await asyncio.sleep(random.uniform(0.5, 1.0) * relay.pause)
-            relay.pause = min(2 * relay.pause, LONGEST_PAUSE)
+            await asyncio.sleep(random.uniform(0.5, 1.0) * relay.probe_interval)
+            relay.probe_interval = min(2 * relay.probe_interval, MAX_PROBE_INTERVAL_SECONDS)
             with suppress(RelayUnavailable):
                 await relay.transport.probe()
                 relay.breaker.half_open()
 
     async def sweep(self) -> None:
-        """Close connections that were not used for a while."""
+        """Close idle connections."""
         for relay in self._relays:
             relay.transport.sweep()
 
-    def give_up(self) -> None:
-        """Wait for absent relays no longer: this process is to end."""
+    def stop_waiting(self) -> None:
+        """End all waits for a usable relay, because this process stops."""
         self._closing.set()
-        self._back.set()
+        self._recovered.set()
 
     async def close(self) -> None:
         """Close all connections that carry no mail."""
-        self.give_up()
+        self.stop_waiting()
         await self._probing.stop()
         for relay in self._relays:
             await relay.transport.close()

@@ -1,10 +1,10 @@
-"""What an SMTP reply means for the mail.
+"""The classification of SMTP replies.
 
-`RULES` is the whole table, read from the top: the first rule that fits a reply to a command decides. docs/mail.md shows
-the same table, written by `scripts/write-tables`.
+The first rule of `RULES` that matches a reply to a command is applied. docs/mail.md shows the same table, written by
+`scripts/write-tables`.
 
-Two things decide what a reply concerns. The command that was answered: before RCPT the server knows no recipient, so a
-refusal of MAIL is about us. And the enhanced code (RFC 3463, registry of RFC 5248), which takes precedence over the
+What a reply concerns follows from the command and the code. Before RCPT the server knows no recipient, so a refusal of
+MAIL concerns our sender or the relay. The enhanced code (RFC 3463, registry of RFC 5248) takes precedence over the
 reply code (RFC 5321, 4.2).
 """
 
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why an attempt did not succeed. What follows from it stands in `CONSEQUENCES`."""
+    """Why an attempt did not succeed. `CONSEQUENCES` has what follows from it."""
 
     BAD_ADDRESS = "bad-address"
     MAILBOX_FULL = "mailbox-full"
@@ -39,7 +39,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Consequence:
-    """What follows from a cause, for every mail."""
+    """What follows from a cause."""
 
     concerns: str
     """What the reply is about; for the documentation."""
@@ -65,31 +65,31 @@ CONSEQUENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The meaning of one attempt."""
+    """The classified result of one attempt."""
 
     kind: Kind
     sentence: str
-    """What the server said, or what went wrong."""
+    """The text of the server's reply, or what failed."""
     code: int | None = None
     enhanced: str | None = None
     cause: Cause = Cause.OTHER
     after: float | None = None
-    """The next attempt comes at the earliest in so many seconds."""
+    """Minimum delay of the next attempt, in seconds."""
     attempts: int | None = None
-    """Give up after so many attempts, where fewer than usual make sense."""
+    """Maximum number of attempts, if it is less than usual."""
     uncertain: bool = False
-    """The server may have taken the mail although it did not say so (RFC 1047)."""
+    """The server may have accepted the mail, but its reply was lost (RFC 1047)."""
     about_relay: bool = False
-    """Said before the server knew the recipient, so it is about the relay or about us."""
+    """The reply was sent before the server knew the recipient, so it concerns the relay or our sender."""
 
     @property
-    def elsewhere(self) -> bool:
-        """Say whether another relay may be tried immediately: this one certainly has not taken the mail."""
+    def try_next_relay(self) -> bool:
+        """Return whether another relay may be tried immediately: this one certainly has not accepted the mail."""
         return CONSEQUENCES[self.cause].next_relay and not self.uncertain
 
     @property
     def charged(self) -> bool:
-        """Say whether the attempt counts against the mail."""
+        """Return whether the attempt counts against the mail."""
         return self.kind is not Kind.TRANSIENT or self.uncertain or CONSEQUENCES[self.cause].charged
 
 
@@ -106,7 +106,7 @@ ANY_STEP = frozenset(Step)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of the table. An empty field fits every reply."""
+    """One row of the table. An empty field matches every reply."""
 
     reply: str
     """The replies that it matches, for the documentation."""
@@ -120,13 +120,13 @@ class Rule:
     enhanced: tuple[str, ...] = ()
     """Subject and detail of enhanced codes, like `1.1`, or `7.` for a whole subject."""
     bare: bool = False
-    """Fits only replies without an enhanced code."""
+    """Matches only replies without an enhanced code."""
     words: re.Pattern[str] | None = None
     kind: Kind | None = None
-    """What it means, where that is not what the severity says."""
+    """The result, if it does not follow from the severity."""
 
-    def fits(self, step: Step, code: int, enhanced: str | None, severity: str, sentence: str) -> bool:
-        """Say whether this rule decides over a reply."""
+    def matches(self, step: Step, code: int, enhanced: str | None, severity: str, sentence: str) -> bool:
+        """Return whether this rule matches a reply."""
         return (
             step in self.steps
             and (not self.codes or code in self.codes)
@@ -144,7 +144,7 @@ def _words(*patterns: str) -> re.Pattern[str]:
 _RATE = _words(
     "throttl", r"rate\b", r"too (?:many|much|fast|quickly)\b", "exceed", r"concurrent\b", r"unusual\b", "slow down"
 )
-# In a 5xx only what cannot mean anything else: "exceeds the size limit" is about the mail.
+# Also used for 5xx, so it must match nothing else: "exceeds the size limit" concerns the mail.
 _SENDING_LIMIT = _words(
     r"rate.?limit", r"sending (?:limit|quota|rate)", r"(?:daily|hourly) (?:\w+ )?(?:limit|quota)",
     r"too many (?:messages|mails|e-?mails|connections)", r"at a rate\b", r"recipient limit\b",
@@ -219,7 +219,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def classify(step: Step, code: int, text: str) -> Verdict:
-    """Return the meaning of the reply to `step`; `text` is the reply without its code, lines joined by line feeds."""
+    """Return the result of the reply to `step`; `text` is the reply without its code, lines joined by line feeds."""
     sentence = " ".join(text.split())
     enhanced = enhanced_code(text)
     if 200 <= code < 300:
@@ -227,7 +227,7 @@ def classify(step: Step, code: int, text: str) -> Verdict:
     if code < 400 or code > 599:
         return Verdict(Kind.TRANSIENT, f"the relay answered {code} {sentence}, which makes no sense here", code)
     if enhanced is not None and enhanced[0] == "2":
-        enhanced = None  # a refusal that claims success: the reply code is the one that servers get right
+        enhanced = None  # a refusal with an enhanced code of success: the reply code is more reliable
     rule, severity = deciding_rule(step, code, enhanced, sentence)
     kind = rule.kind or (Kind.PERMANENT if severity == "5" else Kind.TRANSIENT)
     after, attempts = _wait(sentence), None
@@ -242,13 +242,13 @@ def classify(step: Step, code: int, text: str) -> Verdict:
 
 
 def deciding_rule(step: Step, code: int, enhanced: str | None, sentence: str) -> tuple[Rule, str]:
-    """Return the first rule that fits a refusal, and the severity of the refusal."""
+    """Return the first rule that matches a refusal, and the severity of the refusal."""
     severity = enhanced[0] if enhanced else str(code)[0]
-    return next(rule for rule in RULES if rule.fits(step, code, enhanced, severity, sentence)), severity
+    return next(rule for rule in RULES if rule.matches(step, code, enhanced, severity, sentence)), severity
 
 
 def lost(sentence: str, *, after_dot: bool) -> Verdict:
-    """Return the meaning of a connection that broke, or of silence, during an attempt."""
+    """Return the result of an attempt during which the connection was lost or the server did not reply in time."""
     return Verdict(Kind.TRANSIENT, sentence, cause=Cause.RELAY, uncertain=after_dot)
 
 
@@ -258,7 +258,7 @@ def _among(enhanced: str, patterns: Iterable[str]) -> bool:
 
 
 def enhanced_code(text: str) -> str | None:
-    """Return the enhanced code at the beginning of a reply, or in brackets at its end; None where there is none."""
+    """Return the enhanced code at the beginning of a reply, or in brackets at its end, or None."""
     match = _ENHANCED.match(text.lstrip()) or _ENHANCED_AT_END.search(text)
     return ".".join(str(int(part)) for part in match.groups()) if match else None
 

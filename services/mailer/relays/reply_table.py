@@ -24,7 +24,7 @@ def markdown() -> str:
 
 
 def steps(rule: Rule) -> list[Step]:
-    """Return the commands to which `rule` decides over its example."""
+    """Return the commands for which `rule` is the first that matches its example."""
     code, text = parts(rule)
     return [step for step in Step if rule in deciding_rule(step, code, enhanced_code(text), text)]
 
@@ -47,7 +47,7 @@ def _row(rule: Rule) -> str:
         consequence.concerns,
         _action(rule, permanent),
         "yes" if verdict.charged else "no",
-        "yes" if verdict.elsewhere else "no",
+        "yes" if verdict.try_next_relay else "no",
         "yes" if consequence.suppress and permanent else "no",
         "" if rule.cause is Cause.OTHER else f"`{rule.cause}`",
     )

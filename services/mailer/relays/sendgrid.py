@@ -19,7 +19,7 @@ _UNCERTAIN = (500, 502, 504)
 
 
 class SendGrid:
-    """SendGrid, or whatever speaks its API. A 202 means that it has taken the mail."""
+    """SendGrid, or a server with the same API. The status 202 means that it has accepted the mail."""
 
     def __init__(self, settings: SendGridRelay) -> None:
         self._settings = settings
@@ -28,7 +28,7 @@ class SendGrid:
             headers={"Authorization": f"Bearer {settings.api_key.get_secret_value()}"},
             timeout=settings.timeout,
             limits=httpx.Limits(max_connections=settings.connections),
-            follow_redirects=False,  # the key goes to no other address
+            follow_redirects=False,  # the key must not be sent to another host
         )
 
     @property
@@ -37,7 +37,11 @@ class SendGrid:
         return f"{self._http.base_url.host} (SendGrid)"
 
     async def send(self, mail: Outgoing) -> Verdict:
-        """Send one mail and return what became of it; RelayUnavailable: nothing was sent, for no fault of the mail."""
+        """Send one mail and return the result.
+
+        Raises:
+            RelayUnavailable: nothing was sent, for a reason that is not in the mail.
+        """
         content = await _json(mail)
         mail.check()
         try:
@@ -45,12 +49,16 @@ class SendGrid:
         except _NOT_SENT as error:
             raise RelayUnavailable(f"cannot use the relay {self.where}: {_sentence(error)}") from error
         except httpx.HTTPError as error:
-            # It may have read all of the request before the answer was lost.
+            # The server may have read the whole request before the connection was lost.
             return lost(f"no answer from {self.where}: {_sentence(error)}", after_dot=True)
         return _verdict(answer)
 
     async def probe(self) -> None:
-        """Ask for the scopes of the key."""
+        """Request the scopes of the key.
+
+        Raises:
+            RelayUnavailable: the server does not answer, or refuses the key.
+        """
         try:
             answer = await self._http.get("/v3/scopes")
         except httpx.HTTPError as error:
@@ -74,7 +82,7 @@ _JSON = {"Content-Type": "application/json"}
 async def _json(outgoing: Outgoing) -> bytes:
     if not outgoing.mail.attachments:
         return orjson.dumps(document(outgoing))
-    # Megabytes in base64 take tens of milliseconds, in which other mails must go on.
+    # Base64 of megabytes takes tens of milliseconds: in a thread, it does not block the event loop.
     return await asyncio.to_thread(lambda: orjson.dumps(document(outgoing)))
 
 
@@ -162,7 +170,7 @@ def _cause(answer: httpx.Response) -> Cause:
 
 
 def _wait(answer: httpx.Response) -> float | None:
-    """Return for how many seconds it wants to be left alone."""
+    """Return the seconds until the next request is allowed, by the headers of the answer."""
     after, reset = answer.headers.get("retry-after", ""), answer.headers.get("x-ratelimit-reset", "")
     if after.isdigit():
         return float(min(int(after), 86_400))

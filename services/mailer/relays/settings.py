@@ -1,4 +1,4 @@
-"""The relays that take our mail, as an operator writes them down: JSON or TOML, in a variable or a file.
+"""The settings of the relays: JSON or TOML, in a variable or a file.
 
 [[relay]]
 name = "main"
@@ -29,7 +29,7 @@ from bellhop.tasks.rates import Rate
 
 
 class Tls(StrEnum):
-    """How the connection to the relay is protected. None of these ever falls back to another."""
+    """How the connection to the relay is protected. There is no fallback from one to another."""
 
     NONE = "none"
     STARTTLS = "starttls"
@@ -42,8 +42,8 @@ class _Relay(BaseModel):
     name: Name
     priority: int = Field(1, ge=1, description="relays with the lowest number are used while any of them works")
     weight: float = Field(1.0, gt=0, description="share of the mails among relays of one priority")
-    rate: Rate | None = Field(None, description="mails at most, like 50/s or 10000/h, over all replicas")
-    connections: int = Field(20, ge=1, le=1000, description="mails on their way at once, per process")
+    rate: Rate | None = Field(None, description="maximum rate of mails, like 50/s or 10000/h, of all replicas together")
+    connections: int = Field(20, ge=1, le=1000, description="maximum number of connections, per process")
     timeout: float = Field(60.0, gt=0, description="seconds for connecting and for each answer")
 
     @property
@@ -64,7 +64,7 @@ class SmtpRelay(_Relay):
     password: SecretStr | None = None
     mails_per_connection: int = Field(1000, ge=1)
     idle_seconds: float = Field(30.0, gt=0)
-    # RFC 5321, 4.5.3.2.6: who gives up sooner than 10 minutes after the final dot makes duplicates.
+    # RFC 5321, 4.5.3.2.6: a client that waits less than 10 minutes after the final dot causes duplicates.
     data_timeout: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")
@@ -95,7 +95,7 @@ AnyRelay = Annotated[SmtpRelay | SendGridRelay, Field(discriminator="kind")]
 
 
 def read_relays(value: object) -> object:
-    """Return what a variable or file holds as a list: JSON, TOML with [[relay]] tables, or the path of such a file."""
+    """Return the list in a variable or file: JSON, TOML with [[relay]] tables, or the path of such a file."""
     found = _text(value) if isinstance(value, str) else value
     if not isinstance(found, list):
         raise ValueError("must be a list of relays")

@@ -1,7 +1,7 @@
-"""A relay that speaks SMTP: connections that carry many mails each, and the promise about TLS.
+"""A relay that speaks SMTP: a pool of connections, each used for many mails, and TLS.
 
-`starttls` and `tls` never send a mail or a password in clear: a relay that does not offer STARTTLS, or whose
-certificate does not verify, is a relay that is away.
+With `starttls` and `tls`, no mail and no password is ever sent in clear: a relay that does not offer STARTTLS, or whose
+certificate does not verify, is unavailable.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class _Session:
 
 
 class Smtp:
-    """One SMTP server that takes our mail."""
+    """One SMTP server, with its connections."""
 
     def __init__(self, settings: SmtpRelay, hello: str) -> None:
         """`hello`: the name that we give in EHLO."""
@@ -46,7 +46,11 @@ class Smtp:
         return f"{self._settings.host}:{self._settings.port}"
 
     async def send(self, mail: Outgoing) -> Verdict:
-        """Send one mail and return what became of it; RelayUnavailable: nothing was sent, for no fault of the mail."""
+        """Send one mail and return the result.
+
+        Raises:
+            RelayUnavailable: nothing was sent, for a reason that is not in the mail.
+        """
         if traces.tracer is None:
             return await self._send(mail)
         about: dict[str, AttributeValue] = {
@@ -65,9 +69,9 @@ class Smtp:
     async def _send(self, mail: Outgoing) -> Verdict:
         if (session := self._reuse()) is not None:
             verdict = await self._attempt(session, mail)
-            # The relay may have closed a connection that lay idle, or be out of step after the mail before. Neither is
-            # the fault of this mail: another connection may do.
-            if not verdict.elsewhere:
+            # The relay may have closed an idle connection, or the previous mail may have left it in a wrong state. In
+            # both cases another connection may work.
+            if not verdict.try_next_relay:
                 return verdict
         return await self._attempt(await self._connect(), mail)
 
@@ -77,21 +81,25 @@ class Smtp:
             mail.check()
             verdict = await self._transact(session, mail)
         except Broken as broken:
-            when = "after the final dot" if broken.after_dot else "before the mail was out"
+            when = "after the final dot" if broken.after_dot else "before the mail was sent"
             return lost(f"{broken} ({self.where}, {when})", after_dot=broken.after_dot)
         else:
             return verdict
         finally:
-            if verdict is not None and verdict.elsewhere:
+            if verdict is not None and verdict.try_next_relay:
                 session.dialogue.close()
-            self._give_back(session)
+            self._release(session)
 
     async def probe(self) -> None:
-        """Connect and log in; the connection serves the next mail."""
-        self._give_back(await self._connect())
+        """Connect and log in; the connection is used for the next mail.
+
+        Raises:
+            RelayUnavailable: it is not possible.
+        """
+        self._release(await self._connect())
 
     def sweep(self) -> None:
-        """Close what was not used for a while."""
+        """Close idle connections."""
         oldest = self._loop.time() - self._settings.idle_seconds
         stale = [session for session in self._idle if session.idle_since < oldest or not session.dialogue.usable]
         self._idle = [session for session in self._idle if session not in stale]
@@ -107,13 +115,13 @@ class Smtp:
     def _reuse(self) -> _Session | None:
         oldest = self._loop.time() - self._settings.idle_seconds
         while self._idle:
-            session = self._idle.pop()  # the one used last: the rest may grow old and be closed
+            session = self._idle.pop()  # the one used last, so that surplus connections become idle and are closed
             if session.dialogue.usable and session.idle_since >= oldest:
                 return session
             session.dialogue.close()
         return None
 
-    def _give_back(self, session: _Session) -> None:
+    def _release(self, session: _Session) -> None:
         if not session.dialogue.usable or session.mails >= self._settings.mails_per_connection:
             session.dialogue.close()
             return
@@ -180,7 +188,7 @@ class Smtp:
 
 
 async def _hello(smtp: SMTP) -> None:
-    """Say EHLO, or HELO to a server that refuses it (RFC 5321, 3.2)."""
+    """Send EHLO, or HELO to a server that refuses it (RFC 5321, 3.2)."""
     try:
         await smtp.ehlo()
     except SMTPHeloError:
@@ -188,7 +196,7 @@ async def _hello(smtp: SMTP) -> None:
 
 
 def _path(address: str) -> bytes:
-    """Return `<address>`; contracts refuse what is unsafe here, this is the last gate before the wire."""
+    """Return `<address>`. Contracts refuse unsafe addresses; this is a second check."""
     if _UNSAFE.search(address):
         raise ValueError("an address on the wire must not contain blanks, control characters or angle brackets")
     return b"<" + address.encode() + b">"

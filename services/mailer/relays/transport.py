@@ -1,4 +1,4 @@
-"""What every way out has in common: one call that takes a mail and says what became of it.
+"""The interface of a transport: one call that sends a mail and returns the result.
 
 Smtp       an SMTP server that takes our mail (smtp.py)
 SendGrid   SendGrid's HTTP API, v3 (sendgrid.py)
@@ -15,52 +15,52 @@ from services.mailer.relays.replies import Verdict
 
 
 class RelayUnavailable(Unavailable):
-    """No mail can go out this way at the moment, whatever mail it is; certainly nothing was sent."""
+    """No mail can be sent by this relay at the moment; certainly nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One mail, ready to go."""
+    """One mail, ready to be sent."""
 
     sender: str
     """The address in MAIL FROM and From:."""
     recipient: str
     message: bytes
-    """As it goes over an SMTP connection, dots not doubled."""
+    """The bytes of the mail, before dot-stuffing."""
     mail: Mail
-    """The same in its parts, for relays that want those."""
+    """The same mail in parts, for HTTP APIs."""
     check: Callable[[], None]
-    """Called at the last moment before anything is sent; it may raise, and then nothing is."""
+    """Called immediately before the mail is sent; if it raises, nothing is sent."""
 
     @property
     def domain(self) -> str:
-        """Return the recipient's domain as DNS has it: one spelling for limits, pauses and breakers."""
+        """Return the recipient's domain in its DNS form: one spelling for limits and breakers."""
         return domain_of(self.recipient)
 
 
 class Transport(Protocol):
-    """One way out. How many mails may be on it at once is its caller's business."""
+    """Sends mail to one relay. The caller limits the number of concurrent mails."""
 
     @property
     def where(self) -> str:
-        """Return what to call it in a sentence, like host:port."""
+        """Return host and port, for logs and errors."""
 
     async def send(self, mail: Outgoing) -> Verdict:
-        """Send one mail and return what became of it.
+        """Send one mail and return the result.
 
         Raises:
-            RelayUnavailable: it was not sent, and not for its own fault.
+            RelayUnavailable: nothing was sent, for a reason that is not in the mail.
         """
 
     async def probe(self) -> None:
-        """See whether mail could go out, without sending any.
+        """Check that mail can be sent, without sending any.
 
         Raises:
-            RelayUnavailable: it could not.
+            RelayUnavailable: it cannot.
         """
 
     def sweep(self) -> None:
-        """Close what was not used for a while."""
+        """Close idle connections."""
 
     async def close(self) -> None:
-        """Close everything that carries no mail."""
+        """Close all connections that are not in use."""

@@ -1,4 +1,4 @@
-"""When a limit was last asked for, by the database's clock: tells that the clock was set back."""
+"""Add the time when a limit was last asked for, by the database's clock: it shows that the clock was set back."""
 
 import sqlalchemy as sa
 from alembic import op
