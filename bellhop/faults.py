@@ -1,4 +1,4 @@
-"""Points at which a test may kill this process: `faults.point("relay.confirmed")`.
+"""Points at which a test may kill this process: `faults.point("outbox.confirmed")`.
 
 Only `tests/faults/` enables them; otherwise a point is one call of an empty function. A point is enabled in a process
 that is started with both variables in its environment:

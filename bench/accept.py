@@ -8,7 +8,7 @@ one process and then by two, as many as there are cores here; `delay` waits for 
 that whatever else the machine does troubles them alike, and after each turn our outbox must be empty again, so that no
 turn does another's work. Load comes from another process over 64 keep-alive connections.
 
-Our acceptance is durable and tracked: every 202 follows a commit with `synchronous=FULL`, and the relay publishes with
+Our acceptance is durable and tracked: every 202 follows a commit with `synchronous=FULL`, and the outbox publisher uses
 confirms meanwhile.
 """
 

@@ -26,8 +26,8 @@ from bellhop.tasks.inbox import Inbox
 from services.gateway.broadcasts.store import Broadcasts
 from services.gateway.dead_letters.store import DeadLetters
 from services.gateway.outbox.store import now_ms
-from services.gateway.subscribers.store import Audience, Status
-from services.gateway.suppressions.store import Suppressions
+from services.gateway.subscribers.store import Status, SubscriberStore
+from services.gateway.suppressions.store import SuppressionStore
 from services.gateway.tasks import store as ledger
 from services.gateway.tasks.messages import new_task, request_entry
 from services.gateway.tasks.store import Acceptance, Ledger
@@ -163,8 +163,8 @@ async def _fill(database: Database, table: str, statement: str, count: int) -> N
 
 async def _operations(gateway: Database, mailer: Database) -> dict[str, Operation]:
     tasks, letters, broadcasts = Ledger(gateway), DeadLetters(gateway), Broadcasts(gateway)
-    suppressions = Suppressions(gateway, 90)
-    audience = Audience(gateway, suppressions, _nothing_to_ask)
+    suppressions = SuppressionStore(gateway, 90)
+    audience = SubscriberStore(gateway, suppressions, _nothing_to_ask)
     inbox = Inbox(mailer, MAILER_INBOX, "bench")
     await inbox.beat()
     numbers = count()

@@ -49,7 +49,7 @@ TIMEOUT = 300.0
 
 
 async def fill(url: str, lane: Lane, mails: int) -> None:
-    """Put `mails` tasks on their queue, as the gateway's relay does."""
+    """Put `mails` tasks on their queue, as the gateway's outbox publisher does."""
     connection = Connection(url, "bench")
     publisher = Publisher(connection)
     await connection.start()

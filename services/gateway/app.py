@@ -1,4 +1,4 @@
-"""The gateway: accepts requests, publishes their messages, keeps what became of them."""
+"""The gateway: accepts requests, publishes their messages, stores their outcomes."""
 
 from collections.abc import Sequence
 

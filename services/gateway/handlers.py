@@ -11,9 +11,9 @@ from services.gateway.parts import Gateway
 
 
 async def apply_outcome(gateway: Gateway, delivery: Delivery) -> None:
-    """Record the outcome of a task in the ledger, then tell clients that wait for it and those that watch it.
+    """Record the outcome of a task in the ledger, then notify the clients that wait for it and those that watch it.
 
-    They are told before the delivery is acked, so that a crash in between repeats it. Idempotent.
+    They are notified before the delivery is acked, so that a crash in between repeats it. Idempotent.
     """
     try:
         outcome = Outcome.read(delivery.body)

@@ -1,7 +1,7 @@
 """What the gateway does periodically. Every replica does all of it; the database says whose turn it is."""
 
 from bellhop.service import Job
-from services.gateway.broadcasts import feeder
+from services.gateway.broadcasts import dispatcher
 from services.gateway.leaderboards import boards, marks
 from services.gateway.outbox import publisher
 from services.gateway.parts import Gateway
@@ -23,11 +23,11 @@ async def withdraw(gateway: Gateway) -> float | None:
 
 
 JOBS: tuple[Job[Gateway], ...] = (
-    Job("publishing", publisher.IDLE_SECONDS, lambda gateway: gateway.relay.publish_handed_over(),
-        wake=lambda gateway: gateway.relay.woken),
-    Job("sweeping the outbox", publisher.SWEEP_SECONDS, lambda gateway: gateway.relay.sweep()),
-    Job("broadcasts", feeder.IDLE_SECONDS, lambda gateway: gateway.newsletter.feeder.step(),
-        wake=lambda gateway: gateway.newsletter.feeder.woken, limit=feeder.ROUND_SECONDS),
+    Job("publishing", publisher.IDLE_SECONDS, lambda gateway: gateway.outbox_publisher.publish_handed_over(),
+        wake=lambda gateway: gateway.outbox_publisher.woken),
+    Job("sweeping the outbox", publisher.SWEEP_SECONDS, lambda gateway: gateway.outbox_publisher.sweep()),
+    Job("broadcasts", dispatcher.IDLE_SECONDS, lambda gateway: gateway.newsletter.dispatcher.step(),
+        wake=lambda gateway: gateway.newsletter.dispatcher.woken, limit=dispatcher.ROUND_SECONDS),
     Job("withdrawals", WITHDRAW_SECONDS, withdraw),
     Job("routing by templates", ROUTING_SECONDS, lambda gateway: gateway.reactions.load()),
     Job("marking scores", marks.MARK_SECONDS, lambda gateway: gateway.marks.publish()),

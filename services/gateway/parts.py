@@ -19,7 +19,7 @@ from bellhop.web.problems import Problem
 from bellhop.web.rate_limit import Limiter
 from services.gateway import metrics
 from services.gateway.acceptance.service import Intake
-from services.gateway.attachments.store import Attachments
+from services.gateway.attachments.store import AttachmentStore
 from services.gateway.broadcasts import newsletter
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.dead_letters.store import DeadLetters
@@ -29,11 +29,11 @@ from services.gateway.keys.store import Keys
 from services.gateway.leaderboards.board_names import BoardNames
 from services.gateway.leaderboards.boards import Boards
 from services.gateway.leaderboards.marks import Marks
-from services.gateway.outbox.delivery import Outgoing
-from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.entry_publisher import EntryPublisher
+from services.gateway.outbox.publisher import OutboxPublisher
 from services.gateway.outbox.routing import Routing
 from services.gateway.settings import Settings
-from services.gateway.suppressions.store import Suppressions
+from services.gateway.suppressions.store import SuppressionStore
 from services.gateway.system.retention import Retention
 from services.gateway.tasks.live import LiveOutcomes
 from services.gateway.tasks.overdue import StaleTasks
@@ -53,7 +53,7 @@ class Gateway:
     ledger: Ledger
     keys: Keys
     dead_letters: DeadLetters
-    attachments: Attachments
+    attachments: AttachmentStore
     boards: Boards
     waiters: Waiters
     http: httpx.AsyncClient
@@ -61,7 +61,7 @@ class Gateway:
     mailer: Peer
     newsletter: Newsletter
     reactions: ReactionTypes
-    relay: Relay
+    outbox_publisher: OutboxPublisher
     live: LiveOutcomes
     withdrawals: Withdrawals
     marks: Marks
@@ -71,15 +71,15 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(base: Base[Settings]) -> AsyncIterator[Gateway]:
-    """Open the gateway; on the way out it publishes what was handed over and writes what is waiting."""
+    """Open the gateway; on shutdown publish what was handed over and commit pending writes."""
     settings, database, publisher = base.settings, base.database, base.publisher
     commits = GroupCommit(database)
     routing = Routing(settings.live_types)
-    outgoing = Outgoing(publisher, routing)
-    relay = Relay(database, commits, publisher, outgoing)
-    metrics.OUTBOX.set_function(lambda: relay.waiting)
-    suppressions = Suppressions(database, settings.bounce_days)
-    intake = Intake(commits, relay, publisher, outgoing, settings.outbox_limit, suppressions.accept)
+    entry_publisher = EntryPublisher(publisher, routing)
+    outbox_publisher = OutboxPublisher(database, commits, publisher, entry_publisher)
+    metrics.OUTBOX.set_function(lambda: outbox_publisher.waiting)
+    suppressions = SuppressionStore(database, settings.bounce_days)
+    intake = Intake(commits, outbox_publisher, publisher, entry_publisher, settings.outbox_limit, suppressions.accept)
     news = newsletter.build(settings, database, suppressions, intake)
     keys = Keys(database)
     async with internal_client() as http:
@@ -93,7 +93,7 @@ async def open_gateway(base: Base[Settings]) -> AsyncIterator[Gateway]:
             ledger=Ledger(database, suppressions.note_bounces),
             keys=keys,
             dead_letters=DeadLetters(database, settings.unrouted_limit),
-            attachments=Attachments(
+            attachments=AttachmentStore(
                 database, settings.attachment_days, settings.attachment_quota, settings.attachment_total
             ),
             boards=Boards(BoardNames(database), settings, leaderboard),
@@ -103,11 +103,11 @@ async def open_gateway(base: Base[Settings]) -> AsyncIterator[Gateway]:
             mailer=Peer("mailer", settings.mailer_url, settings.mailer_key, http, subject="gateway"),
             newsletter=news,
             reactions=ReactionTypes(database, routing),
-            relay=relay,
+            outbox_publisher=outbox_publisher,
             live=LiveOutcomes(publisher),
             withdrawals=Withdrawals(database),
             marks=Marks(database, publisher, leaderboard),
-            overdue=StaleTasks(database, news.maker, relay, settings.republish_minutes * 60),
+            overdue=StaleTasks(database, news.maker, outbox_publisher, settings.republish_minutes * 60),
             retention=Retention(database, settings),
         )
         base.app.state.gateway = parts
@@ -115,7 +115,7 @@ async def open_gateway(base: Base[Settings]) -> AsyncIterator[Gateway]:
         try:
             yield parts
         finally:
-            await relay.stop(settings.shutdown_seconds)
+            await outbox_publisher.stop(settings.shutdown_seconds)
             await commits.close()
 
 

@@ -36,7 +36,7 @@ tasks = sa.Table(
     sa.Column("finished_at", sa.BigInteger),
     sa.Column("republished_at", sa.BigInteger),
     sa.Column("cancel_requested_at", sa.BigInteger),
-    # Both begin with the state, also for lists without one: `task_lists.py` says why.
+    # Both begin with the state, also for lists without one: see `tasks/pages.py`.
     sa.Index("tasks_by_state", "state", "created_at", "id"),
     sa.Index("tasks_by_owner", "owner", "state", "created_at", "id"),
 )
@@ -55,7 +55,7 @@ _FINISHED = tasks.c.finished_at.is_not(None)
 sa.Index("tasks_by_finish", tasks.c.finished_at, sqlite_where=_FINISHED, postgresql_where=_FINISHED)
 _OPEN = tasks.c.finished_at.is_(None)
 sa.Index("tasks_open_by_address", tasks.c.address, sqlite_where=_OPEN, postgresql_where=_OPEN)
-# The first one makes sure that nobody is mailed twice, even if the feeder were wrong.
+# The first one makes sure that no recipient gets two mails, even if the dispatcher has a bug.
 _OF_BROADCAST = tasks.c.broadcast_id.is_not(None)
 sa.Index(
     "tasks_by_recipient",
@@ -277,9 +277,9 @@ broadcasts = sa.Table(
     sa.Column("template", sa.String(128)),
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("total", sa.BigInteger, nullable=False),
-    sa.Column("fed", sa.BigInteger, nullable=False),
-    sa.Column("fed_after", sa.String(320), nullable=False),
-    sa.Column("fed_all", sa.Boolean, nullable=False),
+    sa.Column("fed", sa.BigInteger, key="dispatched", nullable=False),
+    sa.Column("fed_after", sa.String(320), key="dispatch_cursor", nullable=False),
+    sa.Column("fed_all", sa.Boolean, key="all_dispatched", nullable=False),
     sa.Column("retry_after", sa.String(320)),
     sa.Column("cancel_after", sa.String(320), nullable=False),
     sa.Column("counts", sa.LargeBinary),

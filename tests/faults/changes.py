@@ -122,7 +122,7 @@ def _synchronous(level: str) -> None:
 def forgetful_release() -> None:
     """Take a message that was published without a confirm for one that was not."""
     from services.gateway.outbox import store
-    from services.gateway.outbox.publisher import Relay
+    from services.gateway.outbox.publisher import OutboxPublisher
 
     claim = store.claim
 
@@ -130,7 +130,7 @@ def forgetful_release() -> None:
         # So that a cancel finds the row as it was released.
         return [] if destination[1] == "mail.normal" else await claim(connection, destination, limit)
 
-    Relay._release_reason = lambda self, error: store.ReleaseReason.UNSENT  # type: ignore[method-assign]
+    OutboxPublisher._release_reason = lambda self, error: store.ReleaseReason.UNSENT  # type: ignore[method-assign]
     store.claim = claim_others
 
 

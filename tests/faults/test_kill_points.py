@@ -36,11 +36,11 @@ def _scores(driver: Driver) -> Awaitable[bool]:
 # point -> (the service that dies there, what is put in, what it means)
 POINTS: dict[str, tuple[str, Put, str]] = {
     "accept.committed": ("gateway", _mail, "gateway: after the commit, before the answer"),
-    "relay.claimed": ("gateway", _mail, "gateway: between the outbox's commit and the publish"),
+    "outbox.claimed": ("gateway", _mail, "gateway: between the outbox's commit and the publish"),
     "publisher.before_write": ("gateway", _scores, "gateway: before the publish is written"),
     "publisher.after_write": ("gateway", _scores, "gateway: after the publish is written, before the confirm"),
     "publisher.after_confirm": ("gateway", _mail, "gateway: after the confirm"),
-    "relay.confirmed": ("gateway", _scores, "gateway: between the confirm and its mark in the outbox"),
+    "outbox.confirmed": ("gateway", _scores, "gateway: between the confirm and its mark in the outbox"),
     "mail.before_connect": ("mailer", _mail, "mailer: before it takes a connection"),
     "mail.before_data": ("mailer", _mail, "mailer: before MAIL and DATA"),
     "mail.after_dot": ("mailer", _mail, "mailer: between the final dot and 250"),

@@ -100,7 +100,7 @@ async def finished(client: httpx.AsyncClient, broadcast_id: str, state: str = "f
 
 @pytest.mark.timeout(300)
 async def test_a_killed_gateway_forgets_nobody_and_mails_nobody_twice(gateway: Gateway, vhost: Vhost) -> None:
-    """Killed again and again while it feeds, it ends with exactly one task for each recipient."""
+    """Killed again and again while it makes tasks, it ends with exactly one task for each recipient."""
     emails = [f"reader-{number:04}@example.com" for number in range(RECIPIENTS)]
     async with gateway.client() as client, StandIn(sent).running(vhost) as mailer:
         await gateway.start(client)

@@ -326,7 +326,7 @@ async def test_a_bad_broadcast_is_refused(gateway: RunningGateway) -> None:
     assert (await gateway.admin.get("/v1/broadcasts")).json()["broadcasts"] == []
 
 
-async def test_two_replicas_feed_each_recipient_once(vhost: Vhost, database_url: str) -> None:
+async def test_two_replicas_make_one_task_for_each_recipient(vhost: Vhost, database_url: str) -> None:
     """Both move the same broadcast on, and nobody has two tasks."""
     async with (
         running_gateway(vhost, database_url, public_url=URL),

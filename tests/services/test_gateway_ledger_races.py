@@ -13,7 +13,7 @@ from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.broadcasts import feeding
+from services.gateway.broadcasts import dispatching
 from services.gateway.broadcasts.store import HELD, Phase
 from services.gateway.outbox import store as outbox
 from services.gateway.system import expiry
@@ -59,9 +59,9 @@ async def add_broadcast(database: Database, phase: Phase, recipients: dict[str, 
                 state=phase.value,
                 content=b"{}",
                 total=len(rows),
-                fed=len(rows),
-                fed_after="",
-                fed_all=True,
+                dispatched=len(rows),
+                dispatch_cursor="",
+                all_dispatched=True,
                 cancel_after="",
                 created_at=1,
             )
@@ -149,7 +149,7 @@ async def test_a_cancelled_broadcast_asks_for_every_open_task_once(
     gateways: list[Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the order of the database is, and with two gateways at it."""
-    monkeypatch.setattr(feeding, "CHUNK", 25)
+    monkeypatch.setattr(dispatching, "CHUNK", 25)
     states = (State.QUEUED, State.RETRYING)
     await add_broadcast(gateways[0], Phase.CANCELLING, {to: states[n % 2] for n, to in enumerate(AWKWARD)})
 
@@ -157,7 +157,7 @@ async def test_a_cancelled_broadcast_asks_for_every_open_task_once(
         idle = 0
         while idle < 3:
             async with database.write() as connection:
-                idle = 0 if (await feeding.withdraw(connection, BROADCAST)).count else idle + 1
+                idle = 0 if (await dispatching.withdraw(connection, BROADCAST)).count else idle + 1
 
     await asyncio.gather(*map(cancel, gateways))
     asked = [orjson.loads(row.body)["task_id"] for row in await in_outbox(gateways[0])]
@@ -172,6 +172,6 @@ async def test_what_may_be_out_is_neither_held_nor_taken_back(gateways: list[Dat
     async with gateways[0].write() as connection:
         await outbox.add(connection, [request_entry(MAIL, document("task-0"), b"{}")])
         await outbox.add(connection, [request_entry(MAIL, document("task-1"), b"{}")], maybe_delivered=True)
-        await (feeding.hold if phase is Phase.PAUSED else feeding.withdraw)(connection, BROADCAST)
+        await (dispatching.hold if phase is Phase.PAUSED else dispatching.withdraw)(connection, BROADCAST)
     left = {row.task_id: row.due_at for row in await in_outbox(gateways[0])}
     assert left == ({"task-0": HELD, "task-1": 0} if phase is Phase.PAUSED else {"task-1": 0})

@@ -134,7 +134,7 @@ async def test_a_scheduled_mail_waits_and_can_be_cancelled(gateway: RunningGatew
 
 
 async def test_a_scheduled_mail_goes_out_when_it_is_due(gateway: RunningGateway) -> None:
-    """The relay publishes it at its time, and the task is queued from then on."""
+    """The outbox publisher publishes it at its time, and the task is queued from then on."""
     task_id = await accepted(gateway, send_at=(now() + timedelta(seconds=1.2)).isoformat())
     assert await gateway.state(task_id) == "scheduled"
 

@@ -14,8 +14,8 @@ from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
 from services.gateway.broadcasts.store import Broadcasts
 from services.gateway.dead_letters.store import DeadLetters
-from services.gateway.subscribers.store import Audience, Status
-from services.gateway.suppressions.store import Suppressions
+from services.gateway.subscribers.store import Status, SubscriberStore
+from services.gateway.suppressions.store import SuppressionStore
 from services.gateway.tasks.store import Ledger
 
 ROWS = 4000
@@ -189,7 +189,7 @@ async def test_a_page_of_dead_letters_reads_a_page(database: Database) -> None:
 async def test_a_page_of_subscribers_reads_a_page(database: Database) -> None:
     """Of all, of a list, in a state, and both."""
     plans = Plans(database)
-    audience = Audience(database, Suppressions(database, 90), None)  # type: ignore[arg-type]
+    audience = SubscriberStore(database, SuppressionStore(database, 90), None)  # type: ignore[arg-type]
     for list_, state in product((None, "news", "small"), (None, *Status)):
         page = await audience.page(list_=list_, state=state, after=None, limit=20)
         scans = await plans.scans()
@@ -206,7 +206,7 @@ async def test_a_page_of_subscribers_reads_a_page(database: Database) -> None:
 async def test_a_page_of_suppressions_reads_a_page(database: Database) -> None:
     """Of all, and of a source that has few."""
     plans = Plans(database)
-    store = Suppressions(database, 90)
+    store = SuppressionStore(database, 90)
 
     assert len(await store.page(after=None, source=None, limit=20)) == 20
     assert len(await store.page(after=None, source="shop", limit=20)) == ROWS // 1000

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.attachments.store import Attachments, OverQuota, attachment_usage, attachments
+from services.gateway.attachments.store import AttachmentStore, OverQuota, attachment_usage, attachments
 from services.gateway.broadcasts.store import Action, Broadcasts
 from services.gateway.outbox.store import now_ms
 from services.gateway.settings import Settings
@@ -176,7 +176,7 @@ async def test_the_rest_goes_by_age(database: Database) -> None:
 
 async def test_a_key_has_its_quota_of_attachments(database: Database) -> None:
     """The same file again takes no more, and what is deleted makes room."""
-    store = Attachments(database, 30, quota=1000, total=1500)
+    store = AttachmentStore(database, 30, quota=1000, total=1500)
     await store.add("shop", "a", "text/plain", b"a" * 600)
     await store.add("shop", "a", "text/plain", b"a" * 600)
     with pytest.raises(OverQuota, match="This key's attachments would have 1200 bytes of at most 1000"):
@@ -194,7 +194,7 @@ async def test_a_key_has_its_quota_of_attachments(database: Database) -> None:
 
 async def test_uploads_at_the_same_time_do_not_exceed_the_quota(database: Database) -> None:
     """Two gateways, one key: the database decides."""
-    stores = [Attachments(Database(database.url), 30, quota=1000, total=100_000) for _ in range(2)]
+    stores = [AttachmentStore(Database(database.url), 30, quota=1000, total=100_000) for _ in range(2)]
     uploads = [
         store.add("shop", f"{number}", "text/plain", bytes([number]) * 300) for number in range(6) for store in stores
     ]

@@ -14,11 +14,11 @@ from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts.dispatching import TaskMaker
 from services.gateway.broadcasts.store import Phase
 from services.gateway.outbox import store as outbox
 from services.gateway.public_pages.links import Links
-from services.gateway.suppressions.store import Suppressions
+from services.gateway.suppressions.store import SuppressionStore
 from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
 from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks.messages import new_task, request_entry
@@ -41,9 +41,9 @@ async def databases(database_url: str) -> AsyncIterator[list[Database]]:
 
 
 def stale(database: Database, limit_seconds: float = 3600) -> StaleTasks:
-    relay: Any = SimpleNamespace(works=True, waiting=0)
-    maker = TaskMaker(Suppressions(database, 90), Links(["k" * 40], "https://news.example"))
-    return StaleTasks(database, maker, relay, limit_seconds)
+    outbox_publisher: Any = SimpleNamespace(works=True, waiting=0)
+    maker = TaskMaker(SuppressionStore(database, 90), Links(["k" * 40], "https://news.example"))
+    return StaleTasks(database, maker, outbox_publisher, limit_seconds)
 
 
 def row(task_id: str, to: str = "ada@example.com", **changes: Any) -> dict[str, Any]:
@@ -142,14 +142,16 @@ async def test_a_task_of_a_broadcast_is_made_again(
     databases: list[Database], phase: Phase, expected: dict[str, tuple[str, int]]
 ) -> None:
     """For those who may still be mailed; for the others the mailer is asked not to."""
-    fed = {"broadcast_id": "b", "document": None, "lane": "bulk"}
-    await add(databases[0], row("on-list", "a@example.com", **fed), row("left", "b@example.com", **fed))
+    of_broadcast = {"broadcast_id": "b", "document": None, "lane": "bulk"}
+    await add(
+        databases[0], row("on-list", "a@example.com", **of_broadcast), row("left", "b@example.com", **of_broadcast)
+    )
     async with databases[0].write() as connection:
         content = orjson.dumps({"subject": "s", "text": "Dear {{ subscriber.name }}"})
         await connection.execute(
             sa.insert(broadcasts).values(
-                id="b", owner="shop", list="news", state=phase.value, content=content, total=2, fed=2, fed_after="",
-                fed_all=True, cancel_after="", created_at=1, started_at=1,
+                id="b", owner="shop", list="news", state=phase.value, content=content, total=2, dispatched=2,
+                dispatch_cursor="", all_dispatched=True, cancel_after="", created_at=1, started_at=1,
             )
         )  # fmt: skip
         await connection.execute(

@@ -17,7 +17,7 @@ from bellhop.sql.migrations import migrate
 from services.gateway.outbox import store as outbox
 from services.gateway.public_pages.links import Links
 from services.gateway.subscribers.addresses import subscriber_id
-from services.gateway.suppressions.store import Suppression, Suppressions
+from services.gateway.suppressions.store import Suppression, SuppressionStore
 from services.gateway.tables import tasks
 from services.gateway.tasks.messages import new_task, request_entry
 from services.gateway.tasks.withdrawals import Withdrawals
@@ -122,7 +122,7 @@ async def test_an_address_that_was_released_keeps_its_mail(database_url: str) ->
     """What was suppressed for a moment only, before the loop looked, ends nothing."""
     await migrate(database_url, "services.gateway")
     database = Database(database_url)
-    suppressions = Suppressions(database, 90)
+    suppressions = SuppressionStore(database, 90)
     await suppressions.add(Suppression("ada@example.com", "by mistake", "admin"))
     await suppressions.remove("ada@example.com")
     assert await Withdrawals(database).step() == []
@@ -134,7 +134,7 @@ async def test_two_gateways_withdraw_once(database_url: str) -> None:
     await migrate(database_url, "services.gateway")
     databases = [Database(database_url) for _ in range(2)]
     for number in range(20):
-        await Suppressions(databases[0], 90).add(Suppression(f"a{number}@example.com", "asked", "admin"))
+        await SuppressionStore(databases[0], 90).add(Suppression(f"a{number}@example.com", "asked", "admin"))
     steps = await asyncio.gather(*(Withdrawals(database).step() for database in databases))
     assert any(step is not None for step in steps)
     assert await Withdrawals(databases[0]).step() is None
@@ -146,7 +146,7 @@ async def test_a_step_is_short_however_many_mails_wait_for_an_address(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends a bite of the tasks; about each that was published the mailer is asked once."""
-    monkeypatch.setattr("services.gateway.tasks.withdrawals.BITE", 3)
+    monkeypatch.setattr("services.gateway.tasks.withdrawals.MAX_TASKS_A_STEP", 3)
     await migrate(database_url, "services.gateway")
     database = Database(database_url)
     waiting = [mail_row(address) for address in ["ops@example.com"] * 8 + ["bob@example.com"]]
@@ -160,7 +160,7 @@ async def test_a_step_is_short_however_many_mails_wait_for_an_address(
         ]
         await outbox.add(connection, here)
     for address in ("ops@example.com", "bob@example.com"):
-        await Suppressions(database, 90).add(Suppression(address, "asked", "admin"))
+        await SuppressionStore(database, 90).add(Suppression(address, "asked", "admin"))
 
     steps = []
     while (step := await Withdrawals(database).step()) is not None:

@@ -6,7 +6,7 @@ from bellhop.amqp.message import Message
 from bellhop.contracts.envelope import Envelope
 from services.gateway.dead_letters.routes import SHOWN_BYTES, _shown
 from services.gateway.outbox import publisher as relay_module
-from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.publisher import OutboxPublisher
 from services.gateway.outbox.store import Entry
 
 
@@ -23,13 +23,13 @@ def entry(size: int) -> Entry:
 def test_the_relay_takes_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has no memory for stays in the outbox, however few messages that are."""
     monkeypatch.setattr(relay_module, "MAX_IN_MEMORY_BYTES", 1000)
-    relay = Relay(None, None, Broker(), None)  # type: ignore[arg-type]
-    relay.hand_over([entry(600)])
-    assert relay.takes_more
+    outbox_publisher = OutboxPublisher(None, None, Broker(), None)  # type: ignore[arg-type]
+    outbox_publisher.hand_over([entry(600)])
+    assert outbox_publisher.takes_more
 
-    relay.hand_over([entry(600)])
+    outbox_publisher.hand_over([entry(600)])
 
-    assert not relay.takes_more
+    assert not outbox_publisher.takes_more
 
 
 def test_of_a_large_dead_letter_the_beginning_is_shown() -> None:

@@ -7,9 +7,9 @@ import pytest
 from bellhop.contracts.base import now
 from bellhop.contracts.mail import MAX_BODY
 from bellhop.contracts.outcomes import Outcome, State
-from services.gateway.broadcasts.feeder import Meter
+from services.gateway.broadcasts.dispatcher import Meter
 from services.gateway.broadcasts.merge_fields import CannotFill, Words
-from services.gateway.public_pages.links import Kind, Links
+from services.gateway.public_pages.links import LinkKind, Links
 from services.gateway.subscribers.addresses import subscriber_id
 from services.gateway.suppressions.store import is_hard_bounce
 
@@ -109,7 +109,7 @@ def test_a_link_says_what_it_is_for() -> None:
     url = LINKS.confirm(person, ["news", "books"], seconds=60)
 
     assert url.startswith("https://news.example/sub/confirm?token=")
-    claim = LINKS.read(Kind.CONFIRM, token(url))
+    claim = LINKS.read(LinkKind.CONFIRM, token(url))
     assert claim is not None
     assert (claim.subscriber_id, claim.lists) == (person, ("news", "books"))
 
@@ -121,11 +121,13 @@ def test_a_link_is_for_one_thing_for_a_time_and_ours() -> None:
     expired = token(LINKS.confirm(person, ["news"], seconds=-1))
     foreign = token(Links(["z" * 40], "https://news.example").unsubscribe(person, "news"))
 
-    assert LINKS.read(Kind.UNSUBSCRIBE, good) is not None
-    assert LINKS.read(Kind.CONFIRM, good) is None
-    assert LINKS.read(Kind.CONFIRM, expired) is None
+    assert LINKS.read(LinkKind.UNSUBSCRIBE, good) is not None
+    assert LINKS.read(LinkKind.CONFIRM, good) is None
+    assert LINKS.read(LinkKind.CONFIRM, expired) is None
     changed = [good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :] for at in range(len(good) - 1)]
-    assert [each for each in (*changed, foreign, "", "=", "é", "A" * 9999) if LINKS.read(Kind.UNSUBSCRIBE, each)] == []
+    assert [
+        each for each in (*changed, foreign, "", "=", "é", "A" * 9999) if LINKS.read(LinkKind.UNSUBSCRIBE, each)
+    ] == []
 
 
 BOUNCES: list[tuple[dict[str, object], bool]] = [

@@ -27,6 +27,7 @@ CLEAN = (
     "bellhop/settings.py",
     "bellhop/sql",
     "bellhop/tasks",
+    "services/gateway",
     "services/leaderboard",
     "services/mailer",
     "services/notifier",
@@ -69,7 +70,8 @@ BANNED = {
     "bites?": "batch",
     "things?": "the noun that is meant",
     "born": "created",
-    "(?<!bellhop-)(die|dies|died)": "end; of messages: dead-lettered",
+    # `died_at` is a column, and a field of the API.
+    "(?<!bellhop-)(die|dies|died)(?! at\\b)": "end; of messages: dead-lettered",
 }
 
 PATTERNS = [(re.compile(rf"\b{banned}\b", re.IGNORECASE), instead) for banned, instead in BANNED.items()]

@@ -24,7 +24,7 @@ from services.gateway.acceptance.store import IN_PROGRESS, TOOK_EFFECT, Finished
 from services.gateway.parts import gateway
 
 WAIT_SECONDS = 5.0
-"""So long a request waits for another one in progress under its key, before it is told to come back."""
+"""How long a request waits for another one in progress under its key, before it gets 409."""
 LOOK_AGAIN_SECONDS = 0.1
 
 log = get_logger(__name__)
@@ -88,7 +88,7 @@ class IdempotentRoute(StrictRoute):
 
     @property
     def _guard(self) -> Require | None:
-        """The guard that tells the owner of the key; None where the route takes none."""
+        """The guard that identifies the owner of the key; None where the route takes none."""
         if "POST" not in (self.methods or ()):
             return None
         return next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)

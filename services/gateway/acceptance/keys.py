@@ -59,7 +59,7 @@ async def key_of(request: Request, caller: Caller) -> IdempotencyKey | None:
 
 
 async def _fingerprint(request: Request) -> str:
-    """Return what tells this request from another one: method, path, query, body, and the headers that belong to it."""
+    """Return a hash that identifies this request: its method, path, query and body, and the headers of the body."""
     digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
     body = await request.body()
     if len(body) > LARGE_BYTES:
@@ -107,7 +107,7 @@ def secret_bytes(request: Request, token_key: str, purpose: str) -> bytes:
     """Return 64 secret bytes: random, or under an idempotency key always the same for its stored row.
 
     They follow from the row and `BELLHOP_TOKEN_KEY` together, so that neither a copy of the database nor the key alone
-    tells them.
+    reveals them.
     """
     seed = seed_of(request)
     if seed is None:

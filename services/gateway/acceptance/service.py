@@ -1,4 +1,4 @@
-"""Taking things in: after a 2xx they are durable, and the same request again takes nothing in twice."""
+"""Accept requests: after a 2xx their effects are durable, and a repeated request has no second effect."""
 
 import asyncio
 import re
@@ -17,8 +17,8 @@ from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.auth import Caller
 from bellhop.web.problems import Problem, invalid, unavailable
 from services.gateway.acceptance.keys import conflict, key_of
-from services.gateway.outbox.delivery import Outgoing
-from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.entry_publisher import EntryPublisher
+from services.gateway.outbox.publisher import OutboxPublisher
 from services.gateway.outbox.store import Entry
 from services.gateway.tasks import store as ledger
 from services.gateway.tasks.store import Acceptance, Accepted
@@ -31,19 +31,19 @@ class Intake:
     """The two ways in: by a commit to the ledger, or straight to the broker with the outbox to fall back on."""
 
     commits: GroupCommit
-    relay: Relay
+    outbox_publisher: OutboxPublisher
     publisher: Publisher
-    outgoing: Outgoing
+    entry_publisher: EntryPublisher
     outbox_limit: int
     accept: Callable[[AsyncConnection, list[Acceptance]], Awaitable[list[Accepted]]] = ledger.accept
-    """`Suppressions.accept`, which looks at the addresses first."""
+    """`SuppressionStore.accept`, which looks at the addresses first."""
 
     async def commit(self, acceptance: Acceptance) -> Accepted:
         """Write everything in one commit; what is written will be published.
 
         Raises:
             Problem: 422 when the idempotency key stands for another request; 503 when the outbox is full.
-            DatabaseUnavailable: nothing was accepted, or nobody knows; a 503 by `app.py`.
+            DatabaseUnavailable: nothing was committed, or the commit status is unknown; clients get 503.
         """
         self.check_room()
         accepted = await self.commits.write(self.accept, acceptance)
@@ -51,13 +51,15 @@ class Intake:
         if accepted.conflict:
             raise conflict()
         if accepted.new and acceptance.claimed and accepted.goes_out:
-            self.relay.hand_over(acceptance.entries)
+            self.outbox_publisher.hand_over(acceptance.entries)
         return accepted
 
     def check_room(self) -> None:
         """Raise Problem 503 when the outbox is full."""
-        if self.relay.waiting > self.outbox_limit:
-            raise unavailable(f"{self.relay.waiting} messages wait for RabbitMQ already, and more cannot be kept.")
+        if self.outbox_publisher.waiting > self.outbox_limit:
+            raise unavailable(
+                f"{self.outbox_publisher.waiting} messages wait for RabbitMQ already, and more cannot be kept."
+            )
 
     async def publish(self, request: Request, caller: Caller, entries: list[Entry], answer: bytes) -> Response:
         """Answer 202 once every event is durable: each destination confirmed it, or the outbox holds it.
@@ -67,12 +69,12 @@ class Intake:
         key = await key_of(request, caller)
         if key is not None:
             # A key has to be remembered, so there is a commit to make anyway, and the messages ride on it.
-            acceptance = Acceptance(answer, entries=list(map(self.outgoing.grouped, entries)), key=key)
+            acceptance = Acceptance(answer, entries=list(map(self.entry_publisher.grouped, entries)), key=key)
             return answer_202(await self.commit(acceptance))
-        if not self.outgoing.ready:
+        if not self.entry_publisher.ready:
             raise unavailable("The gateway has just started and does not know yet where events go.")
-        results = await asyncio.gather(*map(self.outgoing.publish, entries))
-        kept = [self.outgoing.grouped(rest) for result in results for rest in result.left]
+        results = await asyncio.gather(*map(self.entry_publisher.publish, entries))
+        kept = [self.entry_publisher.grouped(rest) for result in results for rest in result.left]
         faults.point("accept.published")
         if kept:
             await self.commit(Acceptance(answer, entries=kept, claimed=False))
@@ -88,7 +90,7 @@ def answer_202(accepted: Accepted, location: str | None = None) -> Response:
 
 
 def invalid_body(error: ValidationError, *, prefix: tuple[int | str, ...] = (), skip: int = 0) -> Problem:
-    """Return the 422 for a body that a route reads by itself; `prefix` and `skip` mend the place of each field."""
+    """Return the 422 for a body that a route reads by itself; `prefix` and `skip` correct the place of each field."""
     return invalid([{**each, "loc": ("body", *prefix, *each["loc"][skip:])} for each in error.errors()])
 
 

@@ -4,9 +4,9 @@ A request that writes its effect to this database writes its key in the same tra
 answer. Every other request reserves its key first (`reserve`), and stores its answer when it is done (`finish`). The
 transaction of its effect notes that there was one (`note_effect`).
 
-A reservation is a lease, by the database's clock. It ends early when the database left it unknown what was done. Then
-the next request under the key is executed if there was no effect, and told so if there was. Of a holder that is only
-slow, and one that took the lease over, one can write: `note_effect` fails for the other.
+A reservation is a lease, by the database's clock. It ends early when the result of a commit is unknown. Then the next
+request under the key is executed if there was no effect, and otherwise gets an error that says so. If the holder of a
+lease is slow and another request took it over, only one of them can write: `note_effect` fails for the other.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class IdempotencyKey:
     fingerprint: str
     """SHA-256 of what was asked; another request under the same key is a mistake of the client's."""
     id: str = field(default_factory=new_id)
-    """Of this attempt: it tells whose row is stored."""
+    """Of this attempt: it shows whose row is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Turn(Enum):
     """Another request under the key is executed."""
     REPEAT_ANSWER = "repeat answer"
     ANSWER_LOST = "answer lost"
-    """An earlier request under the key took effect, and nobody knows its answer."""
+    """An earlier request under the key took effect, and its answer is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ async def store(
 ) -> dict[Name, Stored]:
     """Store each key unless it is stored already; return what is stored under all of them.
 
-    Whose `id` a row has was first, whatever other transactions do at the same time. Two statements for any number.
+    The request whose `id` a row has was first, even with concurrent transactions. Two statements for any number.
     """
     created_at = now_ms()
     rows = {
@@ -153,13 +153,13 @@ async def reserve(connection: AsyncConnection, keys: list[IdempotencyKey]) -> li
 
 
 def _held(key: IdempotencyKey, stored: Stored) -> sa.ColumnElement[bool]:
-    """Return the condition for the row of a reservation, as long as nobody took it over or ended it."""
+    """Return the condition for the row of a reservation that was neither taken over nor ended."""
     lease = (_T.id == stored.id) & (_T.leased_until == stored.leased_until)
     return (_T.owner == key.owner) & (_T.key == key.key) & lease & _T.status.in_((IN_PROGRESS, TOOK_EFFECT))
 
 
 async def _change(connection: AsyncConnection, key: IdempotencyKey, stored: Stored, **values: Any) -> bool:
-    """Change the row of a reservation, or without `values` delete it; say whether that was done.
+    """Change the row of a reservation, or without `values` delete it; return whether that was done.
 
     Not while it is locked: a transaction that notes an effect may be under way, even one whose client has left.
     """
@@ -191,7 +191,7 @@ class Finished:
     status: int | None
     """Of the answer to store; None gives the key back, because the request was refused.
 
-    `IN_PROGRESS` ends the lease: whether the request had its effect, its row tells.
+    `IN_PROGRESS` ends the lease: its row shows whether the request had its effect.
     """
     answer: bytes = b""
     location: str | None = None

@@ -23,7 +23,7 @@ from services.gateway.tasks.routes import time_of
 router = APIRouter(route_class=IdempotentRoute, tags=["mail"])
 
 UPLOAD = "/v1/attachments"
-AUDIENCE = "attachments"
+MAILER_AUDIENCE = "attachments"
 _CONTENT_TYPE: TypeAdapter[str] = TypeAdapter(ContentType)
 
 
@@ -71,7 +71,9 @@ async def upload(
     }
 
 
-@router.get(UPLOAD + "/{attachment_id}/content", include_in_schema=False, dependencies=[Depends(MailerOnly(AUDIENCE))])
+@router.get(
+    UPLOAD + "/{attachment_id}/content", include_in_schema=False, dependencies=[Depends(MailerOnly(MAILER_AUDIENCE))]
+)
 async def content(request: Request, attachment_id: str) -> Response:
     """Return a file to the mailer."""
     found = await gateway(request).attachments.get(attachment_id)

@@ -41,7 +41,7 @@ class OverQuota(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
+class StoredAttachment:
     """One upload."""
 
     id: str
@@ -54,7 +54,7 @@ class Attachment:
     content: bytes = b""
 
 
-class Attachments:
+class AttachmentStore:
     """The uploads."""
 
     def __init__(self, database: Database, keep_days: float, quota: int, total: int) -> None:
@@ -68,14 +68,14 @@ class Attachments:
         self._quota = quota
         self._total = total
 
-    async def add(self, owner: str, filename: str, content_type: str, content: bytes) -> Attachment:
+    async def add(self, owner: str, filename: str, content_type: str, content: bytes) -> StoredAttachment:
         """Keep an upload. The same one again is the same attachment, kept for longer.
 
         Raises:
             OverQuota: it would be more than the key, or all keys together, may have; nothing was kept.
         """
         digest = hashlib.sha256(content).hexdigest()
-        one = Attachment(
+        one = StoredAttachment(
             id=derived_id("attachment", owner, filename, content_type, digest),
             filename=filename,
             content_type=content_type,
@@ -84,7 +84,7 @@ class Attachments:
             expires_at=now_ms() + self._keep_ms,
             content=content,
         )
-        row = {"owner": owner} | {name: getattr(one, name) for name in Attachment.__dataclass_fields__}
+        row = {"owner": owner} | {name: getattr(one, name) for name in StoredAttachment.__dataclass_fields__}
         insert = self._database.insert(attachments).values(row).on_conflict_do_nothing()
         async with self._database.write() as connection:
             if (await connection.execute(insert.returning(attachments.c.id))).first() is not None:
@@ -103,9 +103,9 @@ class Attachments:
         used = (await connection.execute(counted)).scalar_one()
         if used > self._quota:
             raise OverQuota(f"This key's attachments would have {used} bytes of at most {self._quota}")
-        everybody = (await connection.execute(sa.select(sa.func.sum(attachment_usage.c.bytes)))).scalar_one()
-        if everybody > self._total:
-            raise OverQuota(f"All attachments together would have {everybody} bytes of at most {self._total}")
+        used = (await connection.execute(sa.select(sa.func.sum(attachment_usage.c.bytes)))).scalar_one()
+        if used > self._total:
+            raise OverQuota(f"All attachments together would have {used} bytes of at most {self._total}")
 
     async def refer(self, owner: str, ids: Sequence[str], at: int) -> dict[str, int]:
         """Keep what a mail at the time `at` (milliseconds) refers to; return the sizes of those that `owner` has."""
@@ -124,13 +124,13 @@ class Attachments:
                 )
         return {row.id: row.size for row in rows}
 
-    async def get(self, attachment_id: str) -> Attachment | None:
+    async def get(self, attachment_id: str) -> StoredAttachment | None:
         """Return an upload with its content."""
-        columns = [attachments.c[name] for name in Attachment.__dataclass_fields__]
+        columns = [attachments.c[name] for name in StoredAttachment.__dataclass_fields__]
         async with self._database.read() as connection:
             found = await connection.execute(sa.select(*columns).where(attachments.c.id == attachment_id))
             row = found.one_or_none()
-        return None if row is None else Attachment(*row)
+        return None if row is None else StoredAttachment(*row)
 
 
 async def take_off_usage(connection: AsyncConnection, gone: Sequence[tuple[str, int]]) -> None:

@@ -1,7 +1,7 @@
-"""Words that are the same for everybody but for a few places: `Dear {{ subscriber.name | default("reader") }}`.
+"""Text that is the same for all recipients but for a few fields: `Dear {{ subscriber.name | default("reader") }}`.
 
 The places are spelt as in a template file, and that is all there is: no conditions, no loops, no comments, so `{#` is
-plain text. Whatever a client sends is filled in here for a million people, in time that depends on its length alone.
+plain text. A client's text is filled in here for a million people, in time that depends only on its length.
 Who wants more names a template, which the mailer renders.
 """
 
@@ -112,7 +112,7 @@ def _short(text: str) -> str:
 
 
 def _has_link(text: str) -> bool:
-    """Say whether a text has a place for the link; the words alone, or a place within a comment, show no link."""
+    """Return whether a text has a field for the link; the name alone, or a field within a comment, shows no link."""
     first, *others = text.split("<!--")
     visible = first + "".join(each.partition("-->")[2] for each in others)
     places = (_INNER.fullmatch(match["inner"] or "") for match in _PLACE.finditer(visible))

@@ -1,4 +1,4 @@
-"""The newsletter's parts under one name, and the one thing that needs several of them: to sign somebody up."""
+"""The parts of the newsletter, and sign-up, which needs several of them."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from bellhop.sql.database import Database
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.web.rate_limit import Limiter, Rate
 from services.gateway.acceptance.service import Intake
-from services.gateway.broadcasts.feeder import Feeder
-from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts.dispatcher import Dispatcher
+from services.gateway.broadcasts.dispatching import TaskMaker
 from services.gateway.broadcasts.schemas import ProgressAnswer
 from services.gateway.broadcasts.store import Broadcasts
 from services.gateway.outbox.store import now_ms
@@ -21,8 +21,8 @@ from services.gateway.public_pages.form_limits import FormLimits
 from services.gateway.public_pages.links import Links
 from services.gateway.settings import Settings
 from services.gateway.subscribers.addresses import subscriber_id
-from services.gateway.subscribers.store import Audience, SignedUp, SignUp
-from services.gateway.suppressions.store import Suppressions
+from services.gateway.subscribers.store import SignedUp, SignUp, SubscriberStore
+from services.gateway.suppressions.store import SuppressionStore
 from services.gateway.tasks.messages import new_task, request_entry
 from services.gateway.tasks.store import Acceptance
 
@@ -31,7 +31,7 @@ SIGN_UPS = Rate(per_second=0.2, burst=20)
 
 _TEXT = """Hello,
 
-somebody, probably you, wants to have {titles} at this address. Please confirm it here:
+you, or another person, asked for {titles} at this address. Please confirm it here:
 
 {url}
 
@@ -41,14 +41,14 @@ The link works for {days:g} days. If it was not you, do nothing: you will get no
 
 @dataclass(slots=True)
 class Newsletter:
-    """What the routes of the newsletter reach for."""
+    """What the routes of the newsletter work with."""
 
     links: Links
-    suppressions: Suppressions
-    audience: Audience
+    suppressions: SuppressionStore
+    subscribers: SubscriberStore
     broadcasts: Broadcasts
     maker: TaskMaker
-    feeder: Feeder
+    dispatcher: Dispatcher
     commits: GroupCommit
     intake: Intake
     public_lists: dict[str, str]
@@ -58,22 +58,22 @@ class Newsletter:
     limiter: Limiter = field(default_factory=lambda: Limiter(keys=None, subjects=None, addresses=SIGN_UPS))
     """Counts sign-ups at the public form."""
     progress: dict[str, tuple[float, ProgressAnswer]] = field(default_factory=dict)
-    """What was last said about broadcasts, and until when it may be said again."""
+    """The last answers about broadcasts, and until when (`monotonic`) they may be used."""
 
     async def sign_up(self, *people: SignUp) -> list[SignedUp]:
         """Subscribe people in one commit, and send the mails that ask for confirmation.
 
         Raises:
             Problem: 503 when the outbox is full.
-            DatabaseUnavailable: nobody was subscribed, or nobody knows.
+            DatabaseUnavailable: no sign-up was committed, or the commit status is unknown.
         """
         self.intake.check_room()
-        results = await asyncio.gather(*(self.commits.write(self.audience.sign_up, person) for person in people))
-        self.intake.relay.hand_over([entry for result in results for entry in result.entries])
+        results = await asyncio.gather(*(self.commits.write(self.subscribers.sign_up, person) for person in people))
+        self.intake.outbox_publisher.hand_over([entry for result in results for entry in result.entries])
         return results
 
 
-def build(settings: Settings, database: Database, suppressions: Suppressions, intake: Intake) -> Newsletter:
+def build(settings: Settings, database: Database, suppressions: SuppressionStore, intake: Intake) -> Newsletter:
     """Compose the parts."""
     links = Links(settings.link_key_ring, settings.public_url)
     titles = settings.list_titles
@@ -87,7 +87,7 @@ def build(settings: Settings, database: Database, suppressions: Suppressions, in
             "to": person.email,
             "lane": person.lane.value,
             "subject": f"Please confirm: {named}",
-            # Nothing that whoever signed up wrote stands in it: else anybody could have us mail anything to anybody.
+            # Without any text of the form: otherwise a stranger could mail any text to any address through us.
             "text": _TEXT.format(titles=named, url=url, days=settings.confirm_days),
             "headers": {"Auto-Submitted": "auto-generated"},
         }
@@ -96,7 +96,7 @@ def build(settings: Settings, database: Database, suppressions: Suppressions, in
             answer=orjson.dumps({"id": document["task_id"]}),
             tasks=[new_task(MAIL, document, packed, created_at=now_ms())],
             entries=[request_entry(MAIL, document, packed)],
-            claimed=intake.relay.takes_more,
+            claimed=intake.outbox_publisher.takes_more,
         )
 
     broadcasts = Broadcasts(database)
@@ -104,10 +104,12 @@ def build(settings: Settings, database: Database, suppressions: Suppressions, in
     return Newsletter(
         links=links,
         suppressions=suppressions,
-        audience=Audience(database, suppressions, ask),
+        subscribers=SubscriberStore(database, suppressions, ask),
         broadcasts=broadcasts,
         maker=maker,
-        feeder=Feeder(database, broadcasts, maker, suppressions, intake.relay, settings.broadcast_window),
+        dispatcher=Dispatcher(
+            database, broadcasts, maker, suppressions, intake.outbox_publisher, settings.broadcast_window
+        ),
         commits=intake.commits,
         intake=intake,
         public_lists=titles,

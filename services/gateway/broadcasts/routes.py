@@ -1,4 +1,4 @@
-"""Broadcasts: one mail to everybody on a list, one task for each of them."""
+"""Broadcasts: one mail to all subscribers of a list, one task for each of them."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ from services.gateway.acceptance.idempotent_route import IdempotentRoute, replay
 from services.gateway.acceptance.keys import commits_its_key, conflict, key_of
 from services.gateway.acceptance.service import answer_202, invalid_body
 from services.gateway.attachments import routes as attachments
-from services.gateway.broadcasts import feeding
+from services.gateway.broadcasts import dispatching
 from services.gateway.broadcasts.merge_fields import CannotFill, Words
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.broadcasts.schemas import (
@@ -70,9 +70,9 @@ HEARTBEAT_SECONDS = 15.0
 )
 @commits_its_key
 async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Response:
-    """Answer at once with the id of the broadcast; `Location` tells how far it is."""
+    """Answer immediately with the id of the broadcast; `Location` is the URL of its progress."""
     key = await key_of(request, caller)
-    # A request that comes again is answered the same, whatever became of the list, template and attachments.
+    # A repeated request gets the same answer, even if the list, template or attachments have changed.
     if (answer := await replay(request, key, "/v1/broadcasts/")) is not None:
         return answer
     parts = gateway(request).newsletter
@@ -90,7 +90,7 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
     else:
         await templates.check(request, wish.template, {*wish.data, "subscriber"})
     try:
-        feeding.check(content, list_, caller.name, parts.links)
+        dispatching.check(content, list_, caller.name, parts.links)
     except ValidationError as error:
         raise invalid_body(error) from None
     send_at = to_ms(wish.send_at) if wish.send_at is not None else None
@@ -109,17 +109,20 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
     accepted = await parts.commits.write(parts.broadcasts.create, item)
     if accepted.conflict:
         raise conflict()
-    parts.feeder.wake()
+    parts.dispatcher.wake()
     return answer_202(accepted, f"/v1/broadcasts/{orjson.loads(accepted.answer)['id']}")
 
 
 async def _check_audience(parts: Newsletter, list_: str, allow_empty: bool) -> None:
-    """Raise Problem 422 if there is no such list, or nobody to mail on it."""
-    audience = await parts.broadcasts.audience(list_)
+    """Raise Problem 422 if there is no such list, or it has no confirmed subscriber."""
+    audience = await parts.broadcasts.list_audience(list_)
     if not audience.known and list_ not in parts.public_lists:
-        msg = "There is no such list: nobody was ever subscribed to it. GET /v1/lists names those there are."
+        msg = "There is no such list: it never had a subscriber. GET /v1/lists returns the existing lists."
     elif not audience.confirmed and not allow_empty:
-        msg = 'Nobody is confirmed on this list now. To send to those who are by then, add "allow_empty": true.'
+        msg = (
+            "This list has no confirmed subscriber. To send to those who confirm before the start,"
+            ' add "allow_empty": true.'
+        )
     else:
         return
     raise invalid([{"loc": ("body", "list"), "msg": msg}])
@@ -214,7 +217,7 @@ async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller
 
 
 async def _pause(request: Request, seconds: float) -> None:
-    """Wait, but not longer than this process lives."""
+    """Wait, but at most until this process stops."""
     try:
         async with asyncio.timeout(seconds):
             await request.app.state.stopping.wait()
@@ -249,7 +252,7 @@ async def show_tasks(
     responses={202: {"model": BroadcastStateAnswer}},
 )
 async def act(request: Request, broadcast_id: str, action: Action, caller: Writer) -> Response:
-    """Take effect at once: no task is made after a pause or a cancel was answered.
+    """Take effect immediately: no task is made after a pause or a cancel was answered.
 
     What the mailer has already goes out after a pause, which is some seconds' worth; a cancel calls that back too.
     """
@@ -259,7 +262,7 @@ async def act(request: Request, broadcast_id: str, action: Action, caller: Write
     if not fits:
         raise Problem(409, "Conflict", f"The broadcast is {phase.value}; it cannot {_INFINITIVE[action]} now.")
     parts.progress.pop(broadcast_id, None)
-    parts.feeder.wake()
+    parts.dispatcher.wake()
     location = {"Location": f"/v1/broadcasts/{broadcast_id}"}
     return Response(orjson.dumps({"id": broadcast_id, "state": phase}), 202, location, "application/json")
 
@@ -306,7 +309,7 @@ async def _progress(parts: Newsletter, row: BroadcastRow) -> ProgressAnswer:
     changed = {"state": counts.phase, "recipients": counts.total, "counts": counts.by_state}
     document = cast(ProgressAnswer, {**_summary(row), **changed})
     if counts.phase is Phase.RUNNING:
-        rate = parts.feeder.rate(row.id)
+        rate = parts.dispatcher.rate(row.id)
         document["rate_per_second"] = round(rate, 1)
         if rate > 0:
             document["eta_seconds"] = round(counts.left / rate, 1)

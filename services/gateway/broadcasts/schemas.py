@@ -26,7 +26,7 @@ class BroadcastRequest(MailContent):
     list: ListName
     send_at: DueTime | None = None
     allow_empty: bool = False
-    """Take it also if nobody is confirmed on the list now; who is when it begins is mailed."""
+    """Accept it also if the list has no confirmed subscriber now; those who are confirmed when it begins are mailed."""
 
 
 class BroadcastStateAnswer(TypedDict):

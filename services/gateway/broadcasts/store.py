@@ -1,15 +1,15 @@
-"""Broadcasts: one row each, which says what is to be sent, how far it is, and whether it may go on.
+"""Broadcasts: one row each, with the content, the progress, and the phase.
 
-Who is mailed is not copied anywhere. Those who were confirmed when the broadcast began are walked through in the order
-of their addresses, and `fed_after` is the last one who has a task. It moves in the commit that makes the tasks
-(`feeding.py`), so whatever crashes in between, nobody has two tasks and nobody has none. And whoever unsubscribes
-before the walk comes by is not mailed, however long the broadcast was paused.
+The recipients are not copied. A cursor moves through the subscribers who were confirmed when the broadcast began, in
+the order of their addresses: `dispatch_cursor` is the last one who has a task. It moves in the commit that makes the
+tasks (`dispatching.py`), so after a crash every recipient has exactly one task. Subscribers who unsubscribe before the
+cursor reaches them are skipped, even if the broadcast was paused for long.
 
-Progress needs no counters that every outcome would have to write, and every replica to wait for: it is counted when
-somebody asks. The tasks that are not sent are few, or at least in one range of an index; those that are sent, up to a
-million, are what is left of `fed`. So a look costs as much as there are unfinished and failed tasks, and cannot be
-wrong through an outcome that came twice. Each process keeps what it counted for a second, and the counts of a finished
-broadcast are written into its row, because its tasks are deleted one day.
+Progress has no counters, which every outcome would have to write and every replica to lock: it is counted on request.
+The unsent tasks are few, or in one range of an index; the sent ones, up to a million, are the rest of `dispatched`. So
+a count costs as much as there are unfinished and failed tasks, and a repeated outcome cannot make it wrong. Each
+process keeps a count for a second. The counts of a finished broadcast are written into its row, because its tasks are
+deleted later.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,7 +42,7 @@ OPEN = (State.QUEUED, State.RETRYING)
 
 
 class Phase(StrEnum):
-    """Where a broadcast is. The last two are final, until somebody asks to retry what failed."""
+    """The phase of a broadcast. The last two are final, until a client asks to retry what failed."""
 
     SCHEDULED = "scheduled"
     RUNNING = "running"
@@ -53,7 +53,7 @@ class Phase(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Say whether nothing more will happen by itself."""
+        """Return whether nothing more will happen by itself."""
         return self in (Phase.CANCELLED, Phase.FINISHED)
 
 
@@ -77,9 +77,9 @@ class BroadcastRow:
     subject: str | None
     template: str | None
     total: int
-    fed: int
-    fed_after: str
-    fed_all: bool
+    dispatched: int
+    dispatch_cursor: str
+    all_dispatched: bool
     retry_after: str | None
     cancel_after: str
     counts: bytes | None
@@ -111,13 +111,13 @@ class NewBroadcast:
 
 
 @dataclass(frozen=True, slots=True)
-class Audience:
-    """What is known of a list before anything is sent to it."""
+class ListAudience:
+    """What is known about a list before a broadcast."""
 
     known: bool
-    """Somebody is or was subscribed to it, or something was sent to it."""
+    """It has or had a subscriber, or a broadcast was sent to it."""
     confirmed: bool
-    """Somebody would be mailed now."""
+    """It has a confirmed subscriber now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +126,14 @@ class Counts:
 
     phase: Phase
     total: int
-    fed: int
+    dispatched: int
     by_state: dict[str, int]
     """`waiting` are those who have no task yet."""
 
     @property
     def done(self) -> int:
         """Return how many will not change any more."""
-        return self.fed - sum(self.by_state[state] for state in OPEN)
+        return self.dispatched - sum(self.by_state[state] for state in OPEN)
 
     @property
     def left(self) -> int:
@@ -180,7 +180,7 @@ class Broadcasts:
         return accepted
 
     async def get(self, broadcast_id: str, owner: str | None = None) -> BroadcastRow | None:
-        """Return a broadcast without its content; None where there is none, or it belongs to somebody else."""
+        """Return a broadcast without its content; None where there is none, or it belongs to another client."""
         query = sa.select(*_LISTED).where(broadcasts.c.id == broadcast_id)
         if owner is not None:
             query = query.where(broadcasts.c.owner == owner)
@@ -199,7 +199,7 @@ class Broadcasts:
             return [_broadcast(row) for row in await connection.execute(query)]
 
     async def active(self) -> Sequence[BroadcastRow]:
-        """Return the broadcasts that need somebody to move them on, without their content."""
+        """Return the broadcasts that have not ended, without their content."""
         # And not by phase: among many that ended no index of phases finds the few that did not.
         query = sa.select(*_LISTED).where(broadcasts.c.finished_at.is_(None)).order_by(broadcasts.c.id)
         async with self._database.read() as connection:
@@ -254,13 +254,15 @@ class Broadcasts:
 
     async def under_way(self, broadcast_id: str) -> tuple[int, dict[str, int]]:
         """Return how many have a task, and how many of these are in each state that is not final."""
-        fed = sa.select(broadcasts.c.fed, *_numbers(broadcast_id, OPEN)).where(broadcasts.c.id == broadcast_id)
+        query = sa.select(broadcasts.c.dispatched.label("dispatched"), *_numbers(broadcast_id, OPEN)).where(
+            broadcasts.c.id == broadcast_id
+        )
         async with self._database.read() as connection:
-            row = (await connection.execute(fed)).mappings().one()
-        return row["fed"], {state.value: row[f"n_{state.value}"] for state in OPEN}
+            row = (await connection.execute(query)).mappings().one()
+        return row["dispatched"], {state.value: row[f"n_{state.value}"] for state in OPEN}
 
-    async def audience(self, list_: str) -> Audience:
-        """Say whether a list is known, and whether anybody is confirmed on it."""
+    async def list_audience(self, list_: str) -> ListAudience:
+        """Return whether a list is known, and whether it has a confirmed subscriber."""
         mine = subscriptions.c.list == list_
         query = sa.select(
             sa.exists().where(mine, subscriptions.c.state == "confirmed").label("confirmed"),
@@ -268,7 +270,7 @@ class Broadcasts:
         )
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one()
-        return Audience(known=bool(row.known), confirmed=bool(row.confirmed))
+        return ListAudience(known=bool(row.known), confirmed=bool(row.confirmed))
 
     async def size(self, list_: str) -> int:
         """Return how many are confirmed on a list."""
@@ -283,7 +285,13 @@ _COUNTED = [state for state in State if state not in (State.SENT, State.SCHEDULE
 
 def counting(broadcast_id: str) -> sa.Select[Any]:
     """Return the query whose row `counts_of` reads."""
-    columns = (broadcasts.c.state, broadcasts.c.total, broadcasts.c.fed, broadcasts.c.fed_all, broadcasts.c.counts)
+    columns = (
+        broadcasts.c.state,
+        broadcasts.c.total,
+        broadcasts.c.dispatched.label("dispatched"),
+        broadcasts.c.all_dispatched.label("all_dispatched"),
+        broadcasts.c.counts,
+    )
     return sa.select(*columns, *_numbers(broadcast_id, _COUNTED)).where(broadcasts.c.id == broadcast_id)
 
 
@@ -301,11 +309,11 @@ def counts_of(row: Any) -> Counts:
     """Return the counts that a row of `counting` holds."""
     phase = Phase(row["state"])
     if row["counts"] is not None:
-        return Counts(phase, row["total"], row["fed"], orjson.loads(row["counts"]))
+        return Counts(phase, row["total"], row["dispatched"], orjson.loads(row["counts"]))
     by_state = {state.value: row[f"n_{state.value}"] for state in _COUNTED}
-    by_state[State.SENT.value] = row["fed"] - sum(by_state.values())
-    by_state["waiting"] = 0 if row["fed_all"] else max(row["total"] - row["fed"], 0)
-    return Counts(phase, row["total"], row["fed"], by_state)
+    by_state[State.SENT.value] = row["dispatched"] - sum(by_state.values())
+    by_state["waiting"] = 0 if row["all_dispatched"] else max(row["total"] - row["dispatched"], 0)
+    return Counts(phase, row["total"], row["dispatched"], by_state)
 
 
 _LISTED = columns_of(broadcasts, BroadcastRow)
@@ -333,9 +341,9 @@ def _row(item: NewBroadcast) -> WholeBroadcastRow:
         template=item.content.get("template"),
         content=orjson.dumps(item.content),
         total=0,
-        fed=0,
-        fed_after="",
-        fed_all=False,
+        dispatched=0,
+        dispatch_cursor="",
+        all_dispatched=False,
         retry_after=None,
         cancel_after="",
         counts=None,

@@ -13,7 +13,7 @@ from bellhop.contracts.base import now
 from bellhop.contracts.kinds import TaskKind, kind_of_queue
 from bellhop.contracts.outcomes import Outcome, State, TaskEvent
 from services.gateway.broadcasts.store import HELD, Phase
-from services.gateway.dead_letters.rows import WholeLetter
+from services.gateway.dead_letters.rows import WholeDeadLetter
 from services.gateway.outbox.store import now_ms
 from services.gateway.tables import broadcasts, tasks
 from services.gateway.tasks.progress import state_after
@@ -51,8 +51,10 @@ def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
     return _Task(kind, task_id, round_ if isinstance(round_, int) and not isinstance(round_, bool) else None, document)
 
 
-async def failures(connection: AsyncConnection, letters: Sequence[tuple[Delivery, WholeLetter]]) -> dict[str, Outcome]:
-    """Return by letter id how the tasks of dead letters ended; `letters` are deliveries with their rows."""
+async def failures(
+    connection: AsyncConnection, letters: Sequence[tuple[Delivery, WholeDeadLetter]]
+) -> dict[str, Outcome]:
+    """Return by dead letter id how the tasks of dead letters ended; `letters` are deliveries with their rows."""
     found = {row.id: (_task_of(row.queue, delivery.envelope.subject, row.body), row) for delivery, row in letters}
     unclear = [task.id for task, _ in found.values() if task is not None and task.round is None]
     rounds: dict[str, int] = {}
@@ -60,13 +62,13 @@ async def failures(connection: AsyncConnection, letters: Sequence[tuple[Delivery
         query = sa.select(tasks.c.id, tasks.c.round).where(tasks.c.id.in_(unclear))
         rounds = {row.id: row.round for row in await connection.execute(query)}
     ended = {}
-    for letter_id, (task, row) in found.items():
+    for dead_letter_id, (task, row) in found.items():
         if task is not None and (outcome := _failure(task, row, rounds)) is not None:
-            ended[letter_id] = outcome
+            ended[dead_letter_id] = outcome
     return ended
 
 
-def _failure(task: _Task, row: WholeLetter, rounds: dict[str, int]) -> Outcome | None:
+def _failure(task: _Task, row: WholeDeadLetter, rounds: dict[str, int]) -> Outcome | None:
     reason = (row.error.strip().splitlines() or ["no reason was given"])[-1]
     values: dict[str, object] = {
         "task_id": task.id,
@@ -88,7 +90,7 @@ def _failure(task: _Task, row: WholeLetter, rounds: dict[str, int]) -> Outcome |
 
 
 @dataclass(frozen=True, slots=True)
-class Revival:
+class ReplayDecision:
     """What a replay makes of one dead letter."""
 
     task_id: str | None = None
@@ -99,33 +101,35 @@ class Revival:
     """The state of a task that went on without this message: it must not be sent again."""
 
 
-async def revive(connection: AsyncConnection, letters: list[WholeLetter], body: bytes | None) -> dict[str, Revival]:
-    """Make the tasks of dead letters queued again; return by letter id how each message goes out.
+async def requeue_tasks(
+    connection: AsyncConnection, letters: list[WholeDeadLetter], body: bytes | None
+) -> dict[str, ReplayDecision]:
+    """Make the tasks of dead letters queued again; return by dead letter id how each message goes out.
 
     The round stays: the mailer's inbox then answers for what it has done, so that nothing is sent twice. The attempt
     is the next one, so that the inbox lets it through. `body` replaces the body of all of them.
     """
     named = {}
-    for letter in letters:
-        subject = orjson.loads(letter.envelope)["subject"]
-        if (task := _task_of(letter.queue, subject, letter.body if body is None else body)) is not None:
-            named[letter.id] = task
+    for dead_letter in letters:
+        subject = orjson.loads(dead_letter.envelope)["subject"]
+        if (task := _task_of(dead_letter.queue, subject, dead_letter.body if body is None else body)) is not None:
+            named[dead_letter.id] = task
     ids = {task.id for task in named.values()}
     phases = await _lock_broadcasts(connection, ids)
     rows = await locked_tasks(connection, ids)
-    revivals = {}
+    decisions = {}
     failed: set[str] = set()
-    for letter in letters:
-        task = named.get(letter.id)
+    for dead_letter in letters:
+        task = named.get(dead_letter.id)
         row = None if task is None else rows.get(task.id)
         if task is None or row is None:
-            revivals[letter.id] = Revival()
+            decisions[dead_letter.id] = ReplayDecision()
             continue
-        revivals[letter.id] = _revival(letter, task, row, phases.get(row["broadcast_id"] or ""))
-        if revivals[letter.id].over is None and row["state"] == State.FAILED:
+        decisions[dead_letter.id] = _decide(dead_letter, task, row, phases.get(row["broadcast_id"] or ""))
+        if decisions[dead_letter.id].over is None and row["state"] == State.FAILED:
             failed.add(row["id"])
     await _queue_again(connection, [rows[task_id] for task_id in failed], phases, body)
-    return revivals
+    return decisions
 
 
 async def _lock_broadcasts(connection: AsyncConnection, task_ids: set[str]) -> dict[str, Phase]:
@@ -135,14 +139,14 @@ async def _lock_broadcasts(connection: AsyncConnection, task_ids: set[str]) -> d
     return {id_: Phase(state) for id_, state in await connection.execute(query.with_for_update())}
 
 
-def _revival(letter: WholeLetter, task: _Task, row: TaskRow, phase: Phase | None) -> Revival:
+def _decide(dead_letter: WholeDeadLetter, task: _Task, row: TaskRow, phase: Phase | None) -> ReplayDecision:
     state = State(row["state"])
     later_round = task.round is not None and task.round != row["round"]
     stopped = phase in (Phase.CANCELLING, Phase.CANCELLED)
     if later_round or stopped or (state.final and state_after(row, TaskEvent.REPLAY) is None):
-        return Revival(over=state)
-    attempt = min(max(letter.attempts, row["attempt"]) + 1, MAX_ATTEMPT)
-    return Revival(row["id"], attempt, due_at=HELD if phase is Phase.PAUSED else None)
+        return ReplayDecision(over=state)
+    attempt = min(max(dead_letter.attempts, row["attempt"]) + 1, MAX_ATTEMPT)
+    return ReplayDecision(row["id"], attempt, due_at=HELD if phase is Phase.PAUSED else None)
 
 
 async def _queue_again(

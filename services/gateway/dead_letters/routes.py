@@ -1,4 +1,4 @@
-"""Dead letters: look, replay (one, a group, edited), or give up."""
+"""Dead letters: list, show, replay (one, a group, or with another body), and delete."""
 
 from typing import Annotated, cast
 
@@ -12,7 +12,7 @@ from bellhop.web.auth import Caller, Scope, require
 from bellhop.web.cursors import Cursor, CursorText
 from bellhop.web.problems import Problem
 from services.gateway.acceptance.idempotent_route import IdempotentRoute
-from services.gateway.dead_letters.rows import Letter
+from services.gateway.dead_letters.rows import DeadLetter
 from services.gateway.dead_letters.schemas import (
     DeadLetterAnswer,
     DeadLettersAnswer,
@@ -36,19 +36,19 @@ Writer = Annotated[Caller, Depends(require(Scope.DEAD_LETTERS_WRITE))]
 SHOWN_BYTES = 256 * 1024
 
 
-def _document(letter: Letter) -> DeadLetterAnswer:
+def _document(dead_letter: DeadLetter) -> DeadLetterAnswer:
     return DeadLetterAnswer(
-        id=letter.id,
-        queue=letter.queue,
-        event_id=letter.event_id,
-        type=letter.type,
-        reason=letter.reason,
-        error=letter.error,
-        attempts=letter.attempts,
-        died_at=time_of(letter.died_at),
-        replayed_at=time_of(letter.replayed_at),
-        deleted_at=time_of(letter.deleted_at),
-        erased_at=time_of(letter.erased_at),
+        id=dead_letter.id,
+        queue=dead_letter.queue,
+        event_id=dead_letter.event_id,
+        type=dead_letter.type,
+        reason=dead_letter.reason,
+        error=dead_letter.error,
+        attempts=dead_letter.attempts,
+        died_at=time_of(dead_letter.died_at),
+        replayed_at=time_of(dead_letter.replayed_at),
+        deleted_at=time_of(dead_letter.deleted_at),
+        erased_at=time_of(dead_letter.erased_at),
     )
 
 
@@ -75,7 +75,7 @@ async def show_all(
         for group in await store.groups(queue)
     ]
     return {
-        "dead_letters": [_document(letter) for letter in letters],
+        "dead_letters": [_document(dead_letter) for dead_letter in letters],
         "groups": groups,
         "next": _PAGES.write(letters[-1].id) if len(letters) == limit else None,
     }
@@ -87,13 +87,13 @@ async def show(request: Request, letter_id: str, caller: Reader) -> WholeDeadLet
 
     Of a body larger than 256 KiB the beginning is shown as text, with `body_bytes` beside it.
     """
-    letter = await gateway(request).dead_letters.get(letter_id)
-    if letter is None:
+    dead_letter = await gateway(request).dead_letters.get(letter_id)
+    if dead_letter is None:
         raise _none()
-    content = {"envelope": orjson.loads(letter.envelope), "body": _shown(letter.body)}
-    answer = cast(WholeDeadLetterAnswer, {**_document(letter), **content})
-    if len(letter.body) > SHOWN_BYTES:
-        answer["body_bytes"] = len(letter.body)
+    content = {"envelope": orjson.loads(dead_letter.envelope), "body": _shown(dead_letter.body)}
+    answer = cast(WholeDeadLetterAnswer, {**_document(dead_letter), **content})
+    if len(dead_letter.body) > SHOWN_BYTES:
+        answer["body_bytes"] = len(dead_letter.body)
     return answer
 
 

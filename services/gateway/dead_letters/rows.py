@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One dead letter, without its content; times in milliseconds since 1970."""
 
     id: str
@@ -21,17 +21,17 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class WholeLetter(Letter):
+class WholeDeadLetter(DeadLetter):
     """One dead letter, whole."""
 
     identity: str
-    """Known again by what died when, so that a redelivered dead letter does not become a second one."""
+    """Derived from the message and its time, so that a redelivered dead letter is not stored twice."""
     envelope: bytes
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class DeadLetterGroup:
     """How many of one queue, type and reason wait, and since when the oldest does."""
 
     queue: str

@@ -1,4 +1,4 @@
-"""Dead letters: what could not be handled, with the reason, until somebody replays or deletes it."""
+"""Dead letters: messages that could not be handled, with the reason, until a person replays or deletes them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from bellhop.contracts.outcomes import State
 from bellhop.sql.database import Database, clock_ms
 from bellhop.sql.rows import columns_of
 from services.gateway.dead_letters import outcomes as dead_tasks
-from services.gateway.dead_letters.rows import Group, Letter, WholeLetter
+from services.gateway.dead_letters.rows import DeadLetter, DeadLetterGroup, WholeDeadLetter
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.routing import EVENTS, OTHER_TYPES, UNROUTED
 from services.gateway.outbox.store import Entry, now_ms, pack, to_ms, unpack
@@ -75,16 +75,16 @@ class DeadLetters:
         if last is not None:
             await connection.execute(sa.delete(dead_letters).where(_UNROUTED, dead_letters.c.id <= last))
 
-    async def get(self, letter_id: str) -> WholeLetter | None:
+    async def get(self, letter_id: str) -> WholeDeadLetter | None:
         """Return one dead letter with envelope and body."""
-        query = sa.select(*columns_of(dead_letters, WholeLetter)).where(dead_letters.c.id == letter_id)
+        query = sa.select(*columns_of(dead_letters, WholeDeadLetter)).where(dead_letters.c.id == letter_id)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else WholeLetter(*row)
+        return None if row is None else WholeDeadLetter(*row)
 
-    async def page(self, *, queue: str | None, before: str | None, waiting: bool, limit: int) -> list[Letter]:
+    async def page(self, *, queue: str | None, before: str | None, waiting: bool, limit: int) -> list[DeadLetter]:
         """Return dead letters, newest first, without bodies."""
-        query = sa.select(*columns_of(dead_letters, Letter)).order_by(dead_letters.c.id.desc()).limit(limit)
+        query = sa.select(*columns_of(dead_letters, DeadLetter)).order_by(dead_letters.c.id.desc()).limit(limit)
         if waiting:
             query = query.where(_WAITING)
         # Events of types that no queue is bound to are no failures; they are listed only where they are asked for.
@@ -92,14 +92,14 @@ class DeadLetters:
         if before is not None:
             query = query.where(dead_letters.c.id < before)
         async with self._database.read() as connection:
-            return [Letter(*row) for row in await connection.execute(query)]
+            return [DeadLetter(*row) for row in await connection.execute(query)]
 
-    async def groups(self, queue: str | None) -> list[Group]:
+    async def groups(self, queue: str | None) -> list[DeadLetterGroup]:
         """Count the waiting ones that `page` lists, by queue, type and reason, as of the last count (`counts.py`)."""
         counted = await self._groups.get()
         return [group for group in counted if (group.queue == queue if queue else group.queue != UNROUTED)]
 
-    async def _count(self) -> list[Group]:
+    async def _count(self) -> list[DeadLetterGroup]:
         names = (dead_letters.c.queue, dead_letters.c.type, dead_letters.c.reason)
         query = (
             sa.select(*names, sa.func.count().label("count"), sa.func.min(dead_letters.c.died_at).label("oldest"))
@@ -108,7 +108,7 @@ class DeadLetters:
             .order_by(sa.desc("count"))
         )
         async with self._database.read() as connection:
-            return [Group(*row) for row in await connection.execute(query)]
+            return [DeadLetterGroup(*row) for row in await connection.execute(query)]
 
     async def replay(
         self,
@@ -124,15 +124,16 @@ class DeadLetters:
         """Put waiting dead letters back on the way to their queue, at most `rate` a second; return how many.
 
         Marking them, the messages, their tasks and the audit entry are one commit, so a replay happens once or not at
-        all. Their bodies have up to `REPLAY_BYTES` together, or it is one letter: then fewer than `limit` are replayed,
-        and the rest when it is asked for again. A letter whose task went on without it is settled, and nothing is sent.
+        all. Their bodies have up to `REPLAY_BYTES` together, or it is one dead letter: then fewer than `limit` are
+        replayed, and the rest when it is asked for again. A dead letter whose task went on without it is settled, and
+        nothing is sent.
 
         Raises:
             Superseded: that is so for all of `ids`, which stay as they are.
         """
         async with self._database.write() as connection:
             query = (
-                sa.select(*columns_of(dead_letters, WholeLetter))
+                sa.select(*columns_of(dead_letters, WholeDeadLetter))
                 .where(_WAITING)
                 .order_by(dead_letters.c.id)
                 .limit(limit)
@@ -147,26 +148,30 @@ class DeadLetters:
                 query = query.limit(await _within_budget(connection, query))
             # Locked: another gateway may be asked for the same at the same time.
             locked = query.with_for_update(skip_locked=True)
-            letters = [WholeLetter(*letter) for letter in await connection.execute(locked)]
+            letters = [WholeDeadLetter(*dead_letter) for dead_letter in await connection.execute(locked)]
             if not letters:
                 return 0
             start = await clock_ms(connection)
-            revivals = await dead_tasks.revive(connection, letters, body)
-            if ids is not None and all(revival.over is not None for revival in revivals.values()):
-                raise Superseded(next(iter(revivals.values())).over)
-            going = [(letter, revivals[letter.id]) for letter in letters if revivals[letter.id].over is None]
+            decisions = await dead_tasks.requeue_tasks(connection, letters, body)
+            if ids is not None and all(decision.over is not None for decision in decisions.values()):
+                raise Superseded(next(iter(decisions.values())).over)
+            going = [
+                (dead_letter, decisions[dead_letter.id])
+                for dead_letter in letters
+                if decisions[dead_letter.id].over is None
+            ]
             entries = [
                 _way_back(
-                    letter,
-                    _revived(letter, body, revival.attempt),
-                    revival.task_id,
-                    revival.due_at or start + round(number * 1000 / rate),
+                    dead_letter,
+                    _replayed_message(dead_letter, body, decision.attempt),
+                    decision.task_id,
+                    decision.due_at or start + round(number * 1000 / rate),
                 )
-                for number, (letter, revival) in enumerate(going)
+                for number, (dead_letter, decision) in enumerate(going)
             ]
             # Earlier copies of these messages may have had their effect.
             await outbox.add(connection, entries, maybe_delivered=True)
-            chosen = [letter.id for letter in letters]
+            chosen = [dead_letter.id for dead_letter in letters]
             await connection.execute(
                 sa.update(dead_letters).where(dead_letters.c.id.in_(chosen)).values(replayed_at=start)
             )
@@ -212,16 +217,16 @@ async def _within_budget(connection: AsyncConnection, query: sa.Select[Any]) -> 
     return max(1, count)
 
 
-def _row(delivery: Delivery) -> WholeLetter:
+def _row(delivery: Delivery) -> WholeDeadLetter:
     headers, envelope = delivery.headers, delivery.envelope
     death = _last_death(headers)
     queue = _text(headers.get(QUEUE) or death.get("queue") or delivery.routing_key, 255)
     reason = _text(headers.get(REASON) or death.get("reason") or "unknown", 64)
-    died_at = _text(headers.get(DEAD_LETTERED_AT) or death.get("time"), 64)
+    dead_lettered_at = _text(headers.get(DEAD_LETTERED_AT) or death.get("time"), 64)
     error = headers.get(ERROR, "RabbitMQ gave the message up: it was handed out too often without an ack")
-    return WholeLetter(
+    return WholeDeadLetter(
         id=new_id(),
-        identity=derived_id(queue, *envelope.identity, died_at, str(delivery.attempt)),
+        identity=derived_id(queue, *envelope.identity, dead_lettered_at, str(delivery.attempt)),
         queue=queue,
         event_id=envelope.id,
         type=envelope.type,
@@ -230,14 +235,14 @@ def _row(delivery: Delivery) -> WholeLetter:
         attempts=delivery.attempt,
         envelope=pack(Message(b"", envelope, headers=dict(foreign_headers(headers)))),
         body=delivery.body,
-        died_at=_ms(died_at),
+        died_at=_ms(dead_lettered_at),
         replayed_at=None,
         deleted_at=None,
         erased_at=None,
     )
 
 
-def _unrouted(delivery: Delivery) -> WholeLetter:
+def _unrouted(delivery: Delivery) -> WholeDeadLetter:
     """Return the row of an event that no queue is bound to."""
     envelope = delivery.envelope
     kept_at = str(delivery.headers.get(DEAD_LETTERED_AT))
@@ -250,17 +255,17 @@ def _unrouted(delivery: Delivery) -> WholeLetter:
     )
 
 
-def _way_back(letter: WholeLetter, message: Message, task_id: str | None, due_at: int) -> Entry:
-    """Return the entry that hands a letter back: to its queue, or an event to the destinations that it has by then."""
-    if letter.queue == UNROUTED:
+def _way_back(dead_letter: WholeDeadLetter, message: Message, task_id: str | None, due_at: int) -> Entry:
+    """Return the entry that hands a dead letter back: to its queue, or an event to its present destinations."""
+    if dead_letter.queue == UNROUTED:
         return Entry(EVENTS, OTHER_TYPES, message, due_at=due_at)
-    return Entry("work", letter.queue, message, task_id, due_at)
+    return Entry("work", dead_letter.queue, message, task_id, due_at)
 
 
 def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return where and when the broker itself gave a message up, newest first (https://www.rabbitmq.com/docs/dlx#effects).
 
-    Not the first: a message that came from the retry ladder died on a retry queue before.
+    Not the first: a message that was retried was dead-lettered by a retry queue before.
     """
     deaths = headers.get("x-death")
     last = deaths[0] if isinstance(deaths, list) and deaths else None
@@ -268,19 +273,19 @@ def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _text(value: Any, length: int) -> str:
-    """Return what every database can hold: a dead letter that cannot be stored would go round for ever."""
+    """Return a text that every database can store: otherwise RabbitMQ would redeliver the dead letter without limit."""
     return str(value).replace("\x00", "\ufffd")[:length]
 
 
-def _ms(died_at: str) -> int:
+def _ms(dead_lettered_at: str) -> int:
     try:
-        return to_ms(datetime.fromisoformat(died_at))
+        return to_ms(datetime.fromisoformat(dead_lettered_at))
     except (ValueError, OverflowError):
         return now_ms()
 
 
-def _revived(letter: WholeLetter, body: bytes | None, attempt: int) -> Message:
-    message = unpack(letter.envelope, letter.body if body is None else body)
+def _replayed_message(dead_letter: WholeDeadLetter, body: bytes | None, attempt: int) -> Message:
+    message = unpack(dead_letter.envelope, dead_letter.body if body is None else body)
     return replace(message, attempt=attempt)
 
 

@@ -1,4 +1,4 @@
-"""Events: notifications, scores, and CloudEvents of any type. Published with a confirm, answered 202."""
+"""Events: notifications, scores, and CloudEvents of any type. PublishResult with a confirm, answered 202."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,7 +124,7 @@ async def submit(request: Request, caller: Annotated[Caller, Depends(require(Sco
 
 
 async def _admit(request: Request, caller: Caller, boards: set[str]) -> Response | None:
-    """Let `caller` write to `boards`; return the answer of a request that comes again, whatever became of them."""
+    """Let `caller` write to `boards`; for a repeated request return the stored answer, even if they have changed."""
     try:
         await gateway(request).boards.admit(caller, boards)
     except Problem:
@@ -174,7 +174,7 @@ def _score(score: Score, at: datetime) -> _AcceptedScore:
     return values
 
 
-# Types that a service of ours reads: whichever way they come in, the data must be what that service expects, and the
+# Types that a service of ours reads: by any route the data must be what that service expects, and the
 # key must have the scope that their own route takes.
 KNOWN: dict[str, tuple[Callable[[Any], Contract], Scope]] = {
     "notification.raised": (Notification.model_validate, Scope.NOTIFICATIONS_SEND),
@@ -286,7 +286,7 @@ async def reactions(
 
 @router.get("/v1/events/{event_id:path}", summary="What an event set off, by its id alone")
 async def reactions_by_id(request: Request, event_id: str, caller: Reader) -> EventAnswer:
-    """Return the mails that templates sent because of events of this id, whatever their sources."""
+    """Return the mails that templates sent because of events of this id, from any source."""
     return await _set_off(request, caller, event_id, None)
 
 

@@ -1,4 +1,4 @@
-"""API keys: made, listed and revoked by whoever may."""
+"""API keys: create, list and revoke."""
 
 from typing import Annotated
 

@@ -14,7 +14,7 @@ from services.gateway.tables import api_keys
 
 
 class Revocation(StrEnum):
-    """What became of a request to revoke a key."""
+    """The result of a request to revoke a key."""
 
     DONE = "done"
     UNKNOWN = "unknown"
@@ -102,7 +102,7 @@ class Keys:
             return [KeyRow(*row) for row in await connection.execute(query)]
 
     async def revoke(self, key_id: str, by: Caller) -> tuple[Revocation, list[str]]:
-        """Close a key from now on, if `by` has all of its scopes; return what became of it, and the scopes lacking."""
+        """Revoke a key, if `by` has all of its scopes; return the result, and the scopes that `by` lacks."""
         is_open = api_keys.c.revoked_at.is_(None)
         async with self._database.write() as connection:
             # In order and locked, so that of two administrators who revoke one another only one does.

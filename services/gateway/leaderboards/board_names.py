@@ -96,7 +96,7 @@ class BoardNames:
         )
 
     async def add_found(self, names: list[str]) -> None:
-        """Note boards that the leaderboard has; nobody is charged for them."""
+        """Note boards that the leaderboard has; they count for no client's quota."""
         rows = [{"board": name, "owner": FOUND, "created_at": 0} for name in names]
         async with self._database.write() as connection:
             await insert_many(connection, board_names, rows, on_conflict="(board) DO NOTHING")

@@ -84,7 +84,7 @@ class Boards:
                 422,
                 "Too many boards",
                 f"The board {refused} would be a new one, and there may be {settings.boards_limit} boards"
-                " (BELLHOP_BOARDS_LIMIT). Delete boards that nobody needs.",
+                " (BELLHOP_BOARDS_LIMIT). Delete boards that are not needed.",
             )
         if room.in_all < len(new):
             refused = new[max(0, room.in_all)]
@@ -116,7 +116,7 @@ class Boards:
         return datetime.fromtimestamp(at / 1000, UTC) if at else None
 
     async def note_set_up(self, board: str, caller: Caller) -> None:
-        """Note a board that the leaderboard was told to set up."""
+        """Note a board that the leaderboard was asked to configure."""
         await self._names.begin([board], caller.name, None)
 
     async def note_deleted(self, board: str) -> None:

@@ -44,7 +44,7 @@ def _query(query: bytes) -> bytes:
 
 
 def _difference(answer: httpx.Response, service: str) -> str:
-    """Say why a service that shares our key does not take a token of ours: its clock tells whether it is the time."""
+    """Return why a service does not accept our token: a different time, by its `Date`, or a different key."""
     try:
         skew = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):

@@ -37,7 +37,7 @@ router = APIRouter(route_class=PlainRoute, tags=["mail"])
 async def send(
     request: Request, mail: MailRequest, caller: Annotated[Caller, Depends(require(Scope.MAIL_SEND))]
 ) -> Response:
-    """Answer at once with the id of a task; `Location` tells what becomes of it."""
+    """Answer immediately with the id of a task; `Location` is its URL."""
     intake = gateway(request).intake
     key = await key_of(request, caller)
     task_id = new_id()
@@ -47,7 +47,7 @@ async def send(
     due_at = to_ms(mail.send_at) if mail.send_at is not None else 0
     if due_at <= created_at:
         due_at = 0
-    # A request that comes again is answered the same, whatever became of its attachments and template.
+    # A repeated request gets the same answer, even if its attachments or template have changed.
     can_change = bool(mail.attachments) or mail.template is not None
     if can_change and (answer := await replay(request, key, "/v1/tasks/")) is not None:
         return answer
@@ -60,7 +60,7 @@ async def send(
         tasks=[new_task(MAIL, document, packed, created_at=created_at, send_at=due_at or None)],
         entries=[request_entry(MAIL, document, packed, due_at=due_at, traceparent=traceparent(request))],
         key=key,
-        claimed=intake.relay.takes_more,
+        claimed=intake.outbox_publisher.takes_more,
     )
     accepted = await intake.commit(acceptance)
     if not accepted.new:

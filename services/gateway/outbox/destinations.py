@@ -1,6 +1,6 @@
-"""Which destinations take messages: one that refuses is left alone for a while, and the others are not delayed.
+"""Back-off for each destination: one that refuses messages gets none for a while, and the others are not delayed.
 
-The memory of this process is enough. Another replica finds out by itself, with a few messages.
+It is kept in memory. Each replica finds out by itself, with a few messages.
 """
 
 from random import uniform
@@ -11,7 +11,7 @@ from services.gateway.outbox.store import Destination
 
 CHUNK = 500
 PROBE = 20
-"""Messages that find out whether a destination takes any again."""
+"""Messages that probe whether a destination accepts messages again."""
 MAX_BACK_OFF_SECONDS = 30.0
 MAX_REMEMBERED = 1000
 """Beyond so many destinations those whose back-off is over are forgotten."""
@@ -26,7 +26,7 @@ class Destinations:
         self._refusing: dict[Destination, tuple[int, float]] = {}
 
     def closed(self, destination: Destination) -> bool:
-        """Say whether nothing should be published there now."""
+        """Return whether nothing should be published there now."""
         return bool(self._refusing) and self._refusing.get(destination, (0, 0.0))[1] > monotonic()
 
     def size(self, destination: Destination) -> int:

@@ -1,8 +1,8 @@
-"""The relay: what a commit promised goes out to the broker.
+"""The outbox publisher: publishes committed messages.
 
-Two ways in, one way out. Right after its commit a message is handed over in memory, so that the usual way costs no
-read. Whatever that way lost - the broker was away, the process died, the message was not due yet - is found by the
-sweep, which gives every destination a chunk in turn. A message may go out twice; the inbox of its consumer knows it.
+Fast path: after its commit a message is handed over in memory, without a read. Slow path: a sweep every
+`SWEEP_SECONDS` finds the other messages (the broker was unavailable, the process crashed, the message was not due yet)
+and publishes a chunk for each destination in turn. A message may be published twice; its consumer has an inbox.
 """
 
 import asyncio
@@ -19,32 +19,34 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway.outbox import store as outbox
-from services.gateway.outbox.delivery import Outgoing, Published, Underway
 from services.gateway.outbox.destinations import CHUNK, Destinations
-from services.gateway.outbox.store import Destination, Entry, Partly, Released, ReleaseReason
+from services.gateway.outbox.entry_publisher import EntryPublisher, PendingEntry, PublishResult
+from services.gateway.outbox.store import Destination, Entry, PartlyConfirmed, Released, ReleaseReason
 
 SWEEP_SECONDS = 0.5
 IDLE_SECONDS = 60.0
 MAX_DESTINATIONS = 50
-"""Destinations that one sweep looks at; the next one goes on with the following."""
+"""Destinations of one sweep; the next sweep continues with the following ones."""
 MAX_IN_MEMORY = 20_000
 MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024
 LEASE_SHARE = 0.6
 """The part of a lease within which a message may be published."""
 COUNT_SHARE = 20
-"""After a count the next one waits so many times as long as it took."""
+"""Pause between two counts, as a multiple of the duration of the last one."""
 
 log = get_logger(__name__)
 
 
-class Relay:
+class OutboxPublisher:
     """Publishes the outbox."""
 
-    def __init__(self, database: Database, commits: GroupCommit, publisher: Publisher, outgoing: Outgoing) -> None:
+    def __init__(
+        self, database: Database, commits: GroupCommit, publisher: Publisher, entry_publisher: EntryPublisher
+    ) -> None:
         self._database = database
         self._commits = commits
         self._publisher = publisher
-        self._outgoing = outgoing
+        self._entry_publisher = entry_publisher
         self._destinations = Destinations()
         self._handed_over: deque[tuple[Lease, Entry]] = deque()
         self._handed_over_bytes = 0
@@ -58,13 +60,13 @@ class Relay:
 
     @property
     def takes_more(self) -> bool:
-        """Say whether a message handed over now would go out soon; if not, it is left to the sweep."""
+        """Return whether a message handed over now would be published soon; if not, it is left to the sweep."""
         room = len(self._handed_over) < MAX_IN_MEMORY and self._handed_over_bytes < MAX_IN_MEMORY_BYTES
         return room and self._publisher.failure is None
 
     @property
     def works(self) -> bool:
-        """Say whether messages can be published now."""
+        """Return whether messages can be published now."""
         return self._publisher.failure is None
 
     def hand_over(self, entries: list[Entry]) -> None:
@@ -92,7 +94,7 @@ class Relay:
             await asyncio.wait(self._publishing)
 
     async def publish_handed_over(self) -> float | None:
-        """Publish a chunk of what was handed over; say whether there is more."""
+        """Publish a chunk of what was handed over; return 0 if there may be more, None if not."""
         if not self._handed_over:
             return None
         chunk = [self._handed_over.popleft() for _ in range(min(CHUNK, len(self._handed_over)))]
@@ -107,14 +109,14 @@ class Relay:
         await self._publish([entry for _, entry in chunk], chunk[0][0], chunk[-1][0])
 
     async def sweep(self) -> float | None:
-        """Publish a chunk of what the usual way lost, of each destination in turn; say whether there is more."""
+        """Publish a chunk of the rows of each destination in turn; return 0 if there may be more, None if not."""
         await self._count()
         if not self.waiting or self._publisher.failure is not None:
             return None
         return 0.0 if await self._sweep_destinations() else None
 
     async def _count(self) -> None:
-        """Count what waits; a count that takes long, because much waits, is repeated seldom."""
+        """Count the waiting messages; a count that takes long is repeated rarely."""
         began = monotonic()
         if began < self._count_again_at:
             return
@@ -123,7 +125,7 @@ class Relay:
         self._count_again_at = monotonic() + COUNT_SHARE * (monotonic() - began)
 
     async def _sweep_destinations(self) -> bool:
-        """Publish one chunk of each of some destinations; say whether there is more that can go out now."""
+        """Publish one chunk of each of some destinations; return whether more can be published now."""
         more = progress = False
         for _ in range(MAX_DESTINATIONS):
             async with self._database.read() as connection:
@@ -144,18 +146,18 @@ class Relay:
         return progress  # there are more destinations; where all of these refuse, those can wait for the next sweep
 
     async def _publish(self, entries: list[Entry], first: "Lease", last: "Lease") -> bool:
-        """Publish messages and release what is not confirmed; say whether all were sent.
+        """Publish messages and release those that are not confirmed; return whether all were sent.
 
         None of our leases on them is earlier than `first`, or later than `last`.
         """
-        faults.point("relay.claimed")
-        underway = [await self._begin(entry, first) for entry in entries]
+        faults.point("outbox.claimed")
+        pending = [await self._begin(entry, first) for entry in entries]
         published: list[Entry] = []
-        partly: list[Partly] = []
+        partly: list[PartlyConfirmed] = []
         kept: dict[ReleaseReason, list[Entry]] = {}
         refusals: dict[Destination, str] = {}
-        for one in underway:
-            result = await self._outgoing.end(one) if isinstance(one, Underway) else one
+        for one in pending:
+            result = await self._entry_publisher.end(one) if isinstance(one, PendingEntry) else one
             entry, error = result.entry, result.error
             if error is None:
                 published.append(entry)
@@ -163,21 +165,21 @@ class Relay:
             if result.left != (entry,):
                 partly.append((entry, result.left))
                 continue
-            fate = self._release_reason(error)
-            kept.setdefault(fate, []).append(entry)
-            if fate in (ReleaseReason.REFUSED, ReleaseReason.HANGING):
+            reason = self._release_reason(error)
+            kept.setdefault(reason, []).append(entry)
+            if reason in (ReleaseReason.REFUSED, ReleaseReason.HANGING):
                 refusals[entry.destination] = str(error)
         self._learn(published, refusals)
-        faults.point("relay.confirmed")
+        faults.point("outbox.confirmed")
         try:
             if published:
                 await self._commits.write(outbox.delete_published, published, background=True)
             if partly:
                 await self._commits.write(outbox.replace, partly, background=True)
-            for fate, some in kept.items():
-                await self._commits.write(outbox.release, Released(some, fate, last.ends), background=True)
+            for reason, some in kept.items():
+                await self._commits.write(outbox.release, Released(some, reason, last.ends), background=True)
         except DatabaseUnavailable as error:
-            # The rows stay, their claims run out, and the messages go out once more.
+            # The rows stay, their leases expire, and the messages are published again.
             log.warning("published messages stay in the outbox for now", count=len(entries), reason=str(error))
         return ReleaseReason.UNSENT not in kept
 
@@ -186,7 +188,7 @@ class Relay:
             return ReleaseReason.UNSENT
         if isinstance(error, Refused | Unroutable):
             return ReleaseReason.REFUSED
-        # While nothing is confirmed at all, the destination is not to blame.
+        # While nothing is confirmed at all, the destination is not the cause.
         return ReleaseReason.HANGING if self._publisher.failure is None else ReleaseReason.UNKNOWN
 
     def _learn(self, published: list[Entry], refusals: dict[Destination, str]) -> None:
@@ -196,13 +198,13 @@ class Relay:
         for destination, reason in refusals.items():
             self._destinations.refused(destination, reason, some_taken=destination in taken)
 
-    async def _begin(self, entry: Entry, lease: "Lease") -> Underway | Published:
+    async def _begin(self, entry: Entry, lease: "Lease") -> PendingEntry | PublishResult:
         if lease.over:
             error = BrokerUnavailable("the lease ran out before the message could be published")
-            return Published(entry, (entry,), error)
+            return PublishResult(entry, (entry,), error)
         if self._destinations.closed(entry.destination):
-            return Published(entry, (entry,), BrokerUnavailable("the destination refused messages a moment ago"))
-        return await self._outgoing.begin(entry)
+            return PublishResult(entry, (entry,), BrokerUnavailable("the destination refused messages a moment ago"))
+        return await self._entry_publisher.begin(entry)
 
 
 class Lease(NamedTuple):
@@ -220,5 +222,5 @@ class Lease(NamedTuple):
 
     @property
     def over(self) -> bool:
-        """Say whether nothing should be published by it any more."""
+        """Return whether nothing may be published under it any more."""
         return monotonic() > self.safe_until

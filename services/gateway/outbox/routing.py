@@ -1,9 +1,9 @@
 """Where an event goes: the one answer to "which destinations does an event of this type have?".
 
 A required destination is an exchange where only our own queue is bound, so a confirm means that this queue has the
-message, and a missing queue is an error. Beside it, every event goes to `events`, for queues of anybody's own; nobody
-of ours needs that copy. A type without a required destination is for those queues alone: where none is bound to it,
-the event is kept in `unrouted`.
+message, and a missing queue is an error. Every event also goes to `events`, for queues of other clients; no service of
+ours needs that copy. A type without a required destination is only for those queues: if none is bound to it, the event
+is kept in `unrouted`.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ NOTIFICATIONS = "notifications"
 OTHER_TYPES = "*"
 """The routing key in the outbox of all events that none of our own queues needs.
 
-Where they go is told by their envelopes. Clients choose types, and each destination in the outbox costs the sweep
+Their envelopes have their types. Clients choose types, and each destination in the outbox costs the sweep
 some queries.
 """
 

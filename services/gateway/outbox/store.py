@@ -29,7 +29,7 @@ from bellhop.sql.database import clock_ms
 from services.gateway.tables import outbox, tasks
 
 LEASE_MS = 15_000
-"""A row that its relay claimed and neither published nor released can be claimed again after so long."""
+"""A row that a publisher claimed and neither deleted nor released can be claimed again after so long."""
 MAX_BACK_OFF_MS = 30_000
 MAX_SKEW_MS = 60_000
 """The database's clock may be set back by so much. A lease or a back-off that ends later than that is void."""
@@ -78,7 +78,7 @@ class Released:
     """Claimed messages that were not confirmed."""
 
     entries: list[Entry]
-    fate: ReleaseReason
+    reason: ReleaseReason
     lease_ends: float
     """When our lease ends at the latest, by `monotonic`; a later lease is another process's."""
 
@@ -193,7 +193,7 @@ async def _claim(
         .with_for_update(skip_locked=True)
     )
     claimed = await connection.execute(
-        # `free` stands outside too: of two relays that chose the same row, the second sees it claimed.
+        # `free` is repeated outside: of two publishers that chose the same row, the second sees it claimed.
         sa.update(outbox)
         .where(outbox.c.sequence.in_(chosen.scalar_subquery()), free)
         .values(
@@ -211,7 +211,7 @@ CERTAINLY_HERE = (outbox.c.claimed_until == 0) & ~outbox.c.maybe_delivered
 
 
 async def withdraw(connection: AsyncConnection, task_id: str) -> bool:
-    """Delete the message of a task if it certainly was not published; say whether it was deleted."""
+    """Delete the message of a task if it certainly was not published; return whether it was deleted."""
     gone = await connection.execute(sa.delete(outbox).where(outbox.c.task_id == task_id, CERTAINLY_HERE))
     return bool(gone.rowcount)
 
@@ -233,11 +233,11 @@ async def delete_published(connection: AsyncConnection, chunks: list[list[Entry]
     return [None] * len(chunks)
 
 
-Partly = tuple[Entry, tuple[Entry, ...]]
+PartlyConfirmed = tuple[Entry, tuple[Entry, ...]]
 """A message that was partly confirmed, and what is left of it: one or more messages."""
 
 
-async def replace(connection: AsyncConnection, chunks: list[list[Partly]]) -> list[None]:
+async def replace(connection: AsyncConnection, chunks: list[list[PartlyConfirmed]]) -> list[None]:
     """Put what is left of partly confirmed messages in their place, in one commit.
 
     The row of a message becomes the first that is left of it, so that it keeps its place in the order of `sequence`.
@@ -264,9 +264,9 @@ async def release(connection: AsyncConnection, items: list[Released]) -> list[No
             by_refusals.setdefault(entry.refusals, []).append(entry.id)
         for refusals, ids in by_refusals.items():
             values: dict[str, Any] = {"claimed_until": 0}
-            if item.fate in (ReleaseReason.UNKNOWN, ReleaseReason.HANGING):
+            if item.reason in (ReleaseReason.UNKNOWN, ReleaseReason.HANGING):
                 values["maybe_delivered"] = True
-            if item.fate in (ReleaseReason.REFUSED, ReleaseReason.HANGING):
+            if item.reason in (ReleaseReason.REFUSED, ReleaseReason.HANGING):
                 values |= {"refusals": refusals + 1, "retry_at": current + back_off_ms(refusals)}
             await connection.execute(
                 sa.update(outbox).where(outbox.c.id.in_(ids), outbox.c.claimed_until <= lease_until).values(values)
@@ -275,7 +275,7 @@ async def release(connection: AsyncConnection, items: list[Released]) -> list[No
 
 
 def back_off_ms(refusals: int) -> int:
-    """Return how long to wait before the next attempt after so many in vain: doubling, with jitter."""
+    """Return the back-off after so many refusals: doubling, with jitter."""
     return round(min(MAX_BACK_OFF_MS, 1000 << min(refusals, 10)) * random.uniform(0.5, 1))
 
 

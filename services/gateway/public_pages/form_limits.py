@@ -1,6 +1,6 @@
-"""How often the public form may have a mail sent: to one mailbox, to one domain, and at all.
+"""Limits of the mails that the public form may send: to one mailbox, to one domain, and in total.
 
-Anybody may fill in the form, from any number of networks. Counts are rows, so they hold for all replicas together and
+Strangers can submit the form, from any number of networks. Counts are rows, so they hold for all replicas together and
 across restarts. A window begins with the first sign-up in it.
 """
 
@@ -20,7 +20,7 @@ MAILS_TO_A_MAILBOX = 9
 """In a day, for all lists and all spellings of the address together."""
 
 
-class Verdict(Enum):
+class SignUpDecision(Enum):
     """Whether a sign-up may be followed by a mail."""
 
     ALLOWED = "allowed"
@@ -38,8 +38,8 @@ class FormLimits:
         self._domain_per_hour = domain_per_hour
         self._per_hour = per_hour
 
-    async def take(self, email: str) -> Verdict:
-        """Count one sign-up and say whether it may go on. Three upserts in one commit."""
+    async def take(self, email: str) -> SignUpDecision:
+        """Count one sign-up and return the decision. Three upserts in one commit."""
         # No address is kept: who was never subscribed must not be found here.
         mailbox = hashlib.sha256(mailbox_of(email).encode()).hexdigest()
         async with self._database.write() as connection:
@@ -48,14 +48,14 @@ class FormLimits:
             domain = await self._count(connection, f"domain:{domain_of(email)}", HOUR_MS)
             mailbox_count = await self._count(connection, f"mailbox:{mailbox}", MAILBOX_WINDOW_MS)
         if form > self._per_hour or domain > self._domain_per_hour:
-            return Verdict.FORM_BUSY
-        return Verdict.MAILBOX_FULL if mailbox_count > MAILS_TO_A_MAILBOX else Verdict.ALLOWED
+            return SignUpDecision.FORM_BUSY
+        return SignUpDecision.MAILBOX_FULL if mailbox_count > MAILS_TO_A_MAILBOX else SignUpDecision.ALLOWED
 
     async def _count(self, connection: AsyncConnection, name: str, window_ms: int) -> int:
         current = await clock_ms(connection)
         insert = self._database.insert(form_limits).values(name=name, count=1, ends_at=current + window_ms)
         over = form_limits.c.ends_at <= current
-        # The larger bound: where the clock was put back, a window must not last for ever.
+        # The upper bound: if the clock was set back, a window must still end.
         over |= form_limits.c.ends_at > current + window_ms
         values = {
             "count": sa.case((over, 1), else_=form_limits.c.count + 1),

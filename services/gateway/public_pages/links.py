@@ -1,4 +1,4 @@
-"""The links that are mailed to subscribers. Whoever has one may do the one thing that it says, without logging in.
+"""The links in mails to subscribers. A link allows one action for one subscriber, without a login.
 
 A token is base64url of: kind (1 byte), subscriber id (16), expiry (4, seconds since 1970; 0 is never), the names of the
 lists with commas between them, and a signature (16, of HMAC-SHA-256). It holds no address: links end up in logs.
@@ -19,7 +19,7 @@ _HEAD = 1 + 16 + 4
 MAX_TOKEN = 4096
 
 
-class Kind(Enum):
+class LinkKind(Enum):
     """What a link is for."""
 
     CONFIRM = b"c"
@@ -27,8 +27,8 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What a valid token says."""
+class LinkClaims:
+    """The content of a valid token."""
 
     subscriber_id: str
     lists: tuple[str, ...]
@@ -46,14 +46,16 @@ class Links:
 
     def confirm(self, subscriber_id: str, lists: list[str], *, seconds: float) -> str:
         """Return the link that confirms subscriptions; it is valid for so many seconds."""
-        return f"{self._base}/confirm?token={self._token(Kind.CONFIRM, subscriber_id, lists, time.time() + seconds)}"
+        return (
+            f"{self._base}/confirm?token={self._token(LinkKind.CONFIRM, subscriber_id, lists, time.time() + seconds)}"
+        )
 
     def unsubscribe(self, subscriber_id: str, list_: str) -> str:
         """Return the link that ends a subscription; it does not expire."""
-        return f"{self._base}/unsubscribe?token={self._token(Kind.UNSUBSCRIBE, subscriber_id, [list_], 0)}"
+        return f"{self._base}/unsubscribe?token={self._token(LinkKind.UNSUBSCRIBE, subscriber_id, [list_], 0)}"
 
-    def read(self, kind: Kind, token: str) -> Claim | None:
-        """Return what a token says; None unless it is one of ours, of this kind, and not expired."""
+    def read(self, kind: LinkKind, token: str) -> LinkClaims | None:
+        """Return the content of a token; None unless it is one of ours, of this kind, and not expired."""
         if len(token) > MAX_TOKEN:
             return None
         try:
@@ -67,9 +69,9 @@ class Links:
         expires = int.from_bytes(payload[17:21])
         if expires and expires < time.time():
             return None
-        return Claim(str(UUID(bytes=payload[1:17])), tuple(payload[_HEAD:].decode().split(",")))
+        return LinkClaims(str(UUID(bytes=payload[1:17])), tuple(payload[_HEAD:].decode().split(",")))
 
-    def _token(self, kind: Kind, subscriber_id: str, lists: list[str], expires: float) -> str:
+    def _token(self, kind: LinkKind, subscriber_id: str, lists: list[str], expires: float) -> str:
         person = bytes.fromhex(subscriber_id.replace("-", ""))
         payload = kind.value + person + int(expires).to_bytes(4) + ",".join(lists).encode()
         return base64.urlsafe_b64encode(payload + _sign(self._keys[0], payload)).rstrip(b"=").decode()

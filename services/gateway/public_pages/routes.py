@@ -1,4 +1,4 @@
-"""The newsletter's public pages. They need no script and no cookie, and nobody logs in.
+"""The newsletter's public pages. They need no script, no cookie and no login.
 
 A GET never changes anything: mail scanners open every link they find. A person presses the button on the page, and a
 mail program posts to the unsubscribe link itself (RFC 8058).
@@ -23,8 +23,8 @@ from bellhop.web.problems import Problem
 from bellhop.web.strict_json import AnyQueryRoute
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.parts import gateway
-from services.gateway.public_pages.form_limits import Verdict
-from services.gateway.public_pages.links import Claim, Kind
+from services.gateway.public_pages.form_limits import SignUpDecision
+from services.gateway.public_pages.links import LinkClaims, LinkKind
 from services.gateway.subscribers.store import SignUp
 
 router = APIRouter(route_class=AnyQueryRoute, tags=["newsletter"], include_in_schema=False)
@@ -90,14 +90,14 @@ async def subscribe(request: Request) -> Response:
         return _form(parts, fields, " ".join(wrong))
     if not _first(fields, HONEYPOT):
         try:
-            verdict = await parts.form_limits.take(email)
-            if verdict is Verdict.FORM_BUSY:
+            decision = await parts.form_limits.take(email)
+            if decision is SignUpDecision.FORM_BUSY:
                 return _busy()
-            # A mailbox that had its mails gets no other, and the page does not tell a stranger so.
-            if verdict is Verdict.ALLOWED:
+            # A mailbox that reached its limit gets no other mail, and the page does not reveal that.
+            if decision is SignUpDecision.ALLOWED:
                 await parts.sign_up(SignUp(email, lists, name, public=True))
         except DatabaseUnavailable:
-            return _away()
+            return _unavailable()
     return page(
         "Almost done",
         f"<p>We sent a mail to <strong>{escape(email)}</strong>. Open it and follow the link in it to confirm that you"
@@ -156,7 +156,7 @@ async def _read(request: Request) -> dict[str, list[str]]:
 @router.get("/confirm")
 async def ask_to_confirm(request: Request) -> Response:
     """Show the button."""
-    claim = _claim(request, Kind.CONFIRM)
+    claim = _claim(request, LinkKind.CONFIRM)
     if claim is None:
         return _void()
     return page(
@@ -168,14 +168,14 @@ async def ask_to_confirm(request: Request) -> Response:
 @router.post("/confirm")
 async def confirm(request: Request) -> Response:
     """Confirm."""
-    claim = _claim(request, Kind.CONFIRM)
+    claim = _claim(request, LinkKind.CONFIRM)
     if claim is None:
         return _void()
     parts = gateway(request).newsletter
     try:
-        subscribed = await parts.audience.confirm(claim.subscriber_id, claim.lists)
+        subscribed = await parts.subscribers.confirm(claim.subscriber_id, claim.lists)
     except DatabaseUnavailable:
-        return _away()
+        return _unavailable()
     if not subscribed:
         return _void()
     return page("You are subscribed", f"<p>You will get {_titles(request, claim)} from now on.</p>")
@@ -184,7 +184,7 @@ async def confirm(request: Request) -> Response:
 @router.get("/unsubscribe")
 async def ask_to_unsubscribe(request: Request) -> Response:
     """Show the button, and change nothing."""
-    claim = _claim(request, Kind.UNSUBSCRIBE)
+    claim = _claim(request, LinkKind.UNSUBSCRIBE)
     if claim is None:
         return _void()
     return page(
@@ -199,18 +199,18 @@ async def unsubscribe(request: Request) -> Response:
 
     The token says everything. So the body is not read: RFC 8058, 3.2 lets it be a form of either kind.
     """
-    claim = _claim(request, Kind.UNSUBSCRIBE)
+    claim = _claim(request, LinkKind.UNSUBSCRIBE)
     if claim is None:
         return _void()
     parts = gateway(request).newsletter
     try:
-        await parts.audience.unsubscribe(claim.subscriber_id, claim.lists)
+        await parts.subscribers.unsubscribe(claim.subscriber_id, claim.lists)
     except DatabaseUnavailable:
-        return _away()
+        return _unavailable()
     return page("You are unsubscribed", f"<p>You will get no more mails from {_titles(request, claim)}.</p>")
 
 
-def _claim(request: Request, kind: Kind) -> Claim | None:
+def _claim(request: Request, kind: LinkKind) -> LinkClaims | None:
     return gateway(request).newsletter.links.read(kind, request.query_params.get("token", ""))
 
 
@@ -219,7 +219,7 @@ def _button(text: str) -> str:
     return f'<form method="post"><button type="submit">{text}</button></form>'
 
 
-def _titles(request: Request, claim: Claim) -> str:
+def _titles(request: Request, claim: LinkClaims) -> str:
     titles = gateway(request).newsletter.public_lists
     return " and ".join(f"<strong>{escape(titles.get(name, name))}</strong>" for name in claim.lists)
 
@@ -241,7 +241,7 @@ def _busy() -> Response:
     )
 
 
-def _away() -> Response:
+def _unavailable() -> Response:
     return page(
         "Please try again",
         "<p>We cannot do that at the moment. Please try it again in a minute.</p>",

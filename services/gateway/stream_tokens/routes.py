@@ -74,7 +74,7 @@ async def _check_channel(request: Request, channel: str, number: int, caller: Ca
         raise Problem(
             403,
             "Forbidden",
-            "This key may not read what the channel shows: it is another key's, or there is no such thing.",
+            "This key may not read what the channel shows: it belongs to another key, or does not exist.",
             extensions={"errors": [{"pointer": f"#/channels/{number}", "detail": "belongs to another key"}]},
         )
 

@@ -115,7 +115,7 @@ def records(text: str) -> Iterator[tuple[int, Values | str]]:
         try:
             values, position = _record(text, start, separator, unquoted)
         except _BadLine as error:
-            # The next line may be good, whatever this one began.
+            # The next line may be valid, even if this one is not.
             position = (text.find("\n", start) + 1) or len(text)
             if names is None:
                 raise BadCsv(f"line {began}: {error}") from None

@@ -52,7 +52,7 @@ _SUPPRESSION_PAGES = Cursor("suppressions", str)
 Reader = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.SUBSCRIBERS_WRITE))]
 
-AUDIENCE = "suppressions"
+MAILER_AUDIENCE = "suppressions"
 IMPORT_PATH = "/v1/subscribers/import"
 MAX_IMPORT = 8 * 1024 * 1024
 IMPORT_CHUNK = 250
@@ -63,7 +63,7 @@ _CSV = re.compile(r'text/(?:csv|tab-separated-values)(?:;\s*header=\w+)?(?:;\s*c
 @router.post(
     "/v1/subscribers",
     status_code=202,
-    summary="Subscribe somebody",
+    summary="Subscribe a person",
     responses={202: {"model": SubscriberAnswer}},
 )
 async def add(request: Request, wish: SubscriberRequest, caller: Writer) -> Response:
@@ -72,9 +72,9 @@ async def add(request: Request, wish: SubscriberRequest, caller: Writer) -> Resp
     await parts.sign_up(
         SignUp(wish.email, tuple(dict.fromkeys(wish.lists)), wish.name, wish.attributes, confirmed=wish.confirmed)
     )
-    person = await parts.audience.get(wish.email)
+    person = await parts.subscribers.get(wish.email)
     if person is None:
-        raise Problem(409, "Conflict", "This person was deleted just now by somebody else. Try again.")
+        raise Problem(409, "Conflict", "Another request deleted this person just now. Try again.")
     location = {"Location": f"/v1/subscribers/{quote(wish.email, safe='@')}"}
     return Response(orjson.dumps(_document(person)), 202, location, "application/json")
 
@@ -92,7 +92,7 @@ async def import_csv(
 ) -> ImportAnswer:
     """Take up to 8 MiB of people, some hundred a commit; the first line names the columns, one of them `email`.
 
-    What is wrong with a line is told, and the others are taken. After a broken connection send the whole file again:
+    Errors are reported by line, and the other lines are imported. After a broken connection send the whole file again:
     who is there already is not counted or asked a second time. Who unsubscribed is `skipped`.
     """
     match = _CSV.fullmatch(request.headers.get("content-type", "").strip())
@@ -176,7 +176,7 @@ class _Import:
 
     @property
     def answer(self) -> ImportAnswer:
-        """What became of the records."""
+        """The results of the records."""
         return {
             "new": self._new,
             "known": self._known,
@@ -197,7 +197,7 @@ async def show_all(
 ) -> SubscribersAnswer:
     """Return people in the order of addresses; `next` is the cursor of the following page."""
     after = None if cursor is None else _PAGES.read(cursor)[0]
-    people = await gateway(request).newsletter.audience.page(list_=list, state=state, after=after, limit=limit)
+    people = await gateway(request).newsletter.subscribers.page(list_=list, state=state, after=after, limit=limit)
     return {
         "subscribers": [_document(person) for person in people],
         "next": _PAGES.write(people[-1].row.email) if len(people) == limit else None,
@@ -207,9 +207,9 @@ async def show_all(
 @router.get("/v1/subscribers/{email:path}", summary="One person")
 async def show(request: Request, email: str, caller: Reader) -> SubscriberAnswer:
     """Return a person with all subscriptions."""
-    person = await gateway(request).newsletter.audience.get(canonical(email))
+    person = await gateway(request).newsletter.subscribers.get(canonical(email))
     if person is None:
-        raise _nobody()
+        raise _no_subscriber()
     return _document(person)
 
 
@@ -219,15 +219,15 @@ async def forget(request: Request, email: str, caller: Writer) -> Response:
 
     Nothing remains that would keep the person from being imported again; suppress the address for that.
     """
-    if not await gateway(request).newsletter.audience.delete(canonical(email)):
-        raise _nobody()
+    if not await gateway(request).newsletter.subscribers.delete(canonical(email)):
+        raise _no_subscriber()
     return Response(status_code=204)
 
 
 @router.get("/v1/lists", summary="All lists")
 async def show_lists(request: Request, caller: Reader) -> ListsAnswer:
     """Return the names of all lists, each with its numbers of subscriptions by state."""
-    return {"lists": await gateway(request).newsletter.audience.lists()}
+    return {"lists": await gateway(request).newsletter.subscribers.lists()}
 
 
 @router.get("/v1/suppressions", summary="Who gets no mail")
@@ -247,9 +247,9 @@ async def show_suppressions(
     }
 
 
-@router.post("/v1/suppressions/among", include_in_schema=False, dependencies=[Depends(MailerOnly(AUDIENCE))])
+@router.post("/v1/suppressions/among", include_in_schema=False, dependencies=[Depends(MailerOnly(MAILER_AUDIENCE))])
 async def show_suppressed(request: Request) -> SuppressedAmongAnswer:
-    """Tell the mailer who of these gets no mail, and why."""
+    """Return to the mailer which of these addresses get no mail, and why."""
     try:
         wish = SuppressedAmongRequest.read(await request.body())
     except ValidationError as error:
@@ -261,7 +261,7 @@ async def show_suppressed(request: Request) -> SuppressedAmongAnswer:
 
 @router.post("/v1/suppressions", status_code=201, summary="Send no mail to an address")
 async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -> SuppressedAnswer:
-    """Suppress an address, until `expires_at` or for ever."""
+    """Suppress an address, until `expires_at` or without an end."""
     store = gateway(request).newsletter.suppressions
     expires_at = None if wish.expires_at is None else to_ms(wish.expires_at)
     if expires_at is not None and expires_at <= now_ms():
@@ -288,7 +288,7 @@ async def release(request: Request, address: str, caller: Writer) -> Response:
     return Response(status_code=204)
 
 
-def _nobody() -> Problem:
+def _no_subscriber() -> Problem:
     return Problem(404, "Not Found", "There is no such subscriber.")
 
 

@@ -79,7 +79,7 @@ class BadLineAnswer(TypedDict):
 
 
 class ImportAnswer(TypedDict):
-    """What became of an import."""
+    """The result of an import."""
 
     new: int
     known: int

@@ -1,8 +1,8 @@
 """Subscribers, and what they subscribed to.
 
-A subscription is `pending` until its owner confirmed by mail, then `confirmed`, until it is `unsubscribed`. Nobody but
-its owner makes an unsubscribed one confirmed again: neither an import nor an API key can, and a pending one that has
-`unsubscribed_at` still counts as unsubscribed to them, because anybody may have filled in the form.
+A subscription is `pending` until its owner confirmed by mail, then `confirmed`, until it is `unsubscribed`. Only
+its owner can confirm it again after that: an import or an API key cannot. To them a pending one that has
+`unsubscribed_at` still counts as unsubscribed, because a stranger may have submitted the form.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +21,17 @@ from bellhop.sql.rows import columns_of
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.subscribers.addresses import subscriber_id
 from services.gateway.subscribers.rows import PersonRow, SubscriptionRow
-from services.gateway.suppressions.store import Suppressions, withdrawal
+from services.gateway.suppressions.store import SuppressionStore, withdrawal
 from services.gateway.tables import subscribers, subscriptions, suppressions, withdrawals
 from services.gateway.tasks.counts import Tally
 from services.gateway.tasks.store import Acceptance
 
 ASK_AGAIN_MS = 10 * 60_000
-"""So long nobody is asked twice: a public form must not be a way to fill somebody's mailbox."""
+"""A person is asked again only after so long: the public form must not be a way to fill a mailbox."""
 
 
 class Status(StrEnum):
-    """Where a subscription is; of a person, the best of theirs, unless the address is suppressed."""
+    """The state of a subscription; of a person: the best of theirs, unless the address is suppressed."""
 
     PENDING = "pending"
     CONFIRMED = "confirmed"
@@ -51,7 +51,7 @@ class SignUp:
     confirmed: bool = False
     """Consent was given elsewhere: no mail is needed, except by those who unsubscribed."""
     public: bool = False
-    """Anybody may have written this: it changes nothing about a person who is known already."""
+    """A stranger may have written this: it changes nothing about a person who is already known."""
     returning: bool = True
     """Ask those who unsubscribed whether they want to come back."""
     lane: Lane = Lane.NORMAL
@@ -59,7 +59,7 @@ class SignUp:
 
 @dataclass(slots=True)
 class SignedUp:
-    """What became of a sign-up."""
+    """The result of a sign-up."""
 
     known: bool
     """Everything asked for was so already."""
@@ -89,13 +89,13 @@ class _Known:
 
     @property
     def left(self) -> bool:
-        """Say whether the person unsubscribed, and has not confirmed since."""
+        """Return whether the person unsubscribed, and has not confirmed since."""
         return self.state == Status.UNSUBSCRIBED or self.unsubscribed_at is not None
 
     def may_ask(self, current: int) -> bool:
-        """Say whether a mail may ask for confirmation: each wait is as long as all before it, so they double.
+        """Return whether a mail may ask for confirmation: each wait is as long as all before it, so they double.
 
-        After a day of a form that is sent without end, somebody has nine mails and not a hundred.
+        If the form is submitted all day, the person gets nine mails and not a hundred.
         """
         if self.state != Status.PENDING or self.asked_at is None or self.created_at is None:
             return True
@@ -109,10 +109,10 @@ Ask = Callable[[SignUp, list[str]], Acceptance]
 """Make the mail that asks one person to confirm these lists."""
 
 
-class Audience:
-    """The store of the newsletter's people."""
+class SubscriberStore:
+    """The subscribers and their subscriptions."""
 
-    def __init__(self, database: Database, suppressed: Suppressions, ask: Ask) -> None:
+    def __init__(self, database: Database, suppressed: SuppressionStore, ask: Ask) -> None:
         self._database = database
         self._suppressed = suppressed
         self._ask = ask
@@ -179,7 +179,7 @@ class Audience:
                 )
             )
         for changed, rows in by_change.items():
-            # With nothing to change it still locks the row: nobody may delete the person while they subscribe.
+            # Without a change it still locks the row, so that the person is not deleted during the sign-up.
             columns = (*changed, "updated_at") if changed else ("email",)
             values = {column: insert.excluded[column] for column in columns}
             keep = insert.on_conflict_do_update(index_elements=["email"], set_=values)
@@ -191,7 +191,7 @@ class Audience:
         insert = self._database.insert(subscriptions)
         names = ("state", "created_at", "asked_at", "confirmed_at", "unsubscribed_at")
         values = {name: insert.excluded[name] for name in names}
-        # Somebody may have confirmed since we looked; that stays.
+        # The person may have confirmed since the read; that stays.
         changed = insert.on_conflict_do_update(
             index_elements=["list", "email"], set_=values, where=subscriptions.c.state != Status.CONFIRMED.value
         )
@@ -199,7 +199,7 @@ class Audience:
         await connection.execute(changed, [asdict(row) for row in rows])
 
     async def confirm(self, person: str, lists: tuple[str, ...]) -> bool:
-        """Confirm pending subscriptions; say whether the person is on one of these lists now."""
+        """Confirm pending subscriptions; return whether the person is on one of these lists now."""
         async with self._database.write() as connection:
             email = await self._email(connection, person)
             mine = (subscriptions.c.email == email) & subscriptions.c.list.in_(lists)
@@ -212,7 +212,7 @@ class Audience:
             return Status.CONFIRMED in states.scalars().all()
 
     async def unsubscribe(self, person: str, lists: tuple[str, ...]) -> None:
-        """End subscriptions; whoever is not subscribed stays so."""
+        """End subscriptions; without a subscription nothing changes."""
         async with self._database.write() as connection:
             email = await self._email(connection, person)
             await connection.execute(
@@ -232,7 +232,7 @@ class Audience:
         return (await connection.execute(query)).scalar_one_or_none()
 
     async def delete(self, email: str) -> bool:
-        """Forget a person; say whether there was one."""
+        """Delete a person; return whether there was one."""
         async with self._database.write() as connection:
             # The person first: that waits for a sign-up under way, whose subscriptions can be seen after it.
             gone = await connection.execute(sa.delete(subscribers).where(subscribers.c.email == email))
@@ -310,7 +310,7 @@ def _matching(list_: str | None, state: Status | None) -> tuple[sa.Column[str], 
 
 def _renewed(old: _Known, confirmed: bool, current: int) -> _Known:
     """Return what a sign-up makes of a subscription."""
-    # Who comes back begins anew, and is not made to wait for as long as they were away.
+    # After an unsubscription the waits start again; the time since then does not count.
     created_at = current if old.created_at is None or old.state == Status.UNSUBSCRIBED else old.created_at
     if confirmed:
         return _Known(Status.CONFIRMED.value, created_at)

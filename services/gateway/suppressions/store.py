@@ -55,7 +55,7 @@ _NO_SUCH_ADDRESS = frozenset({"5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2
 
 
 def is_hard_bounce(outcome: Outcome) -> bool:
-    """Say whether an outcome means that there is no such mailbox.
+    """Return whether an outcome means that there is no such mailbox.
 
     The mailer knows which command was refused, and says `bad-address` only of a recipient that the relay had heard of.
     Any other refusal is about this mail, its sender or the relay: to suppress for it would take whole lists off for one
@@ -69,7 +69,7 @@ def is_hard_bounce(outcome: Outcome) -> bool:
     return outcome.enhanced in _NO_SUCH_ADDRESS
 
 
-class Suppressions:
+class SuppressionStore:
     """The suppression list.
 
     Almost always a look-up finds nothing, and often the list is empty. So `empty` is kept in memory: this process sets
@@ -83,7 +83,7 @@ class Suppressions:
         self._added_at = float("-inf")
 
     async def refresh(self) -> None:
-        """Look whether there is anything on the list."""
+        """Read whether the list is empty."""
         began = monotonic()
         async with self._database.read() as connection:
             found = (await connection.execute(sa.select(suppressions.c.address).limit(1))).first()
@@ -154,7 +154,7 @@ class Suppressions:
             expires_at=suppression.expires_at,
         )
         values = {name: insert.excluded[name] for name in ("reason", "source", "created_at", "expires_at")}
-        # `keep`: what somebody decided for ever is not turned into something that ends.
+        # `keep`: a suppression without an end is not replaced by one that ends.
         where = suppressions.c.expires_at.is_not(None) if keep else None
         await connection.execute(insert.on_conflict_do_update(index_elements=["address"], set_=values, where=where))
         await connection.execute(sa.insert(withdrawals), [withdrawal(suppression.address)])
@@ -162,7 +162,7 @@ class Suppressions:
         self._added_at = monotonic()
 
     async def remove(self, address: str) -> bool:
-        """Let an address have mail again; say whether it was suppressed."""
+        """Remove a suppression; return whether there was one."""
         async with self._database.write() as connection:
             gone = await connection.execute(sa.delete(suppressions).where(suppressions.c.address == address))
             return bool(gone.rowcount)

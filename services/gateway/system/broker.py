@@ -18,7 +18,7 @@ _PLACES = {queue.name: place for place, queue in enumerate(QUEUES)}
 
 
 async def broker_view(http: httpx.AsyncClient, management_url: str | None) -> BrokerAnswer | UnknownBrokerAnswer:
-    """Return queues, service replicas and alarms; or one sentence why they cannot be told."""
+    """Return queues, service replicas and alarms; or one sentence why they are unknown."""
     if management_url is None:
         return {"unknown": "BELLHOP_MANAGEMENT_URL is not set, so queues and replicas cannot be shown."}
     parts = urlsplit(management_url)

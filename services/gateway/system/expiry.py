@@ -1,8 +1,8 @@
-"""Deletes what is past its retention, a bite at a time: a transaction that other writers hardly notice.
+"""Deletes rows past their retention in batches: transactions so short that they hardly delay other writers.
 
 Each function deletes up to `limit` rows that are older than `before` (milliseconds since 1970), the oldest first, and
-returns how many. Rows that somebody else holds are skipped: two gateways that clean up together must not wait for one
-another, and what is left now is found the next time. Every look-up is a range of an index.
+returns how many. Rows that another transaction has locked are skipped: two gateways that delete concurrently must not
+wait for one another, and the next batch finds the remaining rows. Every look-up is a range of an index.
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ async def delete_idempotency_keys(connection: AsyncConnection, before: int, limi
     return len(names)
 
 
-async def erase_replayed_letters(connection: AsyncConnection, before: int, limit: int) -> int:
+async def erase_replayed_dead_letters(connection: AsyncConnection, before: int, limit: int) -> int:
     """Erase the contents of dead letters that were replayed; their rows stay for the record."""
     held = dead_letters.c.replayed_at.is_not(None) & dead_letters.c.erased_at.is_(None)
     replayed = sa.select(dead_letters.c.id).where(held, dead_letters.c.replayed_at < before)
@@ -81,8 +81,8 @@ async def erase_replayed_letters(connection: AsyncConnection, before: int, limit
     return len(ids)
 
 
-async def give_up_waiting_letters(connection: AsyncConnection, before: int, limit: int) -> int:
-    """Delete dead letters about which nobody decided: as by hand, with their contents erased."""
+async def delete_waiting_dead_letters(connection: AsyncConnection, before: int, limit: int) -> int:
+    """Delete dead letters without a decision, as by hand: their contents are erased."""
     waiting = sa.select(dead_letters.c.id).where(_WAITING, dead_letters.c.id < _id_at(before))
     ids = await _chosen(connection, waiting.order_by(dead_letters.c.id), limit)
     if ids:
@@ -95,7 +95,7 @@ def _erased() -> dict[str, Any]:
     return {"body": b"", "envelope": b"{}", "erased_at": now_ms()}
 
 
-async def delete_letters(connection: AsyncConnection, before: int, limit: int) -> int:
+async def delete_dead_letters(connection: AsyncConnection, before: int, limit: int) -> int:
     """Delete the rows of dead letters that were decided about."""
     decided = sa.select(dead_letters.c.id).where(dead_letters.c.id < _id_at(before), _NOT_WAITING)
     return await _delete(connection, dead_letters.c.id, decided.order_by(dead_letters.c.id), limit)

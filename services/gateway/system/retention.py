@@ -1,8 +1,8 @@
 """What the gateway deletes, and when: one table for all of it.
 
-A round takes a bite of each rule, and further ones for up to a second where there is more. So a backlog of millions is
-worked off while requests are served, and no transaction is long. What is deleted leaves room in the file of SQLite and
-in the tables of PostgreSQL, which later rows use; neither gives it back to the disk by itself.
+A round deletes a batch for each rule, and further batches for up to a second where there are more rows. So a backlog
+of millions is deleted while requests are served, and no transaction is long. Deleted rows leave free space in the file
+of SQLite and in the tables of PostgreSQL, which later rows use; neither returns it to the disk by itself.
 """
 
 from collections.abc import Awaitable, Callable
@@ -22,10 +22,10 @@ ROUND_SECONDS = 600.0
 NEXT_SECONDS = 0.5
 """The pause before the next round where there was more than this one could delete."""
 RULE_SECONDS = 1.0
-"""So long one rule may go on in one round."""
+"""How long one rule may take in one round."""
 ROWS = 1000
 WIDE_ROWS = 20
-"""A bite of rows that may have megabytes."""
+"""A batch of rows that may have megabytes."""
 
 KEPT = {
     "outbox": "a message is deleted when the broker has confirmed it",
@@ -41,25 +41,25 @@ DAY_MS = 86_400_000
 
 log = get_logger(__name__)
 
-Bite = Callable[[AsyncConnection, int, int], Awaitable[int]]
+DeleteBatch = Callable[[AsyncConnection, int, int], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One kind of rows, and how long they are kept."""
+class RetentionRule:
+    """Which rows are deleted, and how long they are kept."""
 
     what: str
     tables: tuple[str, ...]
     keep_ms: int
-    """Since what the bite says; 0 where each row has its own end."""
-    bite: Bite
+    """Since the time that `delete_batch` compares; 0 where each row has its own end."""
+    delete_batch: DeleteBatch
     rows: int = ROWS
     loss: bool = False
-    """Something was given up that somebody may have wanted: a warning, not a note."""
+    """The rows were waiting for a decision: log a warning."""
 
 
-def rules(settings: Settings) -> list[Rule]:
-    """Return THE table."""
+def rules(settings: Settings) -> list[RetentionRule]:
+    """Return the rules of all tables."""
 
     def days(number: float) -> int:
         return round(number * DAY_MS)
@@ -68,20 +68,29 @@ def rules(settings: Settings) -> list[Rule]:
     letters, all_broadcasts = ("dead_letters",), ("broadcasts",)
     one = settings
     return [
-        Rule("tasks", ("tasks", "attempts"), days(one.tasks_days), expiry.delete_tasks),
-        Rule("idempotency keys", ("idempotency_keys",), keys, expiry.delete_idempotency_keys),
-        Rule("replayed bodies", letters, days(one.dead_letter_body_days), expiry.erase_replayed_letters, WIDE_ROWS),
-        Rule("dead letters", letters, days(one.dead_letter_days), expiry.give_up_waiting_letters, WIDE_ROWS, loss=True),
-        Rule("dead letter records", letters, days(one.dead_letter_record_days), expiry.delete_letters),
-        Rule("unrouted events", letters, days(one.unrouted_days), expiry.delete_unrouted),
-        Rule("audit entries", ("audit",), days(one.audit_days), expiry.delete_audit),
-        Rule("contents", all_broadcasts, days(one.broadcast_content_days), expiry.erase_contents, WIDE_ROWS),
-        Rule("broadcasts", all_broadcasts, days(one.broadcast_days), expiry.delete_broadcasts),
-        Rule("attachments", ("attachments",), 0, expiry.delete_attachments, WIDE_ROWS),
-        Rule("unconfirmed", ("subscriptions",), days(one.confirm_days), expiry.forget_unconfirmed),
-        Rule("suppressions", ("suppressions",), 0, expiry.delete_suppressions),
-        Rule("form limits", ("form_limits",), 0, expiry.delete_form_limits),
-        Rule("revoked keys", ("api_keys",), days(one.revoked_key_days), expiry.delete_revoked_keys),
+        RetentionRule("tasks", ("tasks", "attempts"), days(one.tasks_days), expiry.delete_tasks),
+        RetentionRule("idempotency keys", ("idempotency_keys",), keys, expiry.delete_idempotency_keys),
+        RetentionRule(
+            "replayed bodies", letters, days(one.dead_letter_body_days), expiry.erase_replayed_dead_letters, WIDE_ROWS
+        ),
+        RetentionRule(
+            "dead letters",
+            letters,
+            days(one.dead_letter_days),
+            expiry.delete_waiting_dead_letters,
+            WIDE_ROWS,
+            loss=True,
+        ),
+        RetentionRule("dead letter records", letters, days(one.dead_letter_record_days), expiry.delete_dead_letters),
+        RetentionRule("unrouted events", letters, days(one.unrouted_days), expiry.delete_unrouted),
+        RetentionRule("audit entries", ("audit",), days(one.audit_days), expiry.delete_audit),
+        RetentionRule("contents", all_broadcasts, days(one.broadcast_content_days), expiry.erase_contents, WIDE_ROWS),
+        RetentionRule("broadcasts", all_broadcasts, days(one.broadcast_days), expiry.delete_broadcasts),
+        RetentionRule("attachments", ("attachments",), 0, expiry.delete_attachments, WIDE_ROWS),
+        RetentionRule("unconfirmed", ("subscriptions",), days(one.confirm_days), expiry.forget_unconfirmed),
+        RetentionRule("suppressions", ("suppressions",), 0, expiry.delete_suppressions),
+        RetentionRule("form limits", ("form_limits",), 0, expiry.delete_form_limits),
+        RetentionRule("revoked keys", ("api_keys",), days(one.revoked_key_days), expiry.delete_revoked_keys),
     ]
 
 
@@ -95,20 +104,20 @@ class Retention:
             metrics.EXPIRED.labels(rule.what)  # from the start with 0, so that Prometheus sees the first increase
 
     async def round(self) -> float | None:
-        """Take a bite of everything; return how many seconds until the next round where there is more to do."""
+        """Delete a batch for each rule; return the seconds until the next round if there is more to delete."""
         more = [rule.what for rule in self._rules if await self._apply(rule)]
         return NEXT_SECONDS if more else None
 
-    async def _apply(self, rule: Rule) -> bool:
-        """Delete for up to a second; say whether there may be more."""
+    async def _apply(self, rule: RetentionRule) -> bool:
+        """Delete for up to a second; return whether there may be more."""
         began, count, full = monotonic(), 0, True
         while full and (count == 0 or monotonic() - began < RULE_SECONDS):
             async with self._database.write(BACKGROUND_SECONDS) as connection:
-                bitten = await rule.bite(connection, now_ms() - rule.keep_ms, rule.rows)
-            count += bitten
-            full = bitten >= rule.rows
+                deleted = await rule.delete_batch(connection, now_ms() - rule.keep_ms, rule.rows)
+            count += deleted
+            full = deleted >= rule.rows
         if count:
             metrics.EXPIRED.labels(rule.what).inc(count)
-            tell = log.warning if rule.loss else log.info
-            tell("deleted what is past its retention", what=rule.what, count=count)
+            write_log = log.warning if rule.loss else log.info
+            write_log("deleted what is past its retention", what=rule.what, count=count)
         return full

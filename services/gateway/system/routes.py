@@ -29,7 +29,7 @@ async def show(request: Request, caller: Annotated[Caller, Depends(require(Scope
             lane: {"since": time_of(since), "seconds": round((now_ms() - since) / 1000, 1)}
             for lane, since in oldest.items()
         },
-        "outbox": {"waiting": parts.intake.relay.waiting, "failure": parts.intake.publisher.failure},
+        "outbox": {"waiting": parts.intake.outbox_publisher.waiting, "failure": parts.intake.publisher.failure},
         "dead_letters": await parts.dead_letters.waiting(),
         "unrouted": await parts.dead_letters.unrouted(),
         "reacts_to": parts.reactions.known,

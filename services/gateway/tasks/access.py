@@ -9,7 +9,7 @@ from bellhop.web.auth import Caller, Require, Scope, identify_caller
 
 
 class TaskScope(Require):
-    """Lets in callers who have the scope of at least one kind; `check` is for the kind of a task."""
+    """Accepts callers that have the scope of at least one kind; `check` is for the kind of a task."""
 
     def __init__(self, scope_of: Callable[[TaskKind], str]) -> None:
         super().__init__(Scope(scope_of(next(iter(KINDS.values())))))

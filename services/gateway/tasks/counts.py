@@ -1,8 +1,8 @@
-"""Numbers that are counted: never in a request that would have to wait for it, nor more often than they are worth.
+"""Counts of rows that are made on request, but without long waits and not too often.
 
 Counters that every change keeps right would make all gateways wait for one row. So what is shown (tasks by state, dead
-letters by group, people by list) is counted when somebody asks, and where that takes long, the answer is the number of
-some seconds ago while the next count is under way. Nothing but what people look at may rest on such a number.
+letters by group, people by list) is counted on request. Where that takes long, the answer is the number of some
+seconds ago while the next count runs. Such a number is only for display: no decision may depend on it.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from bellhop.observe.logs import get_logger
 
 QUICK_SECONDS = 0.01
 """A count that takes no longer is made for every request."""
-PATIENCE_SECONDS = 0.005
-"""So long a request that has an older number waits for a newer one."""
+NEWER_COUNT_TIMEOUT_SECONDS = 0.005
+"""How long a request that has an older number waits for a newer one."""
 REST_FACTOR = 20
 """A count that takes longer is made again after so many times of what it took: it keeps 5 % of a core busy at most."""
 
@@ -41,7 +41,7 @@ class Tally(Generic[T]):
         """Return the number.
 
         Raises:
-            Whatever counting raises, if it fails while this call waits for it.
+            Exception: the one that counting raised while this call waited for it.
         """
         if self._known and monotonic() < self._good_until:
             return self._last  # type: ignore[return-value] # None may be what was counted
@@ -51,7 +51,7 @@ class Tally(Generic[T]):
             spawn(self._run(self._counting), self._tasks, "counting")
         counting = self._counting
         if self._known:
-            await asyncio.wait([counting], timeout=PATIENCE_SECONDS)
+            await asyncio.wait([counting], timeout=NEWER_COUNT_TIMEOUT_SECONDS)
             if not counting.done():
                 return self._last  # type: ignore[return-value]
         # Shielded: others may wait for the same count.
@@ -68,7 +68,7 @@ class Tally(Generic[T]):
             counting.set_result(self._last)
         except Unavailable as error:
             counting.set_exception(error)
-            log.warning("could not count; showing the numbers of before", reason=str(error))
+            log.warning("could not count; showing the previous numbers", reason=str(error))
         except Exception as error:
             counting.set_exception(error)
             raise

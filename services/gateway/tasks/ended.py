@@ -27,10 +27,10 @@ def live_entries(tasks: Iterable[Mapping[str, Any]], reply: str | None = None) -
 
 
 def is_shown(owner: str | None, lane: str | None) -> bool:
-    """Say whether the end of a task is shown live.
+    """Return whether the end of a task is shown live.
 
-    A broadcast shows its own counts; a million single events would drown the rest. Without an owner nobody can follow
-    the event.
+    A broadcast shows its own counts; a million single events would hide the rest. Without an owner no client can
+    follow the event.
     """
     return lane != Lane.BULK and owner is not None
 

@@ -29,7 +29,7 @@ class LiveOutcomes:
         """
         if not is_shown(outcome.owner, outcome.lane):
             return
-        # The document is the whole text of the mail, which nobody watches.
+        # The document is the whole text of the mail, which no reader watches.
         body = delivery.body
         if outcome.document is not None:
             body = outcome.model_dump_json(exclude={"document"}, exclude_none=True).encode()

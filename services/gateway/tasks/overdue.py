@@ -4,8 +4,7 @@ A message or an outcome can be lost with a queue of the broker. The worker's inb
 answers an unneeded copy with the stored outcome, and does nothing twice. What rightly waits in a
 long queue gets copies that are rarer each time: after the limit, then after twice, four times, … as long.
 
-The open tasks are walked through in the order of their index, a bite at a time, so that a round costs the same however
-many tasks there are.
+The open tasks are read in the order of their index, in batches, so that a step costs the same for any number of tasks.
 """
 
 from collections import Counter
@@ -19,18 +18,18 @@ from bellhop.contracts.kinds import KINDS
 from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, clock_ms
-from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts.dispatching import TaskMaker
 from services.gateway.broadcasts.store import OPEN, WHOLE, Phase, WholeBroadcastRow, whole_broadcast
 from services.gateway.outbox import store as outbox
-from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.publisher import OutboxPublisher
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.tables import attempts, broadcasts, tasks
 from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks.messages import cancel_entry, request_entry
 from services.gateway.tasks.rows import TaskRow
 
-BITE = 500
-BITE_SECONDS = 0.5
+BATCH = 500
+BATCH_PAUSE_SECONDS = 0.5
 ROUND_SECONDS = 60.0
 LONGEST_MS = 24 * 3_600_000
 """A task gets a further copy at least so often."""
@@ -50,31 +49,33 @@ def due_at(since: int, republished_at: int | None, limit_ms: int) -> int:
 class StaleTasks:
     """Publishes again what has waited too long."""
 
-    def __init__(self, database: Database, maker: TaskMaker, relay: Relay, limit_seconds: float) -> None:
+    def __init__(
+        self, database: Database, maker: TaskMaker, outbox_publisher: OutboxPublisher, limit_seconds: float
+    ) -> None:
         """`limit_seconds`: how long a task may wait, after its last change or the time of its next attempt."""
         self._database = database
         self._maker = maker
-        self._relay = relay
+        self._outbox_publisher = outbox_publisher
         self._limit_ms = round(limit_seconds * 1000)
         self._after: dict[State, tuple[int, str]] = {}
 
     async def round(self) -> float:
-        """Look at a bite of the tasks of each open state; return how many seconds until the next bite."""
+        """Check a batch of the tasks of each open state; return the seconds until the next batch."""
         rest = min(ROUND_SECONDS, self._limit_ms / 4000)
-        if not self._relay.works or self._relay.waiting > MAX_WAITING:
+        if not self._outbox_publisher.works or self._outbox_publisher.waiting > MAX_WAITING:
             return rest
-        more = [await self._bite(state) for state in OPEN]
-        return min(BITE_SECONDS, rest) if any(more) else rest
+        more = [await self._check_batch(state) for state in OPEN]
+        return min(BATCH_PAUSE_SECONDS, rest) if any(more) else rest
 
-    async def _bite(self, state: State) -> bool:
-        """Look at the next tasks in a state; say whether there are more."""
+    async def _check_batch(self, state: State) -> bool:
+        """Check the next tasks in a state; return whether there are more."""
         last = sa.and_(attempts.c.round == tasks.c.round, attempts.c.attempt == tasks.c.attempt)
         query = (
             sa.select(tasks.c.id, tasks.c.created_at, tasks.c.updated_at, tasks.c.republished_at, attempts.c.retry_at)
             .outerjoin(attempts, sa.and_(attempts.c.task_id == tasks.c.id, last))
             .where(tasks.c.state == state.value, tasks.c.created_at <= now_ms() - self._limit_ms)
             .order_by(tasks.c.created_at, tasks.c.id)
-            .limit(BITE)
+            .limit(BATCH)
         )
         if (after := self._after.get(state)) is not None:
             query = query.where(sa.tuple_(tasks.c.created_at, tasks.c.id) > sa.tuple_(*after))
@@ -89,7 +90,7 @@ class StaleTasks:
         if stale:
             async with self._database.write() as connection:
                 await self._republish(connection, state, stale)
-        if len(rows) < BITE:
+        if len(rows) < BATCH:
             self._after.pop(state, None)
             return False
         self._after[state] = (rows[-1].created_at, rows[-1].id)
@@ -123,29 +124,29 @@ class StaleTasks:
         found = await connection.execute(sa.select(*WHOLE).where(broadcasts.c.id.in_(ids)))
         owners = {owner.id: owner for owner in map(whole_broadcast, found)}
         entries: list[Entry] = []
-        fed: dict[str, list[TaskRow]] = {}
+        by_broadcast: dict[str, list[TaskRow]] = {}
         for row in rows:
             owner = owners.get(row["broadcast_id"] or "")
             if row["cancel_requested_at"] is not None or (owner and owner.state == Phase.CANCELLING):
                 entries.append(cancel_entry(row["kind"], row["id"], row["round"]))
             elif owner is not None:
                 if owner.state == Phase.RUNNING:
-                    fed.setdefault(owner.id, []).append(row)
+                    by_broadcast.setdefault(owner.id, []).append(row)
             elif row["document"] is not None:
                 entries.append(
                     request_entry(
                         KINDS[row["kind"]], orjson.loads(row["document"]), row["document"], attempt=_next_attempt(row)
                     )
                 )
-        for owner_id, some in fed.items():
-            entries += await self._fed_again(connection, owners[owner_id], some)
+        for owner_id, some in by_broadcast.items():
+            entries += await self._broadcast_entries(connection, owners[owner_id], some)
         return entries
 
-    async def _fed_again(
+    async def _broadcast_entries(
         self, connection: AsyncConnection, owner: WholeBroadcastRow, rows: list[TaskRow]
     ) -> list[Entry]:
         made = await self._maker.messages(connection, owner, {row["id"]: _next_attempt(row) for row in rows}, rows)
-        # Nobody is mailed who left the list meanwhile; the worker knows whether they were before.
+        # People who left the list meanwhile are not mailed; the worker knows whether they were before.
         return [made.get(row["id"]) or cancel_entry(row["kind"], row["id"], row["round"]) for row in rows]
 
 

@@ -50,7 +50,7 @@ def page_query(
     # SQLite takes ORDER BY and LIMIT in a part of a union only where the part is a subquery.
     merged = sa.union_all(*(sa.select(part.c.id, part.c.created_at) for part in ranges)).subquery()
     chosen = sa.select(merged.c.id).order_by(*_newest_first(merged.c)).limit(limit).scalar_subquery()
-    # By time and not by id: the ids of mails that events set off tell no time.
+    # By time and not by id: the ids of mails that events set off contain no time.
     return sa.select(*LISTED).where(tasks.c.id.in_(chosen)).order_by(*_newest_first(tasks.c))
 
 

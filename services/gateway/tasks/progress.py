@@ -1,4 +1,4 @@
-"""How outcomes move a task, whatever their order: decided from the table of transitions."""
+"""How outcomes change the state of a task, in any order: decided by the table of transitions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -71,5 +71,5 @@ def attempt_row(outcome: Outcome) -> AttemptRow:
 
 
 def has_history(outcome: Outcome) -> bool:
-    """Say whether an outcome belongs in the history: an attempt, or the reason why none was made."""
+    """Return whether an outcome belongs in the history: an attempt, or the reason why none was made."""
     return outcome.attempt > 0 or outcome.reply is not None

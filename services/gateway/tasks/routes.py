@@ -1,4 +1,4 @@
-"""Tasks of every kind: how they ended, and the two things a client can ask for: cancel, and another round."""
+"""Tasks of every kind: show and list them, cancel them, and start another round."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ router = APIRouter(route_class=IdempotentRoute, tags=["tasks"])
 MAX_WAIT_SECONDS = 55
 """A long poll ends before the usual idle timeout of proxies, 60 s."""
 
-# Outcomes that another replica applied wake nobody here, so a waiter looks again by itself this often.
+# Outcomes that another replica applied wake no waiter here, so each waiter reads again this often.
 LOOK_AGAIN_SECONDS = 1.0
 
 _PAGES = Cursor("tasks", int, str)
@@ -47,7 +47,7 @@ _WAIT = re.compile(r"\bwait=(\d{1,4})\b")
 
 
 def owner_of(caller: Caller) -> str | None:
-    """Return whose tasks `caller` may see: its own; None, which is everybody's, for the administrator."""
+    """Return whose tasks `caller` may see: its own; None, which means all tasks, for the administrator."""
     return None if caller.may(Scope.ADMIN) else caller.name
 
 
@@ -128,7 +128,7 @@ def wait_seconds(request: Request, wait: int | None) -> tuple[int, bool]:
 
 @router.get(
     "/v1/tasks/{task_id}",
-    summary="What became of a task",
+    summary="The state of a task",
     responses={200: {"model": TaskAnswer}, **UNCHANGED},
     openapi_extra=WAIT_HEADERS,
 )
@@ -226,7 +226,7 @@ async def retry(request: Request, task_id: str, caller: Annotated[Caller, Depend
     if state_after(task, TaskEvent.RETRY) is None:
         raise Problem(409, "Conflict", f"The task is {task['state']}; only what ended unsent can be retried.")
     if task["broadcast_id"] is not None:
-        phase: Phase = await parts.commits.write(parts.newsletter.maker.feed_again, task_id)
+        phase: Phase = await parts.commits.write(parts.newsletter.maker.retry_tasks, task_id)
         if phase not in (Phase.RUNNING, Phase.FINISHED):
             raise Problem(409, "Conflict", f"The broadcast of this task is {phase.value}, so nothing of it is sent.")
         task = await _find(request, task_id, caller, ACT)

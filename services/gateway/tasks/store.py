@@ -1,6 +1,6 @@
 """The ledger: one row for each task, from the moment it was accepted to the end of its retention.
 
-The functions that take a list are for `GroupCommit`: whatever arrived together is one call and one transaction.
+The functions that take a list are for `GroupCommit`: requests that arrive together are one call and one transaction.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -46,7 +46,7 @@ class Acceptance:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of an acceptance."""
+    """The result of an acceptance."""
 
     answer: bytes
     new: bool
@@ -138,7 +138,7 @@ class Ledger:
         return {row["id"]: cast(TaskPlace, dict(row)) for row in (await connection.execute(query)).mappings()}
 
     async def get(self, task_id: str, owner: str | None = None) -> TaskRow | None:
-        """Return the task with its attempts; None where there is none, or it belongs to somebody else."""
+        """Return the task with its attempts; None where there is none, or it belongs to another client."""
         async with self._database.read() as connection:
             query = sa.select(tasks).where(tasks.c.id == task_id)
             if owner is not None:
@@ -179,10 +179,10 @@ class Ledger:
             return [cast(TaskRow, dict(row)) for row in (await connection.execute(query)).mappings()]
 
     async def cancel(self, connection: AsyncConnection, items: list[str]) -> list[State]:
-        """Cancel tasks; return the state of each: `cancelled`, or another one, which tells why it is not yet.
+        """Cancel tasks; return the state of each: `cancelled`, or another one, which shows why it is not yet.
 
         What certainly is still in the outbox is cancelled. If the worker may have the task, it is asked to cancel it,
-        and the outcome tells which was first.
+        and the outcome shows which was first.
         """
         locked = await locked_tasks(connection, items)
         return [await self._cancel_one(connection, locked[task_id]) for task_id in items]

@@ -25,7 +25,7 @@ class Waiters:
                 del self._waiting[task_id]
 
     def wake(self, task_ids: list[str]) -> None:
-        """Tell those who wait for any of these tasks."""
+        """Wake the requests that wait for any of these tasks."""
         for task_id in task_ids:
             for event in self._waiting.get(task_id, ()):
                 event.set()

@@ -1,14 +1,14 @@
 """Mail that waits for people who get none any more: those who left a list, and suppressed addresses.
 
-A mail may wait for hours on the retry ladder, or for a month until its `send_at`. So an address that gets no mail any
-more is written down here, in the commit that says so, and a loop ends the tasks that wait for it: what is certainly in
-the outbox immediately, the rest by asking the worker, which begins no task that it was asked to cancel.
+A mail may wait for hours in a retry queue, or for a month until its `send_at`. So an address that gets no more mail is
+stored here, in the same commit, and a job ends the tasks that wait for it: those that are certainly in the outbox
+immediately, the others by a request to the worker, which begins no task that it was asked to cancel.
 
 Each row is looked at twice, immediately and after `SETTLE_MS`: a task that was accepted at the same moment may be
 committed after the first look.
 
-However many tasks wait for one address, a step is short: it ends `BITE` of them, and the row comes again after the
-others. A task that the worker was asked about is not looked at again.
+A step is short for any number of tasks: it ends up to `MAX_TASKS_A_STEP` of them, and the row is read again after the
+others. A task that the worker was asked to cancel is not read again.
 """
 
 from typing import Any
@@ -32,8 +32,8 @@ from services.gateway.tasks.rows import AttemptRow, TaskRow, ended
 
 SETTLE_MS = 15_000
 CHUNK = 100
-BITE = 500
-"""Tasks that one step ends at most."""
+MAX_TASKS_A_STEP = 500
+"""Maximum number of tasks that one step ends."""
 
 UNSUBSCRIBED = "This person is no longer subscribed to the list."
 
@@ -55,7 +55,7 @@ class Withdrawals:
                 return None
             ended: list[str] = []
             done: list[int] = []
-            room = BITE
+            room = MAX_TASKS_A_STEP
             for row in rows:
                 found, gone = await _end_waiting(connection, row, room)
                 ended += gone

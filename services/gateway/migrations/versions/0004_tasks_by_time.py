@@ -1,4 +1,4 @@
-"""Tasks in the order in which they were made; indexes that only those pay for who are in them."""
+"""Tasks in the order of their creation; two indexes become partial."""
 
 import sqlalchemy as sa
 from alembic import op

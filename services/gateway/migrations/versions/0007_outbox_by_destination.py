@@ -12,7 +12,7 @@ _KEPT = "id, task_id, exchange, routing_key, envelope, body, due_at, claimed_unt
 
 
 def upgrade() -> None:
-    """Make the table anew: SQLite cannot change a primary key."""
+    """Create a new table: SQLite cannot change a primary key."""
     op.drop_index("outbox_by_due", table_name="outbox")
     op.drop_index("outbox_by_task", table_name="outbox")
     op.rename_table("outbox", "outbox_before")

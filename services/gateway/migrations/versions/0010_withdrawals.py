@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take both away."""
+    """Drop both."""
     op.drop_table("withdrawals")
     op.drop_index("tasks_open_by_address", table_name="tasks")
     op.drop_column("tasks", "address")

@@ -16,7 +16,7 @@ _ADDRESSES = (
 
 
 def upgrade() -> None:
-    """Add the columns; PostgreSQL makes the indexes of the addresses anew, and leaves the tables as they are."""
+    """Add the columns; PostgreSQL rebuilds the indexes of the addresses, not the tables."""
     op.add_column("tasks", sa.Column("republished_at", sa.BigInteger))
     op.add_column("tasks", sa.Column("cancel_requested_at", sa.BigInteger))
     _collate("C")

@@ -1,8 +1,8 @@
-"""Publishing what lies in the outbox or comes right in: an event to all of its destinations, anything else as it is.
+"""Publishes entries of the outbox: an event to all of its destinations, any other message as it is.
 
 An entry for the exchange `events` is an event that has not been routed yet: its destinations are those of its type at
-the moment when it is published, which also holds for rows that an earlier version wrote. When some destinations take
-it and others do not, entries for the others are what is left of it: nothing is repeated where it was confirmed.
+the moment when it is published, which also holds for rows that an earlier version wrote. When some destinations
+confirm it and others do not, entries for the others are left: nothing is repeated where it was confirmed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from services.gateway.outbox.routing import EVENTS, OTHER_TYPES, UNROUTED, Desti
 from services.gateway.outbox.store import Entry
 
 COPY = "events:copy"
-"""Stands in the outbox for the exchange `events` where only the copy for others is left."""
+"""In the outbox: the exchange `events`, where only the copy for other consumers is left."""
 
 Confirm = asyncio.Future[None] | PublishError
 
@@ -26,7 +26,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Underway:
+class PendingEntry:
     """An entry that was published and is not confirmed yet."""
 
     entry: Entry
@@ -34,8 +34,8 @@ class Underway:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What the broker made of an entry."""
+class PublishResult:
+    """The result of publishing an entry."""
 
     entry: Entry
     left: tuple[Entry, ...] = ()
@@ -43,8 +43,8 @@ class Published:
     error: PublishError | None = None
 
 
-class Outgoing:
-    """The way from an entry to the broker."""
+class EntryPublisher:
+    """Publishes entries and waits for their confirms."""
 
     def __init__(self, publisher: Publisher, routing: Routing) -> None:
         self._publisher = publisher
@@ -52,7 +52,7 @@ class Outgoing:
 
     @property
     def ready(self) -> bool:
-        """Say whether it is known where events go."""
+        """Return whether the destinations of events are known."""
         return self._routing.loaded
 
     def grouped(self, entry: Entry) -> Entry:
@@ -61,33 +61,33 @@ class Outgoing:
             return entry
         return replace(entry, routing_key=OTHER_TYPES)
 
-    async def publish(self, entry: Entry) -> Published:
+    async def publish(self, entry: Entry) -> PublishResult:
         """Publish and return once every destination confirmed or refused. Raises nothing."""
         return await self.end(await self.begin(entry))
 
-    async def begin(self, entry: Entry) -> Underway:
-        """Send to every destination, once there is room in the publisher's window; `end` tells the confirms."""
+    async def begin(self, entry: Entry) -> PendingEntry:
+        """Send to every destination, once there is room in the publisher's window; `end` waits for the confirms."""
         parts = [
             (destination, await self._send(destination, entry.message)) for destination in self._destinations(entry)
         ]
-        return Underway(entry, tuple(parts))
+        return PendingEntry(entry, tuple(parts))
 
-    async def end(self, underway: Underway) -> Published:
+    async def end(self, pending: PendingEntry) -> PublishResult:
         """Wait for the confirms of all destinations."""
-        entry = underway.entry
+        entry = pending.entry
         failed: list[tuple[Destination, PublishError]] = []
-        for destination, confirm in underway.parts:
+        for destination, confirm in pending.parts:
             error = await _outcome(confirm)
             if isinstance(error, Unroutable) and not destination.required:
                 error = await self._keep_unrouted(entry)
             if error is not None:
                 failed.append((destination, error))
         if not failed:
-            return Published(entry)
+            return PublishResult(entry)
         error = failed[0][1]
-        if len(failed) == len(underway.parts):
-            return Published(entry, (entry,), error)
-        return Published(entry, tuple(_rest(entry, destination) for destination, _ in failed), error)
+        if len(failed) == len(pending.parts):
+            return PublishResult(entry, (entry,), error)
+        return PublishResult(entry, tuple(_rest(entry, destination) for destination, _ in failed), error)
 
     def _destinations(self, entry: Entry) -> tuple[Destination, ...]:
         if entry.exchange == EVENTS:
@@ -98,7 +98,7 @@ class Outgoing:
 
     async def _send(self, destination: Destination, message: Message) -> Confirm:
         exchange = EVENTS if destination.exchange == COPY else destination.exchange
-        # Only an event that none of our own queues needs must reach somebody else's, or be kept.
+        # Only an event that none of our own queues needs must reach another client's queue, or be kept.
         copy = not destination.required and (destination.exchange == COPY or self._is_copy(message))
         try:
             return await self._publisher.begin(exchange, destination.routing_key, message, mandatory=not copy)
@@ -114,7 +114,7 @@ class Outgoing:
 
     async def _keep_unrouted(self, entry: Entry) -> PublishError | None:
         message = entry.message
-        # The time tells this one from an earlier one of the same event, which was replayed and came back.
+        # The time distinguishes it from an earlier dead letter of the same event, which was replayed.
         kept = replace(message, headers=message.headers | {DEAD_LETTERED_AT: now().isoformat()})
         destination = Destination(UNROUTED, message.envelope.type, required=True)
         return await _outcome(await self._send(destination, kept))

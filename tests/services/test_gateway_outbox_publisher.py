@@ -1,4 +1,4 @@
-"""The relay: one destination that takes nothing neither delays the others nor keeps the gateway busy."""
+"""The outbox publisher: one destination that takes nothing neither delays the others nor keeps the gateway busy."""
 
 import asyncio
 from datetime import timedelta

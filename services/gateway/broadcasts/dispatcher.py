@@ -1,7 +1,7 @@
-"""Moves broadcasts on, for as long as the gateway runs. Every replica does; the database says whose turn it is.
+"""Runs broadcasts. Every replica does so; row locks decide which replica makes a step.
 
-Of a broadcast only as much is under way as goes out in some seconds, so that a pause takes effect within seconds, a
-broker that is away does not fill the outbox, and a million recipients cost no more memory than a thousand.
+Only as many tasks of a broadcast are open as are sent within some seconds. So a pause takes effect within seconds, an
+unavailable broker does not fill the outbox, and a million recipients need no more memory than a thousand.
 """
 
 import asyncio
@@ -12,36 +12,36 @@ from bellhop import faults
 from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseUnavailable
-from services.gateway.broadcasts import feeding
-from services.gateway.broadcasts.feeding import Step
+from services.gateway.broadcasts import dispatching
+from services.gateway.broadcasts.dispatching import Step
 from services.gateway.broadcasts.store import BroadcastRow, Broadcasts, Phase
-from services.gateway.outbox.publisher import Relay
+from services.gateway.outbox.publisher import OutboxPublisher
 from services.gateway.outbox.store import now_ms
-from services.gateway.suppressions.store import Suppressions
+from services.gateway.suppressions.store import SuppressionStore
 
 IDLE_SECONDS = 0.5
 BUSY_SECONDS = 0.05
 REFRESH_SECONDS = 1.0
 ROUND_SECONDS = 120.0
-"""One step of each broadcast takes so long at most."""
+"""Maximum duration of one step of each broadcast."""
 AHEAD_SECONDS = 4.0
-"""So long, in seconds, what is under way should last."""
+"""The open tasks of a broadcast should be sent within so many seconds."""
 MIN_AHEAD = 20
-"""Enough to find out how fast it goes."""
+"""Enough to measure the rate."""
 AUDIENCE_PARTS = 10
 LEAST_AHEAD = 5
-"""No more than this part of the audience is under way, so that a pause comes in time for most of a small one; and at
-least so many."""
+"""At most this part of the recipients has open tasks, so that a pause is in time for most of a small list; but at
+least `LEAST_AHEAD` have."""
 RETRYING_FACTOR = 10
-"""A task that waits for its next attempt may do so for hours, and must not hold up the others. Nor may a server that
-puts off everybody leave no limit: so many times the window may wait."""
+"""A task may wait for hours for its next attempt, and must not delay the others. A server that defers all mail must not
+remove the limit: so many times the window may wait for an attempt."""
 RATE_SECONDS = 10.0
 
 log = get_logger(__name__)
 
 
 class Meter:
-    """How fast a broadcast goes: what was done in the last seconds."""
+    """The rate of a broadcast in the last seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
@@ -64,35 +64,35 @@ class Meter:
         return (after - before) / (ended - began)
 
 
-class Feeder:
+class Dispatcher:
     """Runs all broadcasts that are neither finished nor cancelled."""
 
     def __init__(
         self,
         database: Database,
         store: Broadcasts,
-        maker: feeding.TaskMaker,
-        suppressions: Suppressions,
-        relay: Relay,
+        maker: dispatching.TaskMaker,
+        suppressions: SuppressionStore,
+        outbox_publisher: OutboxPublisher,
         window: int,
     ) -> None:
         self._database = database
         self._store = store
         self._maker = maker
         self._suppressions = suppressions
-        self._relay = relay
+        self._outbox_publisher = outbox_publisher
         self._window = window
         self._meters: dict[str, Meter] = {}
         self.woken = asyncio.Event()
-        """Set when the next step should not wait."""
+        """Set when the next step should be made immediately."""
         self._refreshed = float("-inf")
 
     def wake(self) -> None:
-        """Look at once: something was asked for."""
+        """Make the next step immediately, after a client's request."""
         self.woken.set()
 
     def rate(self, broadcast_id: str) -> float:
-        """Return how many recipients a second a running broadcast does."""
+        """Return the recipients a second of a running broadcast."""
         meter = self._meters.get(broadcast_id)
         return 0.0 if meter is None else meter.rate
 
@@ -115,75 +115,75 @@ class Feeder:
         except DatabaseUnavailable:
             raise
         except Exception:
-            # The others must go on, and this one begins its step anew: of what failed nothing was committed.
-            log.exception("a broadcast could not be moved on; trying again", broadcast=row.id)
+            # The others continue. The failed step committed nothing, so it is repeated.
+            log.exception("a step of a broadcast failed; trying again", broadcast=row.id)
             return False
 
     async def _advance(self, row: BroadcastRow) -> bool:
-        """Do the next steps of one broadcast; say whether it is worth looking again soon."""
+        """Make the next steps of one broadcast; return whether more may follow soon."""
         broadcast_id, phase = row.id, row.state
         if phase is Phase.SCHEDULED:
             if row.send_at is not None and row.send_at > now_ms():
                 return False
             total = await self._store.size(row.list)
             async with self._database.write() as connection:
-                await feeding.begin(connection, broadcast_id, total)
+                await dispatching.begin(connection, broadcast_id, total)
             log.info("a broadcast begins", broadcast=broadcast_id, list=row.list, recipients=total)
             return True
         if phase is Phase.PAUSED:
             _, under_way = await self._store.under_way(broadcast_id)
             if any(under_way.values()):
                 async with self._database.write() as connection:
-                    await feeding.hold(connection, broadcast_id)
+                    await dispatching.hold(connection, broadcast_id)
             return False
         if phase is Phase.CANCELLING:
             return await self._cancel(broadcast_id)
-        return await self._feed(row)
+        return await self._dispatch(row)
 
-    async def _feed(self, row: BroadcastRow) -> bool:
+    async def _dispatch(self, row: BroadcastRow) -> bool:
         broadcast_id = row.id
-        fed_so_far, under_way = await self._store.under_way(broadcast_id)
+        dispatched, under_way = await self._store.under_way(broadcast_id)
         meter = self._meters.setdefault(broadcast_id, Meter())
-        meter.note(fed_so_far - sum(under_way.values()), monotonic())
+        meter.note(dispatched - sum(under_way.values()), monotonic())
         room = self._room(under_way, meter.rate, row.total)
-        fed = 0
+        made = 0
         while room > 0:
             step = await self._step(row, room)
             if not step.count:
                 break
             room -= step.count
-            fed += step.count
-        if not fed and not any(under_way.values()):
+            made += step.count
+        if not made and not any(under_way.values()):
             async with self._database.write() as connection:
-                if await feeding.conclude(connection, broadcast_id, Phase.RUNNING):
+                if await dispatching.conclude(connection, broadcast_id, Phase.RUNNING):
                     log.info("a broadcast is finished", broadcast=broadcast_id)
-        # What waits for its next attempt does so for minutes.
-        return fed > 0 or under_way[State.QUEUED] > 0
+        # A task that waits for its next attempt waits for minutes.
+        return made > 0 or under_way[State.QUEUED] > 0
 
     def _room(self, under_way: dict[str, int], rate: float, total: int) -> int:
-        """Return how many more may be under way."""
+        """Return how many more tasks may be open."""
         ahead = min(
             self._window, max(MIN_AHEAD, round(rate * AHEAD_SECONDS)), max(LEAST_AHEAD, total // AUDIENCE_PARTS)
         )
         return min(ahead - under_way[State.QUEUED], RETRYING_FACTOR * self._window - under_way[State.RETRYING])
 
     async def _step(self, row: BroadcastRow, room: int) -> Step:
-        claimed = self._relay.takes_more
-        feed = self._maker.feed if row.retry_after is None else self._maker.feed_failed
+        claimed = self._outbox_publisher.takes_more
+        dispatch = self._maker.dispatch if row.retry_after is None else self._maker.dispatch_failed
         async with self._database.write() as connection:
-            step = await feed(connection, row.id, room, claimed=claimed)
-            faults.point("feeder.fed")
-        faults.point("feeder.committed")
+            step = await dispatch(connection, row.id, room, claimed=claimed)
+            faults.point("broadcast.dispatched")
+        faults.point("broadcast.committed")
         if claimed:
-            self._relay.hand_over(step.entries)
+            self._outbox_publisher.hand_over(step.entries)
         return step
 
     async def _cancel(self, broadcast_id: str) -> bool:
         async with self._database.write() as connection:
-            step = await feeding.withdraw(connection, broadcast_id)
+            step = await dispatching.withdraw(connection, broadcast_id)
         if step.count:
             return True
         async with self._database.write() as connection:
-            if await feeding.conclude(connection, broadcast_id, Phase.CANCELLING):
+            if await dispatching.conclude(connection, broadcast_id, Phase.CANCELLING):
                 log.info("a broadcast is cancelled", broadcast=broadcast_id)
         return False

@@ -1,8 +1,8 @@
-"""Moving a broadcast on: every function here is one step in one transaction, and any of them may be the last.
+"""The steps of a broadcast: every function here is one step in one transaction.
 
-Each step begins by locking the broadcast's row, if it still is in the phase that the step is for. So of several
-replicas one makes the step, and a pause or a cancel comes before it or after it. There is no lease that could run out
-while its holder still works: the lock ends with the transaction, however that ends.
+Each step first locks the row of the broadcast, if it is still in the phase that the step is for. So only one replica
+makes the step, and a pause or a cancel comes before it or after it. No lease can expire during a step: the lock ends
+with the transaction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.public_pages.links import Links
 from services.gateway.subscribers.rows import PersonRow
 from services.gateway.subscribers.store import Status
-from services.gateway.suppressions.store import Suppressions, ended_attempt
+from services.gateway.suppressions.store import SuppressionStore, ended_attempt
 from services.gateway.tables import attempts, broadcasts, subscribers, subscriptions, tasks
 from services.gateway.tables import outbox as outbox_table
 from services.gateway.tasks.messages import cancel_entry, new_task, request_entry
@@ -56,7 +56,7 @@ class Step:
 
     count: int = 0
     entries: list[Entry] = field(default_factory=list)
-    """Messages to hand over to the relay after the commit, if they were written as claimed."""
+    """Messages to hand over to the outbox publisher after the commit, if they were written as claimed."""
 
 
 async def _locked(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> WholeBroadcastRow | None:
@@ -71,7 +71,7 @@ async def _note(connection: AsyncConnection, broadcast_id: str, **values: Any) -
 
 
 async def begin(connection: AsyncConnection, broadcast_id: str, total: int) -> None:
-    """Start a broadcast. From now on it is for those who are confirmed now."""
+    """Start a broadcast. Its recipients are the subscribers who are confirmed now."""
     if await _locked(connection, broadcast_id, Phase.SCHEDULED) is not None:
         await _note(connection, broadcast_id, state=Phase.RUNNING.value, started_at=now_ms(), total=total)
 
@@ -79,14 +79,14 @@ async def begin(connection: AsyncConnection, broadcast_id: str, total: int) -> N
 class TaskMaker:
     """Makes tasks of recipients."""
 
-    def __init__(self, suppressions: Suppressions, links: Links) -> None:
+    def __init__(self, suppressions: SuppressionStore, links: Links) -> None:
         self._suppressions = suppressions
         self._links = links
 
-    async def feed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
+    async def dispatch(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
         """Make tasks for the next recipients, at most `room`, and write their messages."""
         row = await _locked(connection, broadcast_id, Phase.RUNNING)
-        if row is None or row.fed_all:
+        if row is None or row.all_dispatched:
             return Step()
         limit = chunk_for(row.content)
         has_task = sa.exists().where(tasks.c.broadcast_id == broadcast_id, tasks.c.recipient == subscribers.c.email)
@@ -96,7 +96,7 @@ class TaskMaker:
             .where(
                 subscriptions.c.list == row.list,
                 subscriptions.c.state == Status.CONFIRMED.value,
-                subscriptions.c.email > row.fed_after,
+                subscriptions.c.email > row.dispatch_cursor,
                 subscriptions.c.confirmed_at <= row.started_at,
             )
             .order_by(subscriptions.c.email)
@@ -109,7 +109,7 @@ class TaskMaker:
             if len(found) == room:
                 break
             walked.append(person)
-            # An upgrade began the walk again: who has a task is passed over.
+            # After an upgrade the cursor starts again: skip recipients who have a task.
             if not has_one:
                 found.append(person)
         suppressed = await self._suppressions.among(connection, [person.email for person in found])
@@ -119,19 +119,21 @@ class TaskMaker:
         await insert_many(connection, tasks, chunk.tasks)
         await insert_many(connection, attempts, chunk.attempts)
         await outbox.add(connection, chunk.entries, claimed=claimed)
-        fed, all_ = row.fed + len(found), len(walked) == len(rows) < limit
+        dispatched, all_ = row.dispatched + len(found), len(walked) == len(rows) < limit
         await _note(
             connection,
             broadcast_id,
-            fed=fed,
-            fed_after=walked[-1].email if walked else row.fed_after,
-            fed_all=all_,
-            # Who unsubscribed meanwhile was counted at the start and has no task.
-            total=fed if all_ else max(row.total, fed),
+            dispatched=dispatched,
+            dispatch_cursor=walked[-1].email if walked else row.dispatch_cursor,
+            all_dispatched=all_,
+            # Subscribers who unsubscribed meanwhile were counted at the start and have no task.
+            total=dispatched if all_ else max(row.total, dispatched),
         )
         return Step(len(walked), chunk.entries)
 
-    async def feed_failed(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
+    async def dispatch_failed(
+        self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool
+    ) -> Step:
         """Begin another round of the next tasks that failed, at most `room`."""
         row = await _locked(connection, broadcast_id, Phase.RUNNING)
         if row is None or row.retry_after is None:
@@ -142,19 +144,19 @@ class TaskMaker:
             tasks.c.state == State.FAILED.value,
             tasks.c.recipient > row.retry_after,
         )
-        step = await self._again(connection, row, sa.select(tasks).where(failed).limit(limit), claimed=claimed)
+        step = await self._retry(connection, row, sa.select(tasks).where(failed).limit(limit), claimed=claimed)
         last = None if step.count < limit else step.last
         await _note(connection, broadcast_id, retry_after=last)
         return Step(step.count, step.entries)
 
-    async def feed_again(self, connection: AsyncConnection, task_ids: list[str]) -> list[Phase]:
-        """Begin another round of single tasks, where their broadcast is running, or finished and goes on for them.
+    async def retry_tasks(self, connection: AsyncConnection, task_ids: list[str]) -> list[Phase]:
+        """Begin another round of single tasks whose broadcast is running, or finished: then it runs again.
 
         Returns the phases that the broadcasts were in.
         """
-        return [await self._feed_one_again(connection, task_id) for task_id in task_ids]
+        return [await self._retry_task(connection, task_id) for task_id in task_ids]
 
-    async def _feed_one_again(self, connection: AsyncConnection, task_id: str) -> Phase:
+    async def _retry_task(self, connection: AsyncConnection, task_id: str) -> Phase:
         mine = tasks.c.id == task_id
         owner = sa.select(tasks.c.broadcast_id).where(mine).scalar_subquery()
         query = sa.select(*WHOLE).where(broadcasts.c.id == owner).with_for_update()
@@ -162,25 +164,25 @@ class TaskMaker:
         phase = row.state
         if phase in (Phase.RUNNING, Phase.FINISHED) and row.erased_at is None:
             unsent = tasks.c.state.in_((State.FAILED.value, State.SUPPRESSED.value))
-            await self._again(connection, row, sa.select(tasks).where(mine, unsent), claimed=False)
+            await self._retry(connection, row, sa.select(tasks).where(mine, unsent), claimed=False)
             await _note(connection, row.id, state=Phase.RUNNING.value, finished_at=None, counts=None)
         return phase
 
-    async def _again(
+    async def _retry(
         self, connection: AsyncConnection, row: WholeBroadcastRow, query: sa.Select[Any], *, claimed: bool
-    ) -> "_Again":
+    ) -> "_Retried":
         locked = query.order_by(tasks.c.recipient).with_for_update()
         found = (await connection.execute(locked)).mappings()
         old = {task["recipient"]: cast(TaskRow, dict(task)) for task in found}
-        chunk = await self._made_again(connection, row, old)
+        chunk = await self._retry_chunk(connection, row, old)
         if chunk.tasks:
             await connection.execute(
-                _AGAIN,
+                _RETRY_UPDATE,
                 [{f"to_{name}": value for name, value in task.items() if name in _CHANGED} for task in chunk.tasks],
             )
         await insert_many(connection, attempts, chunk.attempts)
         await outbox.add(connection, chunk.entries, claimed=claimed)
-        return _Again(len(old), next(reversed(old), ""), chunk.entries)
+        return _Retried(len(old), next(reversed(old), ""), chunk.entries)
 
     async def messages(
         self, connection: AsyncConnection, row: WholeBroadcastRow, numbers: dict[str, int], old: Sequence[TaskRow]
@@ -191,13 +193,13 @@ class TaskMaker:
         """
         # `_Chunk` makes the round that follows.
         before = {task["recipient"]: task | {"round": task["round"] - 1} for task in old}
-        chunk = await self._made_again(connection, row, before)
+        chunk = await self._retry_chunk(connection, row, before)
         made = {str(entry.task_id): entry for entry in chunk.entries}
         return {
             id_: replace(entry, message=replace(entry.message, attempt=numbers[id_])) for id_, entry in made.items()
         }
 
-    async def _made_again(
+    async def _retry_chunk(
         self, connection: AsyncConnection, row: WholeBroadcastRow, old: Mapping[str, TaskRow]
     ) -> "_Chunk":
         people = await connection.execute(
@@ -219,7 +221,7 @@ class TaskMaker:
 
 _PERSON = columns_of(subscribers, PersonRow)
 _CHANGED = ("id", "state", "round", "updated_at", "finished_at")
-_AGAIN = (
+_RETRY_UPDATE = (
     sa.update(tasks)
     .where(tasks.c.id == sa.bindparam("to_id"))
     .values({name: sa.bindparam(f"to_{name}") for name in _CHANGED if name != "id"} | {"attempt": 0})
@@ -227,7 +229,7 @@ _AGAIN = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Again:
+class _Retried:
     count: int
     last: str
     entries: list[Entry]
@@ -327,18 +329,18 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def check(content: MailDocument, list_: str, owner: str, links: Links) -> None:
-    """Raise ValidationError where the mail of a broadcast breaks the contract of a mail task for everybody.
+    """Raise ValidationError where the mail of a broadcast breaks the contract of a mail task for every recipient.
 
-    `content` is what the client sent; the mail that is fed has the headers of the list besides.
+    `content` is what the client sent; each mail also has the headers of the list.
     """
     chunk = _Chunk(new_id(), owner, list_, orjson.dumps(content), links)
-    person = PersonRow("somebody@example.com", new_id(), "", b"{}", 0, 0)
+    person = PersonRow("reader@example.com", new_id(), "", b"{}", 0, 0)
     mail = chunk.envelope(person) | {"owner": owner, "task_id": new_id(), "to": person.email}
     MailTask.read(orjson.dumps(mail))
 
 
 async def hold(connection: AsyncConnection, broadcast_id: str) -> None:
-    """Keep back the messages of a paused broadcast that certainly are still in the outbox."""
+    """Hold the messages of a paused broadcast that are certainly still in the outbox."""
     if await _locked(connection, broadcast_id, Phase.PAUSED) is None:
         return
     here = outbox.CERTAINLY_HERE & (outbox_table.c.due_at != HELD)
@@ -348,10 +350,10 @@ async def hold(connection: AsyncConnection, broadcast_id: str) -> None:
 
 
 async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
-    """Cancel some of what a cancelled broadcast has under way.
+    """Cancel some open tasks of a cancelled broadcast.
 
-    What certainly still is in the outbox is cancelled. For all else the mailer is asked, once, and its outcome tells
-    who was first.
+    Tasks whose messages are certainly still in the outbox are cancelled. For all others the mailer is asked once, and
+    its outcome shows whether the cancel was in time.
     """
     row = await _locked(connection, broadcast_id, Phase.CANCELLING)
     if row is None:
@@ -361,7 +363,7 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
     ours = outbox_table.c.task_id.in_(queued_in(broadcast_id))
     taken = await connection.execute(
         sa.delete(outbox_table)
-        # `here` stands outside too: a relay may have claimed a row since it was chosen.
+        # `here` is repeated outside: a publisher may have claimed a row since it was chosen.
         .where(outbox_table.c.id.in_(sa.select(outbox_table.c.id).where(ours, here).limit(CHUNK)), here)
         .returning(outbox_table.c.task_id)
     )
@@ -396,7 +398,7 @@ def _to_ask(broadcast_id: str, after: str) -> sa.Select[Any]:
 
 
 async def conclude(connection: AsyncConnection, broadcast_id: str, phase: Phase) -> bool:
-    """End a broadcast of which nothing is left to do, and keep its counts; say whether it ended."""
+    """End a broadcast that has no open task, and store its counts; return whether it ended."""
     row = await _locked(connection, broadcast_id, phase)
     if row is None or (phase is Phase.RUNNING and row.retry_after is not None):
         return False
@@ -408,7 +410,7 @@ async def conclude(connection: AsyncConnection, broadcast_id: str, phase: Phase)
         by_state["cancelled"] += by_state.pop("waiting")
         by_state["waiting"] = 0
         final = Phase.CANCELLED
-    elif row.fed_all:
+    elif row.all_dispatched:
         final = Phase.FINISHED
     else:
         return False

@@ -1,4 +1,4 @@
-"""Two gateways feed one broadcast, on both databases: each step is made by one of them, whatever is asked meanwhile."""
+"""Two gateways run one broadcast, on both databases: each step is made by one of them, whatever is asked meanwhile."""
 
 import asyncio
 from collections import Counter
@@ -14,11 +14,11 @@ from bellhop.contracts.outcomes import State
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.database import Database
 from bellhop.sql.migrations import migrate
-from services.gateway.broadcasts import feeding
-from services.gateway.broadcasts.feeding import TaskMaker
+from services.gateway.broadcasts import dispatching
+from services.gateway.broadcasts.dispatching import TaskMaker
 from services.gateway.broadcasts.store import Action, Broadcasts, Phase
 from services.gateway.public_pages.links import Links
-from services.gateway.suppressions.store import Suppressions
+from services.gateway.suppressions.store import SuppressionStore
 from services.gateway.tables import audit, broadcasts, subscribers, subscriptions, tasks
 from services.gateway.tables import outbox as outbox_table
 
@@ -27,21 +27,21 @@ ROUNDS = 5
 
 
 class Gateway:
-    """What one gateway feeds broadcasts with."""
+    """What one gateway runs broadcasts with."""
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self.store = Broadcasts(self.database)
-        self.maker = TaskMaker(Suppressions(self.database, 30), Links(["k" * 40], "https://news.example.com"))
+        self.maker = TaskMaker(SuppressionStore(self.database, 30), Links(["k" * 40], "https://news.example.com"))
 
     async def step(self, broadcast_id: str, room: int, *, again: bool = False) -> int:
-        feed = self.maker.feed_failed if again else self.maker.feed
+        dispatch = self.maker.dispatch_failed if again else self.maker.dispatch
         async with self.database.write() as connection:
-            return (await feed(connection, broadcast_id, room, claimed=False)).count
+            return (await dispatch(connection, broadcast_id, room, claimed=False)).count
 
     async def conclude(self, broadcast_id: str, phase: Phase) -> bool:
         async with self.database.write() as connection:
-            return await feeding.conclude(connection, broadcast_id, phase)
+            return await dispatching.conclude(connection, broadcast_id, phase)
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ async def add(gateway: Gateway, phase: Phase = Phase.RUNNING, **changes: Any) ->
     """Make a broadcast and return its id."""
     values: dict[str, Any] = {
         "id": new_id(), "owner": "shop", "list": "news", "state": phase.value,
-        "content": orjson.dumps({"subject": "s", "text": "t"}), "total": len(PEOPLE), "fed": 0, "fed_after": "",
-        "fed_all": False, "cancel_after": "", "created_at": 1, "started_at": 2,
+        "content": orjson.dumps({"subject": "s", "text": "t"}), "total": len(PEOPLE), "dispatched": 0,
+        "dispatch_cursor": "", "all_dispatched": False, "cancel_after": "", "created_at": 1, "started_at": 2,
     }  # fmt: skip
     async with gateway.database.write() as connection:
         await connection.execute(sa.insert(broadcasts).values(values | changes))
@@ -101,7 +101,7 @@ async def test_two_gateways_begin_a_broadcast_once(gateways: list[Gateway]) -> N
 
         async def begin(gateway: Gateway, total: int, broadcast_id: str = broadcast_id) -> None:
             async with gateway.database.write() as connection:
-                await feeding.begin(connection, broadcast_id, total)
+                await dispatching.begin(connection, broadcast_id, total)
 
         await asyncio.gather(*(begin(gateway, 10 + n) for n, gateway in enumerate(gateways)))
         query = sa.select(broadcasts.c.state, broadcasts.c.total).where(broadcasts.c.id == broadcast_id)
@@ -109,12 +109,12 @@ async def test_two_gateways_begin_a_broadcast_once(gateways: list[Gateway]) -> N
         assert (state, total in (10, 11)) == ("running", True)
 
 
-async def test_two_gateways_feed_each_subscriber_one_mail(gateways: list[Gateway]) -> None:
+async def test_two_gateways_make_one_mail_for_each_subscriber(gateways: list[Gateway]) -> None:
     """While it is paused and resumed at both; a pause keeps everything that follows it from being made."""
     for _ in range(ROUNDS):
         broadcast_id = await add(gateways[0])
 
-        async def feed(gateway: Gateway, broadcast_id: str = broadcast_id) -> None:
+        async def dispatch(gateway: Gateway, broadcast_id: str = broadcast_id) -> None:
             while (await mailed(gateway, broadcast_id)).total() < len(PEOPLE):
                 await gateway.step(broadcast_id, 7)
 
@@ -127,11 +127,11 @@ async def test_two_gateways_feed_each_subscriber_one_mail(gateways: list[Gateway
 
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             for gateway in gateways:
-                group.create_task(feed(gateway))
+                group.create_task(dispatch(gateway))
                 group.create_task(act(gateway))
         assert await mailed(gateways[0], broadcast_id) == Counter(PEOPLE)
-        fed = sa.select(broadcasts.c.fed).where(broadcasts.c.id == broadcast_id)
-        assert await rows(gateways[0], fed) == [(len(PEOPLE),)]
+        query = sa.select(broadcasts.c.dispatched).where(broadcasts.c.id == broadcast_id)
+        assert await rows(gateways[0], query) == [(len(PEOPLE),)]
 
 
 async def test_after_a_pause_or_a_cancel_no_gateway_makes_a_task(gateways: list[Gateway]) -> None:
@@ -140,13 +140,15 @@ async def test_after_a_pause_or_a_cancel_no_gateway_makes_a_task(gateways: list[
         broadcast_id = await add(gateways[0])
         stopped = asyncio.Event()
 
-        async def feed(gateway: Gateway, broadcast_id: str = broadcast_id, stopped: asyncio.Event = stopped) -> None:
+        async def dispatch(
+            gateway: Gateway, broadcast_id: str = broadcast_id, stopped: asyncio.Event = stopped
+        ) -> None:
             while not stopped.is_set():
                 await gateway.step(broadcast_id, 3)
 
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             for gateway in gateways:
-                group.create_task(feed(gateway))
+                group.create_task(dispatch(gateway))
             await gateways[1].store.act(broadcast_id, action, "tests")
             made = (await mailed(gateways[0], broadcast_id)).total()
             for gateway in gateways:
