@@ -1,7 +1,7 @@
-"""Who calls, and what they may do: API keys with scopes (RFC 6750 bearer tokens).
+"""Authentication and authorization: API keys with scopes (RFC 6750 bearer tokens).
 
-A key looks like `bh_<8 characters of id>_<43 characters of secret>`. The id is public and finds the row; of the
-secret, 256 random bits, only the SHA-256 is kept, which needs no salt and no slow hash because it cannot be guessed.
+A key has the form `bh_<8 characters of id>_<43 characters of secret>`. The id is public and identifies the row. Of the
+secret, 256 random bits, only the SHA-256 is stored; it needs no salt and no slow hash, because it cannot be guessed.
 """
 
 import base64
@@ -57,7 +57,7 @@ class Caller:
     scopes: frozenset[str]
 
     def may(self, scope: Scope) -> bool:
-        """Say whether this caller has `scope`, itself or by way of `admin`."""
+        """Return whether this caller has `scope`, or `admin`."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
     def lacks(self, scopes: Iterable[str]) -> list[str]:
@@ -76,21 +76,21 @@ class Caller:
 
 
 class Guard(SecurityBase):
-    """A dependency that says who calls. A `StrictRoute` asks it before it reads anything else of a request.
+    """A dependency that returns the caller. A `StrictRoute` calls it before it reads anything else of a request.
 
-    It counts the request, so that a request which is refused later for its contents is counted as well. It is asked
+    It counts the request, so that a request that is refused later for its contents is counted as well. It is called
     more than once (by the route, then by FastAPI), and identifies the caller once.
     """
 
     async def __call__(self, request: Request) -> Any:
-        """Return who calls; raise Problem 401, 403 or 429."""
+        """Return the caller; raise Problem 401, 403 or 429."""
         known = request.scope.setdefault(_CALLERS, {})
         if self not in known:
             known[self] = await self.identify(request)
         return known[self]
 
     async def identify(self, request: Request) -> Any:
-        """Count the request and return who calls; raise Problem 401, 403 or 429."""
+        """Count the request and return its caller; raise Problem 401, 403 or 429."""
         raise NotImplementedError
 
 
@@ -111,15 +111,15 @@ class Require(Guard):
 
 
 def require(scope: Scope) -> Require:
-    """Return a FastAPI dependency that gives the `Caller`, who has `scope`.
+    """Return a FastAPI dependency that returns a `Caller` with `scope`.
 
-    The application finds callers: `app.state.authenticate` takes the whole key and returns its `Caller` or None.
+    The application sets `app.state.authenticate`, which takes the whole key and returns its `Caller` or None.
     """
     return Require(scope)
 
 
 async def identify_caller(request: Request) -> Caller:
-    """Count the request and return who calls, whatever their scopes; raise Problem 401 or 429."""
+    """Count the request and return its caller, with any scopes; raise Problem 401 or 429."""
     state = request.app.state
     limiter: Limiter = state.limiter
     key = bearer(request)
@@ -129,9 +129,9 @@ async def identify_caller(request: Request) -> Caller:
         if caller is not None:
             limiter.count_key(request.scope, caller.id)
             return caller
-        # A wrong key is counted against its sender, as every request without one already is.
+        # A request with a wrong key is counted by its address, like one without a key.
         limiter.count_address(request.scope)
-    # The same words whether the key is missing, wrong, expired or revoked: which one is nobody's business.
+    # The same answer for a missing, wrong, expired or revoked key, so that callers cannot probe keys.
     raise Problem(
         401,
         "Unauthorized",
@@ -141,20 +141,20 @@ async def identify_caller(request: Request) -> Caller:
 
 
 def bearer(request: Request) -> str:
-    """Return what the request shows to be let in (RFC 6750, 2.1); "" where it shows nothing."""
+    """Return the bearer token of a request (RFC 6750, 2.1); "" if it has none."""
     kind, _, credentials = request.headers.get("authorization", "").partition(" ")
     return credentials if kind.lower() == "bearer" else ""
 
 
 def system_id(admin_key: str) -> str:
-    """Return the public id of the system with this admin key, of which it tells nothing."""
+    """Return the public id of the system with this admin key; the key cannot be derived from it."""
     return hashlib.blake2b(admin_key.encode(), digest_size=8, person=b"bellhop-system").hexdigest()
 
 
 def new_key(random: bytes | None = None) -> str:
-    """Return a fresh API key. Keep its id and the hash of its secret (`split_key`, `hash_key`), and show it once.
+    """Return a new API key. Store its id and the hash of its secret (`split_key`, `hash_key`), and show it once.
 
-    `random`: 64 secret bytes to make it of.
+    `random`: 64 secret bytes from which the key is made.
     """
     random = random or secrets.token_bytes(64)
     secret = base64.urlsafe_b64encode(random[:32]).decode().rstrip("=")
@@ -167,7 +167,7 @@ def new_key(random: bytes | None = None) -> str:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Return the id and the secret of `key`, or None if it does not look like one."""
+    """Return the id and the secret of `key`, or None if it does not have the form of one."""
     prefix, public, secret = key[:3], key[3:11], key[12:]
     if prefix != "bh_" or key[11:12] != "_" or len(secret) != 43 or not key.isascii() or not public.isalnum():
         return None
@@ -175,10 +175,10 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def hash_key(secret: str) -> str:
-    """Return what to keep of a key's secret: its SHA-256 in hexadecimal."""
+    """Return what is stored of a key's secret: its SHA-256 in hexadecimal."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def key_matches(secret: str, kept: str) -> bool:
-    """Say whether `kept` is the hash of `secret`, in a time that does not depend on the answer."""
-    return hmac.compare_digest(hash_key(secret), kept)
+def key_matches(secret: str, stored: str) -> bool:
+    """Return whether `stored` is the hash of `secret`, in a time that does not depend on the result."""
+    return hmac.compare_digest(hash_key(secret), stored)

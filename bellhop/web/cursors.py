@@ -1,7 +1,7 @@
-"""Cursors: where the following page of a list begins.
+"""Cursors: the start of the next page of a list.
 
-A cursor carries the sort key of the last row of the page before, not a reference to that row: the row may be deleted
-before the following page is asked for, and the page must begin at the same place all the same.
+A cursor has the sort key of the last row of the previous page, not a reference to that row: the row may be deleted
+before the next page is requested, and the page must begin at the same place nevertheless.
 """
 
 import base64
@@ -22,7 +22,7 @@ CursorText = Annotated[str | None, Query(max_length=_MAX_LENGTH, description="`n
 
 
 class Cursor:
-    """Writes and reads the cursors of one list."""
+    """Encodes and decodes the cursors of one list."""
 
     def __init__(self, list_: str, *types: type[int] | type[str]) -> None:
         """`list_`: its name, so that the cursor of another list is refused; `types`: of the columns of the sort key."""
@@ -30,14 +30,14 @@ class Cursor:
         self._types = types
 
     def write(self, *key: int | str) -> str:
-        """Return the cursor of the page that begins behind `key`."""
+        """Return the cursor of the page that begins after `key`."""
         return base64.urlsafe_b64encode(orjson.dumps([_VERSION, self._list, *key])).rstrip(b"=").decode()
 
     def read(self, text: str) -> tuple[Any, ...]:
-        """Return the key that a cursor carries.
+        """Return the sort key in a cursor.
 
         Raises:
-            Problem: 422 unless this list gave it.
+            Problem: 422 if it is not a cursor of this list.
         """
         try:
             value = orjson.loads(base64.b64decode(text.encode() + b"=" * (-len(text) % 4), b"-_", validate=True))

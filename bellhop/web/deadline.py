@@ -1,9 +1,8 @@
-"""Every request is answered in time, whatever hangs behind it: 503 with `Retry-After` after `SECONDS`.
+"""The deadline of requests: one that is not answered within `SECONDS` is answered with 503 and `Retry-After`.
 
-The time begins when the whole request is here; until then the client is the slow one, and `protocol.py` watches it. A
-route that waits on purpose, such as a long poll, says for how long: `extend`. What the deadline ends is cancelled, and
-the answer does not wait for that: a driver may take its time even to be cancelled. Streams that have begun are not
-touched.
+The time starts when the whole request has arrived; `protocol.py` limits the time until then. A route that waits by
+design, such as a long poll, calls `extend`. At the deadline the request is cancelled, and the answer is sent without
+waiting for that, because a driver may take long to be cancelled. Streams that have begun have no deadline.
 """
 
 from starlette.types import Scope
@@ -14,11 +13,11 @@ SECONDS = 9.0
 RETRY_SECONDS = 5
 TICK_SECONDS = 0.25
 KEY = "bellhop.exchange"
-"""Where a scope has its `Exchange` (edge.py), whose deadline it is."""
+"""The key of a scope's `Exchange` (edge.py), which has the deadline."""
 
 
 def extend(scope: Scope, seconds: float) -> None:
-    """Let the request of `scope` take `seconds` more: its client asked to wait."""
+    """Extend the deadline of the request of `scope` by `seconds`, because its client asked to wait."""
     exchange = scope.get(KEY)
     if exchange is not None:
         exchange.extra += seconds

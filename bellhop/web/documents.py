@@ -1,4 +1,4 @@
-"""Parts of OpenAPI documents for what a route reads by itself."""
+"""Parts of OpenAPI documents for headers that a route reads itself."""
 
 from typing import Any
 

@@ -1,14 +1,14 @@
-"""What happens around every request: it is counted, limited in rate and time, and answered whatever goes wrong.
+"""The outermost middleware: it counts each request, limits rate and time, and answers each error.
 
-One middleware, so that the headers are looked at once and what is sent passes one function:
+It is one middleware, so that the headers are read one time and all answers pass one function:
 
-    metrics   each answer is counted and timed by its route, also those that are given here
-    rate      before anything of a body is read, so that a client that sends too much costs little
-    deadline  a request that is not answered in time is answered 503, and what it set off is cancelled
-    problems  what a route raises becomes a problem document; a crash is logged exactly once
+    metrics   each answer is counted and timed by its route, also the answers of this middleware
+    rate      before the body is read, so that a client over its rate costs little
+    deadline  a request that is not answered in time is answered with 503, and its handler is cancelled
+    problems  an exception of a route becomes a problem document; an unexpected one is logged exactly once
 
-Starlette's own `ServerErrorMiddleware` raises on after it has answered, so that uvicorn logs a second time and cuts the
-connection; what is caught here never gets that far.
+Starlette's own `ServerErrorMiddleware` raises the exception again after its answer, so that uvicorn logs it a second
+time and closes the connection. Exceptions that are caught here do not reach it.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Exchange:
-    """One request or WebSocket, and what is sent back."""
+    """One request or WebSocket, and its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limiter: Limiter) -> None:
         self._scope = scope
@@ -40,7 +40,7 @@ class Exchange:
         """HTTP status; 0 until the answer starts, and if the client disconnects before."""
         self.started = False
         self.overdue = False
-        """The deadline has passed and was answered; what the application still sends is dropped."""
+        """The deadline has passed and a 503 was sent; what the application still sends is dropped."""
         self.loop = asyncio.get_running_loop()
         self.until = self.loop.time() + deadline.SECONDS
         self.extra = 0.0
@@ -49,7 +49,7 @@ class Exchange:
         self._complete = self._refused = False
 
     async def receive(self) -> Message:
-        """Return the next message of the client, whose time does not count."""
+        """Return the next message of the client; the time until the request is complete does not count."""
         if self._complete:
             return await self._receive()
         self.until = float("inf")
@@ -59,7 +59,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send what the application says, unless the deadline was faster."""
+        """Send a message of the application, unless the deadline has passed."""
         if not self.overdue:
             await self._pass(message)
 
@@ -72,7 +72,7 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             try:
-                # Where nothing has checked a key: an unknown path, a body that is too large.
+                # Requests whose key was not checked: an unknown path, a body that is too large.
                 self._limiter.count_rest(self._scope)
             except Problem as problem:
                 await self.answer(problem)  # the request is counted now
@@ -83,8 +83,8 @@ class Exchange:
         self.started = True
         await self._send(message)
 
-    def look(self, now: float) -> None:
-        """Answer, and cancel the rest, if it is time."""
+    def check_deadline(self, now: float) -> None:
+        """If the deadline has passed, send a 503 and cancel the application."""
         if self.started or self.overdue or now < self.until:
             return
         self.overdue = True
@@ -92,27 +92,27 @@ class Exchange:
         self._task.cancel()
 
     def was_cancelled(self) -> bool:
-        """Say whether the deadline, and nothing else, cancelled the application; the task goes on then."""
+        """Return whether only the deadline cancelled the application; then the task continues."""
         return self.overdue and not self._task.uncancel()
 
 
 class Edge:
-    """The outermost middleware but for spans."""
+    """The outermost middleware, except for spans."""
 
     def __init__(
         self, app: ASGIApp, limiter: Limiter, exempt: frozenset[str], counted_by_route: frozenset[str] = frozenset()
     ) -> None:
-        """`exempt`: paths that no limit counts. `counted_by_route`: those whose routes count by a token's subject.
+        """`exempt`: paths that no limit counts. `counted_by_route`: paths whose routes count by a token's subject.
 
-        A request with a key is counted where the key is checked, in `auth.py`: before that, a flood of made-up keys
-        would look like many clients.
+        A request with a key is counted after the key is checked, in `auth.py`: otherwise many invented keys would
+        count as many clients.
         """
         self.app = app
         self.limiter = limiter
         self.exempt = exempt
         self.counted_by_route = counted_by_route
         # One timer for all requests costs less than a timer for each.
-        self._live: set[Exchange] = set()
+        self._running: set[Exchange] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,14 +126,14 @@ class Edge:
             await self._serve(scope, exchange)
             return
         scope[deadline.KEY] = exchange
-        self._live.add(exchange)
+        self._running.add(exchange)
         if self._loop is not exchange.loop:
             self._loop = exchange.loop
             self._loop.call_later(deadline.TICK_SECONDS, self._tick, self._loop)
         try:
             await self._serve(scope, exchange)
         finally:
-            self._live.discard(exchange)
+            self._running.discard(exchange)
             try:
                 if exchange.answering is not None:
                     await exchange.answering
@@ -146,17 +146,17 @@ class Edge:
             self._count(scope)
             await self.app(scope, exchange.receive, exchange.send)
         except (ClientDisconnect, WebSocketDisconnect):
-            return  # a client that leaves is no fault of ours
+            return  # a client that disconnects is not an error
         except asyncio.CancelledError:
             if exchange.was_cancelled():
                 return
-            # Shutting down took all the time it had, and this request is still at work.
+            # The shutdown timeout has passed, and this request is still running.
             if not exchange.started and not exchange.overdue:
                 await exchange.answer(_cut_short())
             raise
         except Exception as error:
             if exchange.overdue:
-                return  # it was answered, and this comes of the cancellation
+                return  # a 503 was sent, and the exception was caused by the cancellation
             if isinstance(error, Problem):
                 if exchange.started:
                     raise
@@ -165,21 +165,21 @@ class Edge:
             number = new_id()
             log.exception("%s %s failed, problem %s", scope.get("method", "WebSocket"), scope["path"], number)
             if exchange.started:
-                # The answer is half out. Only a cut connection tells the client that the rest will never come.
+                # Part of the answer is sent. The connection must be closed, so that the client detects the failure.
                 raise _AlreadyLogged from None
             await exchange.answer(_unexpected(number))
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        for exchange in self._live:
-            exchange.look(now)
-        if self._live:
+        for exchange in self._running:
+            exchange.check_deadline(now)
+        if self._running:
             loop.call_later(deadline.TICK_SECONDS, self._tick, loop)
         else:
             self._loop = None
 
     def _count(self, scope: Scope) -> None:
-        """Count a request that brings no key, before anything is done for it; raise Problem 429."""
+        """Count a request without a key, before it is handled; raise Problem 429."""
         if scope["path"] in self.exempt:
             self.limiter.exempt(scope)
         elif scope["path"] not in self.counted_by_route and not _has_key(scope):
@@ -191,7 +191,7 @@ def _has_key(scope: Scope) -> bool:
 
 
 class _AlreadyLogged(Exception):
-    """The answer was cut short; the reason stands in the log line before this one."""
+    """The answer is incomplete; the log line before this one has the reason."""
 
 
 def _cut_short() -> Problem:

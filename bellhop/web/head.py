@@ -1,12 +1,12 @@
-"""HEAD for everything that GET is answered for (RFC 9110, 9.3.2)."""
+"""HEAD for every route with GET (RFC 9110, 9.3.2)."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Answers HEAD with the head that GET would have, and ends the work for the body as soon as that is known.
+    """Answers HEAD with the head of GET's answer, and ends the handler when that is sent.
 
-    It must be the innermost middleware: those around it count and name the request as it came.
+    It must be the innermost middleware: the others count and name the request as HEAD.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -17,16 +17,16 @@ class HeadAsGet:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
-        # A copy, because the server leaves out the body by the method of its own scope.
+        # A copy, because the server omits the body if the method in its own scope is HEAD.
         inner = {**scope, "method": "GET"}
 
-        def tell_outer() -> None:
-            # What stands around this counts the request, and names it by its route.
+        def update_outer_scope() -> None:
+            # The outer middleware counts the request, and names it by its route.
             scope.update({name: value for name, value in inner.items() if name not in scope})
 
         async def send_head(message: Message) -> None:
             if message["type"] != "http.response.body":
-                tell_outer()
+                update_outer_scope()
                 await send(message)
                 return
             await send({"type": "http.response.body", "body": b""})
@@ -37,8 +37,8 @@ class HeadAsGet:
         except _HeadSent:
             return
         finally:
-            tell_outer()
+            update_outer_scope()
 
 
 class _HeadSent(Exception):
-    """The answer is complete: what would make the body, perhaps a stream without end, stops here."""
+    """The answer is complete. This ends the handler, which may be a stream without end."""

@@ -1,4 +1,4 @@
-"""What machines ask a service about itself. All three are open to anybody and say nothing secret."""
+"""Health checks and metrics of a service. The three routes need no key and return nothing secret."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ from bellhop.web.strict_json import StrictRoute
 
 PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 Ready = Callable[[], Awaitable[dict[str, str]]]
-"""Returns name -> "ok", or a sentence that says what this service waits for."""
+"""Returns name -> "ok", or a sentence that names what this service waits for."""
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ router = APIRouter(route_class=StrictRoute, tags=["health"])
 
 
 class HealthAnswer(TypedDict):
-    """That the process answers."""
+    """The process answers."""
 
     status: str
     system: NotRequired[str]
@@ -47,11 +47,11 @@ class ReadinessAnswer(TypedDict):
     responses={200: {"model": HealthAnswer}, 503: {"model": HealthAnswer, "description": "shutting down"}},
 )
 async def healthz(request: Request) -> Response:
-    """Say that this process answers and goes on doing so; it says nothing about the servers that it needs.
+    """Return whether this process runs; its dependencies are not checked.
 
-    So that a healthy service is not restarted because its broker is unavailable. 503: the process is shutting down, and
-    a load balancer must choose another one. A gateway also tells which system it is of, so that no client sends it
-    another system's key.
+    A healthy service is therefore not restarted because its broker is unavailable. 503: the process is shutting down,
+    and a load balancer must choose another one. A gateway also returns the id of its system, so that no client sends
+    it the key of another system.
     """
     if request.app.state.draining:
         return Response(orjson.dumps({"status": "shutting down"}), 503, {"Retry-After": "1"}, "application/json")
@@ -70,7 +70,7 @@ async def healthz(request: Request) -> Response:
     },
 )
 async def readyz(request: Request) -> Response:
-    """Say whether this service can do its work: 200, or 503 with the checks that failed."""
+    """Return whether this service can do its work: 200, or 503 with the checks that failed."""
     state = request.app.state
     if state.draining:
         checks = {"service": "is shutting down"}
@@ -100,7 +100,7 @@ async def check(ask: Callable[[], Awaitable[None]]) -> str:
 
 
 async def _within(seconds: float, work: Awaitable[T]) -> "asyncio.Future[T]":
-    # Not `asyncio.timeout`, which waits until what it cancels has ended: a driver may take its time even for that.
+    # Not `asyncio.timeout`, which waits until the cancelled work has ended: a driver may take long for that.
     future = asyncio.ensure_future(work)
     await asyncio.wait({future}, timeout=seconds)
     if not future.done():

@@ -1,11 +1,11 @@
-"""JSON as every store and every reader of ours can hold it: read strictly, or refused with the place that is wrong.
+"""A strict JSON parser: it accepts only values that PostgreSQL, AMQP and other languages can represent.
 
-Python's own reader takes NaN, keeps the last of two equal keys, and lets through integers and characters that
-PostgreSQL, AMQP and other languages cannot hold; the mistake then shows far from the client that made it.
+Python's own parser accepts NaN, keeps the last of two equal keys, and accepts integers and characters that PostgreSQL,
+AMQP and other languages cannot represent; they would then fail in another service, far from the client that sent them.
 
     400   it cannot be read: not JSON (RFC 8259), not UTF-8, a BOM, nested deeper than 32, a number of 4,300 digits
-    422   it is JSON, but says what cannot be kept: NaN, 1e400, an integer beyond 64 bits, one key twice, NUL,
-          half of a surrogate pair; or it holds more than 20,000 values
+    422   it is JSON, but has a value that cannot be stored: NaN, 1e400, an integer beyond 64 bits, one key twice, NUL,
+          half of a surrogate pair; or it has more than 20,000 values
 """
 
 import json
@@ -20,48 +20,48 @@ from bellhop.contracts.base import INT64_MAX, MAX_DEPTH, no_nul
 from bellhop.web.problems import Problem, pointer
 
 _EXACT_FLOAT = 2.0**63
-"""Below it a float came from text with a fraction or exponent; from here on orjson also makes floats of integers."""
+"""A float below it was written with a fraction or exponent; from here on orjson also converts integers to floats."""
 
 
 MAX_VALUES = 20_000
-"""In one text. What follows the reading (validation, copies, the list of what is wrong) costs time for each value and
-each byte, and nothing else is served meanwhile: a megabyte of small values would take seconds, this many take 0.1 s."""
+"""Maximum number of values in one text. Validation, copies and the list of errors take time for each value, and block
+the event loop: a megabyte of small values would take seconds, so many values take 0.1 s."""
 
 
 def parse(body: bytes) -> Any:
-    """Return what the JSON text `body` says; raise Problem 400 or 422 where it is not allowed."""
+    """Return the value of the JSON text `body`; raise Problem 400 or 422 if it is not allowed."""
     try:
         return _parse_fast(body)
-    except _Doubt:
+    except _NotDecided:
         return _parse_carefully(body)
 
 
-class _Doubt(Exception):
-    """The fast reader cannot vouch for this text."""
+class _NotDecided(Exception):
+    """The fast parser cannot decide whether this text is allowed."""
 
 
 def _parse_fast(body: bytes) -> Any:
-    """Read with orjson, which saves a third of the time, where it is plain that the careful reader would agree.
+    """Parse with orjson, which saves a third of the time, if the result is certainly that of the careful parser.
 
-    orjson keeps the last of equal keys. Without a backslash in the text each `"` is the edge of a string, so when
-    writing the value back makes as many of them as there were, no key was lost.
+    orjson keeps the last of equal keys. Without a backslash in the text each `"` begins or ends a string. If the value,
+    serialized again, has the same number of `"`, no key was lost.
     """
     if b"\\" in body:
         _check_size(body)
-        raise _Doubt
+        raise _NotDecided
     try:
         value = orjson.loads(body)
         _check_size(body, value)
         if orjson.dumps(value).count(b'"') != body.count(b'"'):
-            raise _Doubt
+            raise _NotDecided
         _check((value,), 1, texts=False, float_limit=_EXACT_FLOAT)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, _Refused):
-        raise _Doubt from None
+        raise _NotDecided from None
     return value
 
 
 def _check_size(body: bytes, value: Any = None) -> None:
-    """Raise Problem 422 if `body`, whose value is `value`, holds too many values."""
+    """Raise Problem 422 if `body`, whose value is `value`, has too many values."""
     # Every value but the first of its container follows a comma, and every container has its brackets.
     if body.count(b",") + body.count(b"[") + body.count(b"{") < MAX_VALUES:
         return
@@ -69,7 +69,7 @@ def _check_size(body: bytes, value: Any = None) -> None:
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError:
-            return  # the careful reader says why
+            return  # the careful parser reports the reason
     count, waiting = 1, [value]
     while waiting:
         container = waiting.pop()
@@ -87,7 +87,7 @@ def _check_size(body: bytes, value: Any = None) -> None:
 
 
 def _parse_carefully(body: bytes) -> Any:
-    """Read with the standard library and say exactly what is wrong and where."""
+    """Parse with the standard library, and report exactly what is wrong and where."""
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -121,7 +121,7 @@ def _unreadable(what: str, remedy: str) -> Problem:
 
 
 class _Refused(Exception):
-    """A value that is not allowed; `path` grows on the way up, innermost step first."""
+    """A value that is not allowed; `path` is its path, innermost step first."""
 
     def __init__(self, reason: str, status: int = 422) -> None:
         self.reason = reason
@@ -130,7 +130,7 @@ class _Refused(Exception):
 
 
 class _Repeated(dict[str, Any]):
-    """An object in which some key stood twice."""
+    """An object with one key twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -144,14 +144,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_object)
-# Only an escape can smuggle in NUL or a surrogate: raw, the first is no JSON and the second no UTF-8.
+# Only an escape can contain NUL or a surrogate: unescaped, the first is not JSON and the second is not UTF-8.
 _ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
 def _check(container: Any, depth: int, *, texts: bool, float_limit: float) -> None:
     """Raise `_Refused` for the first value below `container` that is not allowed.
 
-    `container` stands at level `depth - 1`; `texts`: whether strings can be wrong at all.
+    `container` is at level `depth - 1`; `texts`: whether strings must be checked.
     """
     items: Iterable[tuple[Any, Any]]
     if isinstance(container, dict):
@@ -163,7 +163,7 @@ def _check(container: Any, depth: int, *, texts: bool, float_limit: float) -> No
         items = enumerate(container)
     key = None
     try:
-        for key, value in items:  # noqa: B007 - the way to a refused value is told on the way up
+        for key, value in items:  # noqa: B007 - the key is part of the path of a refused value
             kind = type(value)
             if kind is str:
                 if texts:

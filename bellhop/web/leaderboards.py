@@ -1,4 +1,4 @@
-"""What the routes of leaderboards share: the leaderboard answers, and the gateway forwards."""
+"""Declarations of the leaderboard routes, for the leaderboard, which answers, and the gateway, which forwards."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar

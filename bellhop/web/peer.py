@@ -1,4 +1,4 @@
-"""HTTP between the services of one Bellhop: the client, and how the other side knows who asks."""
+"""HTTP between the services of one Bellhop: the client, and the authentication of its tokens."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -13,16 +13,16 @@ from bellhop.web.auth import Caller, Scope
 from bellhop.web.problems import Problem
 
 TOKEN_SECONDS = 300
-"""A token is used for many requests, and replaced after half of this time."""
+"""Lifetime of a token. It is used for many requests, and replaced after half of this time."""
 MAX_KNOWN_TOKENS = 1000
 
 
 class PeerUnavailable(Unavailable):
-    """Another service of ours does not answer, or not as it should."""
+    """Another service of Bellhop does not answer, or returns an unexpected answer."""
 
 
 class Peer:
-    """Another service, as this one reaches it."""
+    """The client of another service."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Peer:
         subject: str,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        """`key` signs the tokens, in which `subject`, this service, asks."""
+        """`key` signs the tokens; `subject` is the name of this service in them."""
         self.name = name
         self._url = url
         self._key = key
@@ -54,11 +54,11 @@ class Peer:
         headers: dict[str, str] | None = None,
         **options: Any,
     ) -> httpx.Response:
-        """Return the answer, whatever its status; `options` are those of httpx.
+        """Return the answer, with any status; `options` are those of httpx.
 
         path: percent-encoded, with its query.
-        audience: whom the token is for; by default the service itself.
-        timeout_seconds: to connect, and between two pieces of the answer.
+        audience: the audience of the token; by default the name of the service.
+        timeout_seconds: for connecting, and between two parts of the answer.
 
         Raises:
             PeerUnavailable: there is no answer.
@@ -80,7 +80,7 @@ class Peer:
         """Return the JSON of an answer with status 200; the arguments are those of `request`.
 
         Raises:
-            PeerUnavailable: there is no answer, or another one.
+            PeerUnavailable: there is no answer, or an answer with another status.
         """
         answer = await self.request(method, path, **options)
         if answer.status_code != 200:
@@ -99,9 +99,9 @@ class Peer:
 
 
 def token_authenticator(key: str, audience: str) -> Callable[[str], Awaitable[Caller | None]]:
-    """Return what finds the caller of a token for `audience` that was signed with `key`: see `auth.require`.
+    """Return a function for `app.state.authenticate`, which returns the caller of a token for `audience`.
 
-    Tokens are remembered, because a `Peer` uses one for many requests.
+    `key` is the key of the tokens. Valid tokens are cached, because a `Peer` uses one for many requests.
     """
     known: dict[str, tuple[float, Caller]] = {}
 

@@ -1,4 +1,4 @@
-"""Routes for the requests that come most often, with as little as possible between the server and the function."""
+"""Routes for the most frequent requests, with little overhead between the server and the function."""
 
 from collections.abc import Callable
 from inspect import Parameter, iscoroutinefunction, signature
@@ -14,11 +14,11 @@ from bellhop.web.strict_json import StrictRequest, StrictRoute, check_content_ty
 
 
 class PlainRoute(StrictRoute):
-    """A `StrictRoute` that calls its function itself: FastAPI takes most of the time of a small request.
+    """A `StrictRoute` that calls its function itself, because FastAPI takes most of the time of a small request.
 
-    The function is declared as it would be for FastAPI, which documents it. It is a coroutine that returns a Response
-    and takes what its one guard returns, and at most: the request, one body that is a model, parameters of the path and
-    of the query string, and one `Annotated[Model, Query()]` of the latter.
+    The function is declared as for FastAPI, which documents it. It is a coroutine that returns a Response. Its
+    parameters are the value of its one guard and, optionally: the request, one body that is a model, path parameters,
+    query parameters, and one `Annotated[Model, Query()]`.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **declared: Any) -> None:

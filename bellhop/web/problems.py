@@ -1,10 +1,10 @@
-"""Every error answer is `application/problem+json` (RFC 9457), and this is where all of them are made.
+"""Problem documents: every error answer is `application/problem+json` (RFC 9457), and is made here.
 
-Problem                  what our code raises: it says what is wrong and what to do
-RequestValidationError   FastAPI's: becomes a 422 that points at each wrong field and echoes no value
-HTTPException            Starlette's: 404 for an unknown path, 405 for a wrong method
-Unavailable              a dependency of this process: 503 with Retry-After
-anything else            our mistake: 500, told to nobody but the log, once, under a number the client gets too
+Problem                  raised by our code: what is wrong and what to do
+RequestValidationError   of FastAPI: a 422 that names each wrong field and repeats no value
+HTTPException            of Starlette: 404 for an unknown path, 405 for a wrong method
+Unavailable              a dependency is unavailable: 503 with Retry-After
+anything else            a defect: 500 with a number; the reason is logged one time, with the same number
 """
 
 import logging
@@ -26,10 +26,10 @@ from bellhop.web.sentences import sentence
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
-"""So many wrong fields are listed; a body of 1,000 wrong scores must not become an answer of a megabyte."""
+"""Maximum number of wrong fields in an answer: a body of 1,000 wrong scores must not cause an answer of a megabyte."""
 MAX_POINTER = 256
 _MAX_REASON = 100
-"""A WebSocket's closing frame holds 123 bytes of reason (RFC 6455, 5.5)."""
+"""Maximum length of the reason in the close frame of a WebSocket, which has room for 123 bytes (RFC 6455, 5.5)."""
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ SCHEMA: dict[str, Any] = {
 class Problem(HTTPException):
     """An error answer. `detail` is a sentence for the client: what is wrong and what to do about it.
 
-    `type` is `about:blank` where the status says it all, else a URI that names this kind of problem;
-    `extensions` become further members of the document.
+    `type` is `about:blank` if the status is sufficient, else a URI that names this kind of problem;
+    `extensions` are further members of the document.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ def unavailable(detail: str) -> Problem:
 
 
 def problem_response(problem: Problem) -> Response:
-    """Return the HTTP response that says `problem`."""
+    """Return the HTTP response with the document of `problem`."""
     document = {
         "type": problem.type,
         "title": problem.title,
@@ -101,11 +101,11 @@ def problem_response(problem: Problem) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error that happens inside its routes with a problem document.
+    """Make `app` answer every error inside its routes with a problem document.
 
-    What happens outside of them, in middleware, `Edge` turns into one.
+    For errors outside of them, in middleware, `Edge` does that.
     """
-    # Starlette calls one and the same handler with a Request or a WebSocket, which its types cannot say.
+    # Starlette calls the same handler with a Request or a WebSocket, which its types cannot express.
     app.add_exception_handler(Problem, _on_problem)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -135,7 +135,7 @@ async def _on_http_exception(connection: Request | WebSocket, error: Exception) 
     if error.status_code == 404 and detail == title:
         detail = "No route matches this path. /docs lists the routes."
     elif error.status_code == 405:
-        # Wherever GET is answered, HEAD is, too.
+        # Each route with GET also answers HEAD.
         allowed = re.sub(r"\bGET\b", "GET, HEAD", (headers or {}).get("Allow", "another method"))
         detail = f"This path does not support the method. It takes {allowed}."
         headers = {**(headers or {}), "Allow": allowed}
@@ -148,10 +148,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """Return the 422 that lists what pydantic found wrong, without any value that the client sent.
+    """Return the 422 that lists the errors of pydantic, without any value that the client sent.
 
-    A field of the body is named by a JSON pointer (RFC 6901, as a URI fragment), anything else by where it stands
-    and its name, as in `query:limit`.
+    A field of the body is named by a JSON pointer (RFC 6901, as a URI fragment), anything else by its place and its
+    name, as in `query:limit`.
     """
     count = len(errors)
     detail = "The request is not valid; `errors` names each wrong field and says why."
@@ -177,7 +177,7 @@ def _encode(document: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(document, option=orjson.OPT_UTC_Z)
     except orjson.JSONEncodeError:
-        # A lone surrogate in a query string or a header found its way into the text.
+        # The text contains a lone surrogate from a query string or a header.
         return orjson.dumps({key: _encodable(value) for key, value in document.items()})
 
 

@@ -1,9 +1,9 @@
-"""uvicorn's HTTP protocol with the limits that no application can set, because they are about unfinished requests.
+"""uvicorn's HTTP protocol with limits on unfinished requests, which no application can set.
 
-uvicorn gives a client any time and any room to finish a request: one byte every few seconds keeps a connection for
-ever, and a header without end fills the memory. Here a request that is not complete in time is answered 408, an
-oversized head 414 or 431, and whatever is no HTTP 400; all of them as problem documents, and the connection closes.
-A request that comes whole, which nearly all do, never starts a timer.
+uvicorn does not limit the time and the size of an unfinished request: a client that sends one byte every few seconds
+keeps its connection without limit, and a header without end fills the memory. Here a request that is not complete in
+time is answered with 408, an oversized head with 414 or 431, and what is not HTTP with 400. These answers are problem
+documents, and close the connection. A request that arrives in one piece, as most do, starts no timer.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from bellhop.web.request_limits import Limits
 
 _LINGER_SECONDS = 1.0
 _CHUNKING = 8
-"""Sent in chunks of one byte, a body takes six times its size on the wire."""
+"""In chunks of one byte, a body takes six times its size on the network."""
 
 
 class _Phase(Enum):
@@ -29,7 +29,7 @@ class _Phase(Enum):
 
 
 class _Refusal(Exception):
-    """The request is refused; `LimitedProtocol._problem` says why."""
+    """The request is refused; `LimitedProtocol._problem` has the reason."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -37,7 +37,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits: ClassVar[Limits] = Limits()
     draining: ClassVar[bool] = False
-    """The server is going to close its connections: each answer says `Connection: close`."""
+    """The server is about to close its connections: each answer has `Connection: close`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,41 +47,41 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._received = 0  # bytes of a request that is not complete
         self._problem: Problem | None = None
-        self._over = False
+        self._finished = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock: a connection on which nothing comes is closed, too."""
+        """Start the timer: a connection on which nothing arrives is also closed."""
         super().connection_made(transport)
         self._set_deadline(_Phase.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the timer."""
         self._set_deadline(_Phase.NOTHING)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, then see to it that the rest comes in time."""
-        if self._over:
+        """Parse the data, then start or stop the timer for the rest of the request."""
+        if self._finished:
             return
         if self._phase is _Phase.NOTHING and self.timeout_keep_alive_task is not None:
-            # uvicorn stops its own clock at any byte, also at one that begins no request.
+            # uvicorn stops its own timer at any byte, also at one that does not begin a request.
             self._phase = _Phase.HEAD
         super().data_received(data)
-        if self._phase is not _Phase.NOTHING and not self._over:
+        if self._phase is not _Phase.NOTHING and not self._finished:
             self._received += len(data)
             self._check_received()
-        if self._over:
+        if self._finished:
             return
         awaited = self._phase
         if awaited is _Phase.NOTHING and self.timeout_keep_alive_task is None and self._answered():
-            # The end of a body that came after its answer stopped uvicorn's clock, too.
+            # The end of a body that arrived after its answer also stopped uvicorn's timer.
             awaited = _Phase.HEAD
         if awaited is not self._deadline_of:
             self._set_deadline(awaited)
 
     def _check_received(self) -> None:
-        # What the parser holds back, such as one endless header, and what nobody reads, such as the body of a request
-        # that was refused long ago, is counted here and nowhere else.
+        # Only here are bytes counted that the parser buffers, such as one endless header, and bytes that the
+        # application does not read, such as the body of a request that was already refused.
         if self._phase is _Phase.HEAD and self._received > self.limits.head:
             self._problem = self._head_too_large()
             self.send_400_response("")
@@ -90,8 +90,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection over; WebSockets have their own clock."""
-        self._over = True
+        """Hand the connection over; WebSockets have their own timeouts."""
+        self._finished = True
         self._set_deadline(_Phase.NOTHING)
         super().handle_websocket_upgrade()
 
@@ -103,13 +103,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._received = 0
 
     def on_url(self, url: bytes) -> None:
-        """Take a piece of the request target."""
+        """Add a part of the request target."""
         super().on_url(url)
         if len(self.url) > self.limits.url:
             raise self._refuse(414, "URI Too Long", f"The URL is longer than {self.limits.url} bytes. Shorten it.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header."""
+        """Add one header."""
         super().on_header(name, value)
         self._head_size += len(name) + len(value)
         if self._head_size > self.limits.head or len(self.headers) > self.limits.headers:
@@ -122,7 +122,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise self._refuse(400, "Bad Request", "The request target must be a path that begins with a slash.")
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
-            # RFC 9112, 3.2: two readers could understand it in two ways.
+            # RFC 9112, 3.2: two servers could interpret it in different ways.
             raise self._refuse(400, "Bad Request", "A request must have exactly one Host header. Send one.")
         self._phase = _Phase.BODY
         super().on_headers_complete()
@@ -130,27 +130,27 @@ class LimitedProtocol(HttpToolsProtocol):
             self.close_after_answer()
 
     def on_message_complete(self) -> None:
-        """The request has arrived whole."""
+        """Note that the request is complete."""
         self._phase = _Phase.NOTHING
         super().on_message_complete()
 
     def close_after_answer(self) -> None:
-        """Say `Connection: close` in the answer to the request in hand, unless that answer has begun."""
+        """Set `Connection: close` in the answer to the current request, unless that answer has begun."""
         if self.cycle is not None and not self.cycle.response_started:  # a WebSocket has no cycle
             self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that the application shall not see, and close the connection."""
+        """Answer a request that is not passed to the application, and close the connection."""
         del msg
         problem = self._problem or Problem(
             400, "Bad Request", "This is no HTTP/1.1 request. Check how the client makes its requests."
         )
-        self._over = True
+        self._finished = True
         self._set_deadline(_Phase.NOTHING)
         cycle = self.cycle
         if cycle is not None and cycle.response_started and (self._phase is _Phase.BODY or not cycle.response_complete):
-            # There is an answer to this request, or one to the request before it is half out: what is written now
-            # would be taken for something else.
+            # This request is already answered, or part of the answer to the previous one is sent: the client would
+            # misinterpret what is written now.
             self.transport.close()
             return
         body = bytes(problem_response(problem).body)
@@ -162,8 +162,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()
-        # Closing at once, with bytes of the client unread, resets the connection and may destroy the answer on its
-        # way: end our side, and let the client read it (RFC 9112, 9.6).
+        # Closing immediately, with unread bytes of the client, would reset the connection, and the answer could be
+        # lost: close our direction only, and let the client read the answer (RFC 9112, 9.6).
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
@@ -186,12 +186,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._deadline_of = phase
         if phase is not _Phase.NOTHING:
             seconds = self.limits.head_seconds if phase is _Phase.HEAD else self.limits.body_seconds
-            self._deadline = self.loop.call_later(seconds, self._too_late)
+            self._deadline = self.loop.call_later(seconds, self._on_timeout)
 
     def _answered(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete
 
-    def _too_late(self) -> None:
+    def _on_timeout(self) -> None:
         if self._phase is _Phase.NOTHING or (self._phase is _Phase.BODY and self._answered()):
             self.transport.close()
             return

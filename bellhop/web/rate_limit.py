@@ -1,6 +1,6 @@
-"""How many requests one client may send: 429, by API key or by subject of a token; by address for all others.
+"""Rate limits of requests (429): by API key, by subject of a token, or else by address.
 
-The counts are those of this process: N replicas let N times the rate through.
+The counts are those of this process: N replicas accept N times the rate.
 """
 
 import ipaddress
@@ -13,12 +13,12 @@ from starlette.types import Scope
 from bellhop.web.problems import Problem
 
 RATE = "bellhop.rate"
-"""Where a scope says how its request was counted."""
+"""The key of a scope's rate limit headers; a scope without it is not counted yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`per_second` requests in the long run, `burst` without a pause."""
+    """`per_second` requests on average, `burst` without a pause."""
 
     per_second: float
     burst: int
@@ -33,8 +33,8 @@ class _Bucket:
 class Buckets:
     """One token bucket for each name, in the memory of this process.
 
-    At most `capacity` names are kept: a bucket that would be full again can be forgotten without changing anything,
-    and if that does not make room, the one that was made first goes.
+    At most `capacity` buckets are kept. Buckets that would be full again are deleted first, which changes no result;
+    then the oldest ones.
     """
 
     def __init__(self, policy: str, rate: Rate, capacity: int = 100_000) -> None:
@@ -47,7 +47,7 @@ class Buckets:
         self._buckets: dict[str, _Bucket] = {}
 
     def take(self, name: str, now: float) -> float:
-        """Take one token at the time `now` (seconds) and return how many are left; below 0, none was there to take."""
+        """Take one token at the time `now` (seconds) and return the number of those left; below 0 if there was none."""
         bucket = self._buckets.get(name)
         if bucket is None:
             if len(self._buckets) >= self.capacity:
@@ -69,7 +69,7 @@ class Buckets:
 class Limiter:
     """Counts requests: with a valid key against the key, with a valid token against its subject, all others by address.
 
-    An address may be that of a proxy or an office, with many people behind it: one of them must not lock out the rest.
+    Many clients may share the address of a proxy or an office: one of them must not lock out the others.
     """
 
     def __init__(self, keys: Rate | None, subjects: Rate | None, addresses: Rate | None) -> None:
@@ -104,7 +104,7 @@ class Limiter:
 
 
 def _network(client: tuple[str, int] | None) -> str:
-    """Return what one client can be expected to have to itself: an IPv4 address, or an IPv6 /64."""
+    """Return the network that counts as one client: an IPv4 address, or an IPv6 /64."""
     host = client[0] if client else ""
     if ":" not in host:
         return host

@@ -1,9 +1,9 @@
-"""How much one request may carry.
+"""The limits on the size and duration of requests.
 
-head: length, size, time       `protocol.py`, because a head that never ends never reaches an application
-body: time                     `protocol.py`, where it costs nothing as long as bodies come immediately
-body: size                     `BodyLimit`: 413, whether or not the length was announced
-bodies: size of all together   `BodyLimit`: 503, so that many uploads at the same time do not fill the memory
+head: length, size, time       `protocol.py`, because an unfinished head never reaches an application
+body: time                     `protocol.py`, where it has no cost if the body arrives immediately
+body: size                     `BodyLimit`: 413, also if the length was not announced
+bodies: size of all together   `BodyLimit`: 503, so that many concurrent uploads do not fill the memory
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from bellhop.web.rate_limit import Rate
 
 _DRAIN_SECONDS = 1.0
 _SMALL_BODY_BYTES = 64 * 1024
-"""A body up to this size is always taken: large uploads must not keep mails and scores out."""
+"""A body up to this size is always accepted: large uploads must not block mails and scores."""
 _KEY_RATE = Rate(per_second=10_000, burst=20_000)
 _CLIENT_RATE = Rate(per_second=50, burst=500)
 
@@ -31,9 +31,9 @@ class Limits:
     headers: int = 100
     body: int = 2 * 1024 * 1024
     bodies: Mapping[str, int] = field(default_factory=dict)
-    """By path: where a body may be larger, or must be smaller."""
+    """By path: other limits than `body`."""
     bodies_in_hand: int = 96 * 1024 * 1024
-    """Of all large bodies together whose requests are not answered yet. Such a body costs up to twice its size."""
+    """Of all large bodies whose requests are not answered yet. Such a body takes up to twice its size in memory."""
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     key_rate: Rate | None = _KEY_RATE
@@ -45,19 +45,19 @@ class Limits:
 
     @property
     def largest_body(self) -> int:
-        """Return the size of the largest body that any path takes."""
+        """Return the largest body limit of all paths."""
         return max(self.body, *self.bodies.values()) if self.bodies else self.body
 
 
 class BodyLimit:
-    """Refuses a body of more than `size` bytes with 413, and one that all together have no room for with 503.
+    """Refuses a body of more than `size` bytes with 413, and one beyond the limit of all bodies with 503.
 
-    Both before the application has seen anything of it. The bytes of a body count from their arrival until the end of
-    its request, those of small bodies do not count.
+    The application does not get any of it. The bytes of a body count from their arrival until the end of its request;
+    small bodies do not count.
     """
 
     def __init__(self, app: ASGIApp, size: int, sizes: Mapping[str, int], in_hand: int) -> None:
-        """`sizes` are those of paths that have their own; `in_hand` is for all bodies of this process together."""
+        """`sizes`: limits of paths that have their own; `in_hand`: limit of all bodies of this process together."""
         self.app = app
         self.size = size
         self.sizes = sizes
@@ -98,7 +98,7 @@ class BodyLimit:
             self._held -= held
 
     def _refusal(self, body: int, size: int, held: int = 0) -> Problem | None:
-        """Return why a body of so many bytes, of which `held` count already, is not taken."""
+        """Return the refusal of a body of so many bytes, of which `held` are already counted, or None."""
         if body > size:
             return _too_large(size)
         if self._held - held + body > self.in_hand:
@@ -121,10 +121,10 @@ def _too_large(size: int) -> Problem:
 
 
 async def _drain(receive: Receive, size: int) -> None:
-    """Take and forget a little more of a body that is too large.
+    """Read and discard a part of a body that is too large.
 
-    To close a connection with unread bytes in it resets it, and a client that is still sending would see the reset
-    instead of the answer (RFC 9112, 9.6).
+    Closing a connection with unread bytes resets it, and a client that is still sending would get the reset instead of
+    the answer (RFC 9112, 9.6).
     """
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):

@@ -1,7 +1,7 @@
-"""What pydantic finds wrong with a field, in words for people who do not know pydantic.
+"""Sentences for the errors of pydantic, for clients that do not know pydantic.
 
-The field is named beside the sentence, so that a sentence has no subject: "must be a string". What a validator of ours
-raised is a sentence already.
+The field is named beside the sentence, so a sentence has no subject: "must be a string". The errors of our own
+validators are such sentences already.
 """
 
 import re
@@ -68,7 +68,7 @@ _SENTENCES = {
 
 
 def sentence(error: Mapping[str, Any]) -> str:
-    """Return what one error of pydantic says; an error without a type has a sentence already."""
+    """Return the sentence for one error of pydantic; an error without a type already has one."""
     type_, message, context = error.get("type"), str(error["msg"]), error.get("ctx", {})
     match type_:
         case "too_short" | "string_too_short":
@@ -77,13 +77,13 @@ def sentence(error: Mapping[str, Any]) -> str:
             return _length("at most", context["max_length"], _unit(type_, context))
     if (words := _SENTENCES.get(str(type_))) is not None:
         return words.format_map(context)
-    # "Value error, …" and "Assertion failed, …" stand before the words of a validator of ours.
+    # pydantic puts "Value error, …" or "Assertion failed, …" before the sentence of our own validator.
     words = re.sub(r"^(Value error|Assertion failed), ", "", message)
     return re.sub(r"^\w+ should ", "must ", words)
 
 
 def _unit(type_: str, context: Mapping[str, Any]) -> str:
-    # "Value" has the length of a string that a validator of ours returned.
+    # The field type is "Value" for a string that our own validator returned.
     return "character" if type_.startswith("string") or context.get("field_type") == "Value" else "item"
 
 

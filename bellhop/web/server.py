@@ -1,4 +1,4 @@
-"""Makes the application of a service, and runs it."""
+"""Create the application of a service, and serve it."""
 
 import asyncio
 import errno
@@ -45,7 +45,7 @@ def create_app(
     limits: Limits = Limits(),
     counted_by_route: Collection[str] = (),
 ) -> FastAPI:
-    """Return the application: the routes of `routers`, health checks, and all that HTTP faces share.
+    """Return the application: the routes of `routers`, health checks, and the middleware of all services.
 
     The routers must have been made with `route_class=StrictRoute`. `counted_by_route`: paths whose routes
     call `app.state.limiter` themselves.
@@ -65,18 +65,18 @@ def create_app(
         version=version,
         lifespan=_with_background(lifespan),
         redoc_url=None,
-        # A slash too many is a wrong path. The redirect would be to whatever name stands in the Host header.
+        # A path with an extra slash is a wrong path. A redirect would go to the name in the Host header of the client.
         redirect_slashes=False,
         # Traces, metrics and logs are our own: FastAPI's spans would show paths and queries, tokens included.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # The order is from the outside in:
-        #   RequestSpans    where traces are made, so that all else happens within the request's span
+        #   RequestSpans    only with tracing; outermost, so that the span covers everything else
         #   Edge            counts, limits and answers
-        #   BodyLimit       stands between the route and the body
-        #   HeadAsGet       innermost: to everything around it the request is a HEAD
-        # Around them: the protocol's limits on head and time, and uvicorn's proxy headers, which set the address
-        # that is counted. Within: FastAPI's handlers of what a route raises, then the route, which asks for the key
-        # before it reads the body.
+        #   BodyLimit       limits the body that the route reads
+        #   HeadAsGet       innermost: for all others the request is a HEAD
+        # Outside of them: the protocol's limits on head and time, and uvicorn's proxy headers, which set the address
+        # that is counted. Inside: FastAPI's exception handlers, then the route, which checks the key before it reads
+        # the body.
         middleware=[
             *([] if traces.tracer is None else [Middleware(RequestSpans, exempt=health.PATHS)]),
             Middleware(Edge, limiter=limiter, exempt=health.PATHS, counted_by_route=frozenset(counted_by_route)),
@@ -86,14 +86,14 @@ def create_app(
     )
     app.state.limits = limits
     app.state.limiter = limiter
-    app.state.authenticate = _nobody
+    app.state.authenticate = _no_caller
     app.state.ready = _no_checks
     app.state.background = Background()
     app.state.draining = False
     app.state.stopping = asyncio.Event()
     app.router.route_class = StrictRoute
     # Not include_router: it keeps a tree of routers, each of which is matched twice for every request. Before FastAPI's
-    # own pages, because every route before the right one is matched in vain.
+    # own pages, because every route before the matching one costs time.
     app.router.routes[:0] = [route for router in (*routers, health.router) for route in router.routes]
     problems.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -101,7 +101,7 @@ def create_app(
     return app
 
 
-async def _nobody(key: str) -> Caller | None:
+async def _no_caller(key: str) -> Caller | None:
     del key
     return None
 
@@ -113,7 +113,7 @@ async def _no_checks() -> dict[str, str]:
 def _with_background(lifespan: Lifespan) -> Lifespan:
     @asynccontextmanager
     async def watched(app: FastAPI) -> AsyncIterator[None]:
-        # An application may live more than once, in tests.
+        # An application may be started more than once, in tests.
         background = app.state.background = Background()
         app.state.draining = False
         app.state.stopping = asyncio.Event()
@@ -128,7 +128,7 @@ def _with_background(lifespan: Lifespan) -> Lifespan:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, with problem documents where FastAPI would describe errors of its own."""
+    """Return the OpenAPI document, with problem documents instead of FastAPI's own errors."""
     if app.openapi_schema is not None:
         return app.openapi_schema
     document = FastAPI.openapi(app)
@@ -150,15 +150,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
     """Serve `app` until SIGTERM or SIGINT, then drain for `settings.drain_seconds`, then stop.
 
-    While it drains, /readyz and /healthz are 503, so that load balancers send nothing more; requests that come all the
-    same are answered, and each answer closes its connection. Without that, a request would meet a closed listener, or
-    an idle connection that is closed in the same moment. Afterwards work in hand gets `settings.shutdown_seconds`.
+    While it drains, /readyz and /healthz return 503, so that load balancers choose another replica. Requests that
+    still arrive are answered, and each answer closes its connection. Without draining, a request could find a closed
+    port, or an idle connection that is being closed. Then running requests have `settings.shutdown_seconds` to end.
 
-    Ends the process with one sentence and exit code 1 if the address cannot be had.
+    Exits with code 1 and an error message if it cannot listen on the address.
     """
     listener = _listen(settings.host, settings.port)
-    # uvicorn shuts down in order and then raises the signal again, to die of it. A service that was told to end and
-    # did has succeeded.
+    # uvicorn shuts down and then raises the signal again, which would end the process with an error. A service that
+    # stopped because of a signal has succeeded.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
     proxies = [str(network) for network in settings.trusted_proxies]
@@ -167,7 +167,7 @@ def serve(app: FastAPI, settings: ServiceSettings) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, set up for us, that says where it listens, drains, and tells the application when it begins to stop."""
+    """A uvicorn server that logs its address, drains, and sets `app.state.stopping` when it begins to stop."""
 
     def __init__(
         self,
@@ -209,9 +209,9 @@ class Server(uvicorn.Server):
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, stop accepting connections, finish the requests in hand, stop the application."""
+        """Drain, stop accepting connections, finish the running requests, stop the application."""
         await self._drain()
-        # Before uvicorn begins to wait for open connections, of which streams never end by themselves.
+        # Before uvicorn waits for open connections: streams end only when this event is set.
         self._app.state.stopping.set()
         log.info("stopping", seconds=self.config.timeout_graceful_shutdown)
         await super().shutdown(sockets)
@@ -223,11 +223,11 @@ class Server(uvicorn.Server):
             return
         log.info("draining", seconds=self._drain_seconds)
         for connection in self.server_state.connections:
-            if isinstance(connection, LimitedProtocol):  # and no WebSocket
+            if isinstance(connection, LimitedProtocol):  # not a WebSocket
                 connection.close_after_answer()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._drain_seconds
-        # A second Ctrl-C sets `force_exit`, in a signal handler, which sets no event.
+        # Polling, because a second Ctrl-C sets `force_exit` in a signal handler and no event.
         while loop.time() < end and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

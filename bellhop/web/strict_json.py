@@ -1,7 +1,7 @@
-"""Routes that take plain JSON and the query parameters they declare, and read them only for callers who may ask.
+"""Routes that accept only strict JSON and declared query parameters, and check the caller before they read a body.
 
-What is used of FastAPI beyond its documentation stands in this file: the route's `dependant`, `body_field` and
-`get_flat_params`. tests/unit/test_private_parts.py names it.
+This file uses undocumented parts of FastAPI: the route's `dependant`, `body_field` and `get_flat_params`.
+tests/unit/test_private_parts.py lists them.
 """
 
 import re
@@ -26,7 +26,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class StrictRequest(Request):
-    """A request whose JSON is read by `parse`."""
+    """A request whose JSON is parsed by `parse`."""
 
     async def json(self) -> Any:
         """Return the body's value; raise Problem 400 or 422."""
@@ -34,14 +34,14 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A FastAPI route for JSON: 415 for anything else, 400 or 422 for what `parse` refuses.
+    """A FastAPI route for JSON: 415 for another content type, 400 or 422 for JSON that `parse` refuses.
 
-    A query parameter that the function does not declare is 422: a filter that is misspelled and ignored would return,
-    or change, more than was asked for.
+    A query parameter that the function does not declare is answered with 422: if a misspelled filter was ignored, the
+    route would return, or change, more than the client wanted.
 
-    FastAPI reads a body before it asks any dependency; here the `Guard` is asked first, so that a caller without a key
-    learns nothing from an answer, and cannot make this process parse a megabyte. A request without a guard is counted
-    by its address.
+    FastAPI reads a body before it calls any dependency. Here the `Guard` is called first, so that a caller without a
+    key gets no information from an answer, and cannot make this process parse a megabyte. A request to a route without
+    a guard is counted by its address.
     """
 
     any_query: ClassVar[bool] = False
@@ -49,11 +49,11 @@ class StrictRoute(APIRoute):
 
     @property
     def guards(self) -> dict[str | None, Guard]:
-        """The guards, by the name of the function's parameter that takes what they return."""
+        """The guards, by the name of the function's parameter for their value."""
         return {each.name: each.call for each in self.dependant.dependencies if isinstance(each.call, Guard)}
 
     def get_route_handler(self) -> Handler:
-        """Return what turns a request into a response."""
+        """Return the function that answers a request."""
         handler = super().get_route_handler()
         takes_json = self.body_field is not None
         check = self.checks()
@@ -68,12 +68,12 @@ class StrictRoute(APIRoute):
         return strict
 
     def checks(self) -> Callable[[Request], Awaitable[Any]]:
-        """Return what is done before anything else of a request is read; it returns what the guard returns.
+        """Return the function that checks a request before its body is read; it returns the value of the guard.
 
-        It raises Problem: 404 for NUL in the path, what the guard raises, 415, 422 for query parameters.
+        It raises Problem: 404 for NUL in the path, that of the guard, 415, 422 for query parameters.
         """
         guard = next(iter(self.guards.values()), None)
-        # The fields of a model of query parameters are among them, as fields of no special kind.
+        # They include the fields of a model of query parameters, which are of no special class.
         others = (params.Path, params.Header, params.Cookie)
         known = [field.alias for field in get_flat_params(self.dependant) if not isinstance(field.field_info, others)]
         any_query = self.any_query
@@ -90,7 +90,7 @@ class StrictRoute(APIRoute):
             check_encoding(request)
             if scope["query_string"]:
                 pairs = request.query_params.multi_items()
-                # No store of ours can hold it, so nothing can be found by it.
+                # The databases cannot store NUL, so no row can match.
                 wrong = [{"loc": ("query", name), "msg": NUL} for name, value in pairs if "\0" in value]
                 if not any_query:
                     wrong += unknown_parameters([name for name, _ in pairs], known)
@@ -102,10 +102,10 @@ class StrictRoute(APIRoute):
 
 
 class AnyQueryRoute(StrictRoute):
-    """A route that ignores query parameters that it does not know.
+    """A route that ignores undeclared query parameters.
 
-    For pages that people open from mails, because mail programs and trackers add parameters to links, and for requests
-    that another service answers, because it checks the parameters itself.
+    For pages that are opened from mails, because mail programs and trackers add parameters to links, and for requests
+    that are forwarded to another service, which checks the parameters itself.
     """
 
     any_query = True
@@ -127,7 +127,7 @@ def unknown_parameters(given: Iterable[str], known: Collection[str]) -> list[dic
 
 
 def check_encoding(request: Request) -> None:
-    """Raise Problem 415 if the body is compressed: a kilobyte of it could stand for a gigabyte."""
+    """Raise Problem 415 if the body is compressed: a kilobyte could decompress to a gigabyte."""
     encoding = request.headers.get("content-encoding")
     if encoding is not None and encoding.lower() != "identity":
         raise Problem(
@@ -142,7 +142,7 @@ _JSON = re.compile(r"application/(?:json|[a-z0-9.+-]{1,64}\+json)(?:\s*;\s*chars
 
 
 def check_content_type(request: Request) -> None:
-    """Raise Problem 415 unless the request says that its body is JSON in UTF-8."""
+    """Raise Problem 415 unless the Content-Type of the request is JSON in UTF-8."""
     content_types = request.headers.getlist("content-type")
     if len(content_types) != 1 or not _JSON.fullmatch(content_types[0].strip()):
         raise Problem(

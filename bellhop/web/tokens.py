@@ -1,4 +1,4 @@
-"""Short-lived signed tokens (JWT, HS256) for whoever must not have an API key: browsers above all."""
+"""Short-lived signed tokens (JWT, HS256) for clients that must not have an API key, such as browsers."""
 
 import hashlib
 import hmac
@@ -15,13 +15,13 @@ from bellhop.web.problems import Problem
 
 _ALGORITHM = "HS256"
 LEEWAY_SECONDS = 60
-"""The clocks of those who mint and of those who read may differ by so much."""
+"""Maximum difference between the clocks of the process that mints a token and of the one that reads it."""
 _MAX_LENGTH = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a valid token says."""
+    """The claims of a valid token."""
 
     id: str
     subject: str
@@ -31,7 +31,7 @@ class Claims:
 
     @property
     def valid_until(self) -> float:
-        """Return the Unix time from which on `read` refuses this token."""
+        """Return the Unix time from which `read` refuses this token."""
         return self.expires_at.timestamp() + LEEWAY_SECONDS
 
 
@@ -46,9 +46,9 @@ def mint(
     id: str | None = None,
     at: int | None = None,
 ) -> str:
-    """Return a token for `subject` that is valid for `expires_in` seconds at `audience` alone.
+    """Return a token for `subject` that is valid for `expires_in` seconds, for `audience` only.
 
-    `id` and `at` (seconds since 1970) are fresh ones unless given; with all arguments equal it is the same token.
+    `id` and `at` (seconds since 1970) are new by default; with the same arguments the token is the same.
     """
     now = int(time.time()) if at is None else at
     claims: dict[str, Any] = {
@@ -66,16 +66,16 @@ def mint(
 
 
 def service_key(key: str, service: str) -> str:
-    """Return the key that `service` shares with the gateway alone, which follows from the gateway's own key.
+    """Return the key that only `service` and the gateway share; it is derived from the gateway's `key`.
 
-    So the gateway, which has `key`, and a service that must not have it can sign for one another. On a command line:
+    The gateway and a service that must not have `key` can sign tokens for each other with it. On a command line:
     `printf mailer | openssl dgst -sha256 -hmac "$BELLHOP_TOKEN_KEY"`.
     """
     return hmac.new(key.encode(), service.encode(), hashlib.sha256).hexdigest()
 
 
 def read(token: str, key: str, audience: str) -> Claims:
-    """Return what `token` says; raise Problem 401, always with the same words, unless it is valid here and now."""
+    """Return the claims of `token`; raise Problem 401, with the same text for every reason, unless it is valid."""
     try:
         if len(token) > _MAX_LENGTH:
             raise ValueError("longer than any token that was minted here")
@@ -94,8 +94,8 @@ def read(token: str, key: str, audience: str) -> Claims:
         raise Problem(
             401,
             "Unauthorized",
-            f"The token was made more than {LEEWAY_SECONDS} s later than it is here: the clocks of the server that made"
-            " it and of this one differ. Whoever runs them must set the clocks.",
+            f"The token was issued more than {LEEWAY_SECONDS} s in the future: the clocks of the server that issued it"
+            " and of this one differ. Synchronize the clocks of the servers.",
             headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
         ) from None
     except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, OSError):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellhop.web.json_text import MAX_VALUES, _Doubt, _parse_carefully, _parse_fast, parse
+from bellhop.web.json_text import MAX_VALUES, _NotDecided, _parse_carefully, _parse_fast, parse
 from bellhop.web.problems import Problem
 
 SCALARS = (
@@ -43,7 +43,7 @@ def test_the_fast_reader_never_differs_from_the_careful_one(pieces: list[str]) -
     body = "".join(pieces).encode()
     try:
         fast = _parse_fast(body)
-    except _Doubt:
+    except _NotDecided:
         return
     assert repr(fast) == repr(_parse_carefully(body))
 

@@ -67,4 +67,4 @@ def test_a_clock_that_is_far_ahead_is_named() -> None:
     token = tokens.mint(KEY, "ada", 60, "stream", at=int(time.time()) + 3600)
     with pytest.raises(Problem) as refused:
         tokens.read(token, KEY, "stream")
-    assert "the clocks of the server that made it" in refused.value.detail
+    assert "the clocks of the server that issued it" in refused.value.detail

@@ -27,6 +27,7 @@ CLEAN = (
     "bellhop/settings.py",
     "bellhop/sql",
     "bellhop/tasks",
+    "bellhop/web",
     "services/gateway",
     "services/leaderboard",
     "services/mailer",
