@@ -1,4 +1,4 @@
-"""What the gateway does with messages from the other services."""
+"""The handlers of messages from the other services."""
 
 from pydantic import ValidationError
 

@@ -1,4 +1,4 @@
-"""What the gateway does periodically. Every replica does all of it; the database says whose turn it is."""
+"""The periodic jobs of the gateway. Every replica runs all of them; locks in the database prevent double work."""
 
 from bellhop.service import Job
 from services.gateway.broadcasts import dispatcher
@@ -10,11 +10,11 @@ from services.gateway.tasks import overdue
 
 WITHDRAW_SECONDS = 0.5
 ROUTING_SECONDS = 5.0
-"""Until an event type that a mailer announced is known to every gateway."""
+"""How long until every gateway knows an event type that a mailer announced."""
 
 
 async def withdraw(gateway: Gateway) -> float | None:
-    """End some of the tasks of people who get no mail any more; return 0 where there may be more."""
+    """End some tasks of people who get no more mail; return 0 if there may be more."""
     ended = await gateway.withdrawals.step()
     if ended is None:
         return None

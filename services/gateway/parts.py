@@ -126,7 +126,7 @@ def gateway(request: Request) -> Gateway:
 
 
 class MailerOnly(Guard):
-    """The guard of what the mailer alone may ask, with a token for `audience` that no client can have."""
+    """The guard of routes for the mailer alone, with a token for `audience` that no client can have."""
 
     model = HTTPBearer(bearerFormat="JWT", description="A token of the mailer")
     scheme_name = "mailer"

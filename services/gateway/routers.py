@@ -1,4 +1,4 @@
-"""Everything that the gateway answers: one folder for each noun."""
+"""The routes of the gateway: one folder for each noun."""
 
 from services.gateway.attachments import routes as attachments
 from services.gateway.broadcasts import routes as broadcasts

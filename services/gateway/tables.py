@@ -167,7 +167,7 @@ dead_letters = sa.Table(
 )
 _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(None)
 sa.Index("dead_letters_waiting", dead_letters.c.id, sqlite_where=_WAITING, postgresql_where=_WAITING)
-# Events of types that no queue is bound to lie in the same table; a list of dead letters does not walk over them.
+# Events of types that no queue is bound to are in the same table; a list of dead letters does not scan them.
 _FAILED = dead_letters.c.queue != "unrouted"
 sa.Index("dead_letters_failed", dead_letters.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
 sa.Index(

@@ -12,7 +12,7 @@ from bellhop.sql.database import Database, DatabaseUnavailable, first_in_transac
 from bellhop.sql.group_commit import GroupCommit
 from bellhop.sql.migrations import migrate
 from services.gateway.acceptance import store as store
-from services.gateway.acceptance.store import IN_PROGRESS, Finished, IdempotencyKey, Reserved, Stored, Turn
+from services.gateway.acceptance.store import IN_PROGRESS, Finished, IdempotencyKey, KeyDecision, Reserved, StoredKey
 from services.gateway.outbox import store as outbox
 from services.gateway.tables import board_names
 
@@ -37,13 +37,13 @@ async def reserve(database: Database, wanted: IdempotencyKey) -> Reserved:
         return (await store.reserve(connection, [wanted]))[0]
 
 
-async def end(database: Database, wanted: IdempotencyKey, stored: Stored, status: int | None) -> None:
+async def end(database: Database, wanted: IdempotencyKey, stored: StoredKey, status: int | None) -> None:
     async with database.write() as connection:
         await store.finish(connection, [Finished(wanted, stored, status, b"{}")])
 
 
 @contextmanager
-def noting(wanted: IdempotencyKey, stored: Stored) -> Iterator[None]:
+def noting(wanted: IdempotencyKey, stored: StoredKey) -> Iterator[None]:
     token = first_in_transaction.set(partial(store.note_effect, key=wanted, stored=stored))
     try:
         yield
@@ -71,27 +71,27 @@ async def test_a_reservation_holds_whatever_the_clocks_say(
     with monkeypatch.context() as patch:
         for module in (outbox, store):
             patch.setattr(module, "now_ms", lambda: right() + hours * HOUR_MS)
-        assert (await reserve(one, key("a"))).turn is Turn.EXECUTE
-    assert (await reserve(two, key("a"))).turn is Turn.WAIT
-    assert (await reserve(two, key("b"))).turn is Turn.EXECUTE
+        assert (await reserve(one, key("a"))).decision is KeyDecision.EXECUTE
+    assert (await reserve(two, key("a"))).decision is KeyDecision.WAIT
+    assert (await reserve(two, key("b"))).decision is KeyDecision.EXECUTE
     with monkeypatch.context() as patch:
         for module in (outbox, store):
             patch.setattr(module, "now_ms", lambda: right() + hours * HOUR_MS)
-        assert (await reserve(one, key("b"))).turn is Turn.WAIT
+        assert (await reserve(one, key("b"))).decision is KeyDecision.WAIT
 
 
 async def test_an_unknown_end_is_told_by_what_was_committed(gateways: list[Database]) -> None:
     """With an effect its answer is lost; without, the next request is executed. Nobody waits for the lease."""
     one, two = gateways
-    for name, turn in (("with", Turn.ANSWER_LOST), ("without", Turn.EXECUTE)):
+    for name, decision in (("with", KeyDecision.ANSWER_LOST), ("without", KeyDecision.EXECUTE)):
         wanted = key(name)
         stored = (await reserve(one, wanted)).stored
         with noting(wanted, stored):
-            if turn is Turn.ANSWER_LOST:
+            if decision is KeyDecision.ANSWER_LOST:
                 await effect(one, name)
-        assert (await reserve(two, key(name))).turn is Turn.WAIT
+        assert (await reserve(two, key(name))).decision is KeyDecision.WAIT
         await end(one, wanted, stored, IN_PROGRESS)
-        assert (await reserve(two, key(name))).turn is turn
+        assert (await reserve(two, key(name))).decision is decision
 
 
 async def test_an_effect_that_is_rolled_back_was_none(gateways: list[Database]) -> None:
@@ -103,7 +103,7 @@ async def test_an_effect_that_is_rolled_back_was_none(gateways: list[Database]) 
         async with one.write():
             raise RuntimeError("the effect fails")
     await end(one, wanted, stored, IN_PROGRESS)
-    assert (await reserve(two, key())).turn is Turn.EXECUTE
+    assert (await reserve(two, key())).decision is KeyDecision.EXECUTE
 
 
 async def test_who_lost_the_lease_writes_nothing_more(
@@ -118,7 +118,7 @@ async def test_who_lost_the_lease_writes_nothing_more(
     monkeypatch.undo()
     other = key()
     took_over = await reserve(two, other)
-    assert took_over.turn is Turn.EXECUTE
+    assert took_over.decision is KeyDecision.EXECUTE
     commits = GroupCommit(one)
 
     async def by_commit(connection: object, names: list[str]) -> list[None]:
@@ -134,7 +134,7 @@ async def test_who_lost_the_lease_writes_nothing_more(
         await effect(two, "other")
     assert await effects(one) == {"other"}
     await end(two, other, took_over.stored, 201)
-    assert (await reserve(one, key())).turn is Turn.REPEAT_ANSWER
+    assert (await reserve(one, key())).decision is KeyDecision.REPEAT_ANSWER
 
 
 async def test_while_an_effect_is_being_committed_its_key_is_not_taken_over(
@@ -151,8 +151,8 @@ async def test_while_an_effect_is_being_committed_its_key_is_not_taken_over(
     async with AsyncExitStack() as transaction:
         with noting(wanted, stored):
             await transaction.enter_async_context(one.write())
-        assert (await reserve(two, key())).turn is Turn.WAIT
-    assert (await reserve(two, key())).turn is Turn.ANSWER_LOST
+        assert (await reserve(two, key())).decision is KeyDecision.WAIT
+    assert (await reserve(two, key())).decision is KeyDecision.ANSWER_LOST
 
 
 async def test_of_two_gateways_each_key_is_executed_by_one(gateways: list[Database]) -> None:
@@ -166,7 +166,7 @@ async def test_of_two_gateways_each_key_is_executed_by_one(gateways: list[Databa
     async def ask(database: Database, name: str) -> None:
         wanted = key(name)
         reserved = await reserve(database, wanted)
-        if reserved.turn is Turn.EXECUTE:
+        if reserved.decision is KeyDecision.EXECUTE:
             with noting(wanted, reserved.stored):
                 await effect(database, name)
             executed.append(name)

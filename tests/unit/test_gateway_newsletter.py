@@ -7,7 +7,7 @@ import pytest
 from bellhop.contracts.base import now
 from bellhop.contracts.mail import MAX_BODY
 from bellhop.contracts.outcomes import Outcome, State
-from services.gateway.broadcasts.dispatcher import Meter
+from services.gateway.broadcasts.dispatcher import DispatchRate
 from services.gateway.broadcasts.merge_fields import CannotFill, Words
 from services.gateway.public_pages.links import LinkKind, Links
 from services.gateway.subscribers.addresses import subscriber_id
@@ -163,7 +163,7 @@ def test_only_a_bad_address_is_suppressed(values: dict[str, object], bounced: bo
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
     """Old samples are forgotten, and a retry of what failed begins anew."""
-    meter = Meter()
+    meter = DispatchRate()
     began = time.monotonic()
     for second in range(60):
         meter.note(100 * second if second < 30 else 3000 + 10 * (second - 30), began + second)

@@ -1,4 +1,4 @@
-"""Routes whose POSTs take an `Idempotency-Key`: executed once, and answered the same each time."""
+"""Routes whose POSTs accept an `Idempotency-Key`: executed once, with the same answer each time."""
 
 import asyncio
 import dataclasses
@@ -20,7 +20,7 @@ from bellhop.web.problems import Problem
 from bellhop.web.strict_json import StrictRequest, StrictRoute
 from services.gateway.acceptance import store as store
 from services.gateway.acceptance.keys import KEY_HEADER, SEED, Seed, conflict, key_of
-from services.gateway.acceptance.store import IN_PROGRESS, TOOK_EFFECT, Finished, IdempotencyKey, Stored, Turn
+from services.gateway.acceptance.store import IN_PROGRESS, TOOK_EFFECT, Finished, IdempotencyKey, KeyDecision, StoredKey
 from services.gateway.parts import gateway
 
 WAIT_SECONDS = 5.0
@@ -33,7 +33,7 @@ log = get_logger(__name__)
 async def replay(request: Request, key: IdempotencyKey | None, place: str | None = None) -> Response | None:
     """Return the stored answer of a route that `commits_its_key`; None where there is none.
 
-    Such a route asks before it refuses a request for what may have changed since: its answer was given already.
+    Such a route asks before it checks what may have changed since the first request.
     `place`: where the answer's `id` is found, like `/v1/tasks/`; None where the answer has no `Location`.
     """
     if key is None:
@@ -49,7 +49,7 @@ async def replay(request: Request, key: IdempotencyKey | None, place: str | None
     return _stored_answer(stored)
 
 
-def _stored_answer(stored: Stored) -> Response:
+def _stored_answer(stored: StoredKey) -> Response:
     headers = {"Idempotency-Replay": "true"}
     if stored.location is not None:
         headers["Location"] = stored.location
@@ -94,7 +94,7 @@ class IdempotentRoute(StrictRoute):
         return next((each.call for each in self.dependant.dependencies if isinstance(each.call, Require)), None)
 
     def get_route_handler(self) -> Any:
-        """Return what turns a request into a response."""
+        """Return the handler of a request."""
         handler = super().get_route_handler()
         guard = self._guard
         if guard is None or getattr(self.endpoint, "commits_its_key", False):
@@ -113,11 +113,11 @@ class IdempotentRoute(StrictRoute):
 
 
 async def _once(request: Request, key: IdempotencyKey, handler: Handler, stores_answer: bool) -> Response:
-    stored, turn = await _reserve(request, key)
-    request.scope[SEED] = Seed(stored.id, stored.created_at, replay=turn is not Turn.EXECUTE)
-    if turn is not Turn.EXECUTE:
+    stored, decision = await _reserve(request, key)
+    request.scope[SEED] = Seed(stored.id, stored.created_at, replay=decision is not KeyDecision.EXECUTE)
+    if decision is not KeyDecision.EXECUTE:
         if stores_answer:
-            if turn is Turn.ANSWER_LOST:
+            if decision is KeyDecision.ANSWER_LOST:
                 raise _answer_lost()
             return _stored_answer(stored)
         answer = await handler(await _again(request))
@@ -141,14 +141,14 @@ async def _once(request: Request, key: IdempotencyKey, handler: Handler, stores_
         try:
             await gateway(request).commits.write(store.finish, Finished(key, stored, status, body, location))
         except DatabaseUnavailable as error:
-            # What was done is done, and noted. The key is answered again when its lease expires.
+            # The effect is committed and recorded. The key gets an answer again when its lease expires.
             log.warning("an answer was not stored under its idempotency key", path=request.url.path, reason=str(error))
     return answer
 
 
 @contextmanager
-def _noting_effects(key: IdempotencyKey, stored: Stored) -> Iterator[None]:
-    """Let every transaction of the block note that the request under `key` had an effect."""
+def _noting_effects(key: IdempotencyKey, stored: StoredKey) -> Iterator[None]:
+    """Make every transaction of the block record that the request under `key` had an effect."""
     token = first_in_transaction.set(partial(store.note_effect, key=key, stored=stored))
     try:
         yield
@@ -156,8 +156,8 @@ def _noting_effects(key: IdempotencyKey, stored: Stored) -> Iterator[None]:
         first_in_transaction.reset(token)
 
 
-async def _reserve(request: Request, key: IdempotencyKey) -> tuple[Stored, Turn]:
-    """Return the row of `key`, and what this request is to do.
+async def _reserve(request: Request, key: IdempotencyKey) -> tuple[StoredKey, KeyDecision]:
+    """Return the row of `key`, and whether this request is executed.
 
     Raises:
         Problem: 422 for another request under the key; 409 where one is in progress for longer than `WAIT_SECONDS`.
@@ -167,15 +167,15 @@ async def _reserve(request: Request, key: IdempotencyKey) -> tuple[Stored, Turn]
         reserved = await gateway(request).commits.write(store.reserve, key)
         if reserved.stored.fingerprint != key.fingerprint:
             raise conflict()
-        if reserved.turn is not Turn.WAIT:
-            return reserved.stored, reserved.turn
+        if reserved.decision is not KeyDecision.WAIT:
+            return reserved.stored, reserved.decision
         if asyncio.get_running_loop().time() >= deadline:
             raise _in_progress()
         await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
 
 async def _again(request: Request) -> Request:
-    """Return the request with its body yet to be read."""
+    """Return the request with an unread body."""
     body: bytes | None = await request.body()
 
     async def receive() -> Any:

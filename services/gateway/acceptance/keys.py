@@ -1,8 +1,8 @@
 """`Idempotency-Key`, for every POST: the same request under the same key has one effect and the same answer.
 
 Routes whose effect is a commit to our database write the key in that commit; they are marked by `commits_its_key`. All
-others are executed under a reservation, by `IdempotentRoute` (`idempotent_route.py`). Only answers that say success are
-stored: a request that was refused had no effect, and may come again under its key.
+others are executed under a reservation, by `IdempotentRoute` (`idempotent_route.py`). Only successful answers are
+stored: a refused request had no effect, and may be repeated under its key.
 """
 
 import asyncio
@@ -47,7 +47,8 @@ def answers_with_a_secret(endpoint: F) -> F:
 async def key_of(request: Request, caller: Caller) -> IdempotencyKey | None:
     """Return the key of a request that has one; raise Problem 400 for a malformed one.
 
-    The header is a structured-field string, `"…"`; a bare one is taken too (draft-ietf-httpapi-idempotency-key-header).
+    The header is a structured-field string, `"…"`; without quotes it is accepted, too
+    (draft-ietf-httpapi-idempotency-key-header).
     """
     values = request.headers.getlist("idempotency-key")
     if not values:
@@ -67,7 +68,7 @@ async def _fingerprint(request: Request) -> str:
     else:
         digest.update(body)
     content_type = request.headers.get("content-type", "").strip().lower()
-    # The value is the one of earlier versions where nothing else says what is asked, so that keys outlive an upgrade.
+    # Without such headers the value is that of earlier versions, so that keys stay valid after an upgrade.
     if content_type.partition(";")[0].rstrip() == "application/json":
         content_type = ""
     more = [request.scope["query_string"].decode("latin-1"), content_type]
@@ -78,7 +79,7 @@ async def _fingerprint(request: Request) -> str:
 
 
 def conflict() -> Problem:
-    """Return the 422 for an idempotency key that stands for another request."""
+    """Return the 422 for an idempotency key of another request."""
     return Problem(
         422,
         "Idempotency key used before",
@@ -88,13 +89,13 @@ def conflict() -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """What an answer with a secret is made from, so that it is the same each time."""
+    """The seed of an answer with a secret, which is then the same each time."""
 
     id: str
     created_at: int
     """Milliseconds since 1970."""
     replay: bool
-    """The effect has happened already; only the answer is to be made again."""
+    """The effect is already committed; only the answer is made again."""
 
 
 def seed_of(request: Request) -> Seed | None:

@@ -28,7 +28,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 @dataclass(slots=True)
 class Intake:
-    """The two ways in: by a commit to the ledger, or straight to the broker with the outbox to fall back on."""
+    """Accepts requests: with a commit to the ledger, or by publishing directly, with the outbox as the fallback."""
 
     commits: GroupCommit
     outbox_publisher: OutboxPublisher
@@ -36,13 +36,13 @@ class Intake:
     entry_publisher: EntryPublisher
     outbox_limit: int
     accept: Callable[[AsyncConnection, list[Acceptance]], Awaitable[list[Accepted]]] = ledger.accept
-    """`SuppressionStore.accept`, which looks at the addresses first."""
+    """`SuppressionStore.accept`, which checks the addresses first."""
 
     async def commit(self, acceptance: Acceptance) -> Accepted:
-        """Write everything in one commit; what is written will be published.
+        """Write everything in one commit; its messages are published afterwards.
 
         Raises:
-            Problem: 422 when the idempotency key stands for another request; 503 when the outbox is full.
+            Problem: 422 when the idempotency key belongs to another request; 503 when the outbox is full.
             DatabaseUnavailable: nothing was committed, or the commit status is unknown; clients get 503.
         """
         self.check_room()
@@ -68,7 +68,7 @@ class Intake:
         """
         key = await key_of(request, caller)
         if key is not None:
-            # A key has to be remembered, so there is a commit to make anyway, and the messages ride on it.
+            # The key needs a commit, so the messages are written in the same one.
             acceptance = Acceptance(answer, entries=list(map(self.entry_publisher.grouped, entries)), key=key)
             return answer_202(await self.commit(acceptance))
         if not self.entry_publisher.ready:
@@ -82,7 +82,7 @@ class Intake:
 
 
 def answer_202(accepted: Accepted, location: str | None = None) -> Response:
-    """Return the answer of an accepted request, the same whenever it comes."""
+    """Return the answer of an accepted request, the same for each repetition."""
     headers = {} if location is None else {"Location": location}
     if not accepted.new:
         headers["Idempotency-Replay"] = "true"
@@ -95,7 +95,7 @@ def invalid_body(error: ValidationError, *, prefix: tuple[int | str, ...] = (), 
 
 
 def traceparent(request: Request) -> str | None:
-    """Return the W3C trace context of what we do for this request, or else the valid one that it carries."""
+    """Return the W3C trace context of our span of this request, or else the valid one in its header."""
     if traces.tracer is not None and (ours := traces.current()) is not None:
         return ours
     value = request.headers.get("traceparent")

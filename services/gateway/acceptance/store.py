@@ -24,9 +24,9 @@ from services.gateway.outbox.store import now_ms
 from services.gateway.tables import idempotency_keys
 
 IN_PROGRESS = 0
-"""The status of a request that was not answered yet, and has had no effect."""
+"""The status of a request in progress that has had no effect."""
 TOOK_EFFECT = 1
-"""The status of a request that was not answered yet, and has had an effect."""
+"""The status of a request in progress that has had an effect."""
 LEASE_MS = 60_000
 
 _T = idempotency_keys.c
@@ -39,13 +39,13 @@ class IdempotencyKey:
     owner: str
     key: str
     fingerprint: str
-    """SHA-256 of what was asked; another request under the same key is a mistake of the client's."""
+    """SHA-256 of the request; another request under the same key is the client's mistake."""
     id: str = field(default_factory=new_id)
     """Of this attempt: it shows whose row is stored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredKey:
     """What the database holds under a key."""
 
     id: str
@@ -59,8 +59,8 @@ class Stored:
     leased_until: int
 
 
-class Turn(Enum):
-    """What a request under a key is to do."""
+class KeyDecision(Enum):
+    """How a request under a key continues."""
 
     EXECUTE = "execute"
     WAIT = "wait"
@@ -74,8 +74,8 @@ class Turn(Enum):
 class Reserved:
     """What `reserve` found."""
 
-    stored: Stored
-    turn: Turn
+    stored: StoredKey
+    decision: KeyDecision
 
 
 Name = tuple[str, str]
@@ -88,7 +88,7 @@ async def store(
     answers: Sequence[bytes],
     status: int,
     lease: int = 0,
-) -> dict[Name, Stored]:
+) -> dict[Name, StoredKey]:
     """Store each key unless it is stored already; return what is stored under all of them.
 
     The request whose `id` a row has was first, even with concurrent transactions. Two statements for any number.
@@ -107,22 +107,22 @@ async def store(
         }
         for key, answer in zip(keys, answers, strict=True)
     }
-    found: dict[Name, Stored] = {}
+    found: dict[Name, StoredKey] = {}
     # In order, so that two gateways that store the same keys never wait for each other.
     waiting = sorted(keys, key=lambda key: (key.owner, key.key))
     while waiting:
         await insert_many(connection, idempotency_keys, [rows[key.id] for key in waiting], on_conflict="DO NOTHING")
         found |= await read(connection, [(key.owner, key.key) for key in waiting])
-        # Missing is one that was purged in between.
+        # A missing key was deleted in between.
         waiting = [key for key in waiting if (key.owner, key.key) not in found]
     return found
 
 
-async def read(connection: AsyncConnection, names: list[Name]) -> dict[Name, Stored]:
+async def read(connection: AsyncConnection, names: list[Name]) -> dict[Name, StoredKey]:
     """Return what is stored under these keys."""
     columns = (_T.id, _T.fingerprint, _T.status, _T.answer, _T.location, _T.created_at, _T.leased_until)
     rows = await connection.execute(sa.select(_T.owner, _T.key, *columns).where(sa.tuple_(_T.owner, _T.key).in_(names)))
-    return {(owner, key): Stored(*values) for owner, key, *values in rows}
+    return {(owner, key): StoredKey(*values) for owner, key, *values in rows}
 
 
 async def reserve(connection: AsyncConnection, keys: list[IdempotencyKey]) -> list[Reserved]:
@@ -137,31 +137,31 @@ async def reserve(connection: AsyncConnection, keys: list[IdempotencyKey]) -> li
     for key in keys:
         stored = found[key.owner, key.key]
         if stored.id == key.id:
-            turn = Turn.EXECUTE
+            decision = KeyDecision.EXECUTE
         elif stored.status not in (IN_PROGRESS, TOOK_EFFECT):
-            turn = Turn.REPEAT_ANSWER
+            decision = KeyDecision.REPEAT_ANSWER
         elif stored.leased_until > current:
-            turn = Turn.WAIT
+            decision = KeyDecision.WAIT
         elif stored.status == TOOK_EFFECT:
-            turn = Turn.ANSWER_LOST
+            decision = KeyDecision.ANSWER_LOST
         elif stored.fingerprint == key.fingerprint and await _change(connection, key, stored, leased_until=lease):
-            stored, turn = replace(stored, leased_until=lease), Turn.EXECUTE
+            stored, decision = replace(stored, leased_until=lease), KeyDecision.EXECUTE
         else:
-            turn = Turn.WAIT
-        results.append(Reserved(stored, turn))
+            decision = KeyDecision.WAIT
+        results.append(Reserved(stored, decision))
     return results
 
 
-def _held(key: IdempotencyKey, stored: Stored) -> sa.ColumnElement[bool]:
+def _held(key: IdempotencyKey, stored: StoredKey) -> sa.ColumnElement[bool]:
     """Return the condition for the row of a reservation that was neither taken over nor ended."""
     lease = (_T.id == stored.id) & (_T.leased_until == stored.leased_until)
     return (_T.owner == key.owner) & (_T.key == key.key) & lease & _T.status.in_((IN_PROGRESS, TOOK_EFFECT))
 
 
-async def _change(connection: AsyncConnection, key: IdempotencyKey, stored: Stored, **values: Any) -> bool:
+async def _change(connection: AsyncConnection, key: IdempotencyKey, stored: StoredKey, **values: Any) -> bool:
     """Change the row of a reservation, or without `values` delete it; return whether that was done.
 
-    Not while it is locked: a transaction that notes an effect may be under way, even one whose client has left.
+    Not while it is locked: a transaction that records an effect may be open, even after its client has disconnected.
     """
     held = _held(key, stored)
     if await connection.scalar(sa.select(_T.status).where(held).with_for_update(skip_locked=True)) is None:
@@ -171,7 +171,7 @@ async def _change(connection: AsyncConnection, key: IdempotencyKey, stored: Stor
     return True
 
 
-async def note_effect(connection: AsyncConnection, key: IdempotencyKey, stored: Stored) -> None:
+async def note_effect(connection: AsyncConnection, key: IdempotencyKey, stored: StoredKey) -> None:
     """Note that this transaction is an effect of the request that holds a reservation.
 
     Raises:
@@ -187,9 +187,9 @@ class Finished:
     """The end of a reservation."""
 
     key: IdempotencyKey
-    stored: Stored
+    stored: StoredKey
     status: int | None
-    """Of the answer to store; None gives the key back, because the request was refused.
+    """Of the answer to store; None releases the key, because the request was refused.
 
     `IN_PROGRESS` ends the lease: its row shows whether the request had its effect.
     """

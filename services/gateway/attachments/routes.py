@@ -1,4 +1,4 @@
-"""Attachments: uploaded here, referred to by mails, fetched by the mailer."""
+"""Attachments: clients upload them, mails refer to them, the mailer fetches them."""
 
 from collections import Counter
 from typing import Annotated

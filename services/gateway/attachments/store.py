@@ -1,4 +1,4 @@
-"""Attachments: uploaded once, referred to by many mails, deleted when no mail can need them any more."""
+"""Attachments: uploaded once, used by many mails, deleted when no mail can need them any more."""
 
 import hashlib
 from collections import Counter
@@ -27,7 +27,7 @@ attachments = sa.Table(
     sa.Index("attachments_by_expiry", "expires_at"),
 )
 
-# Kept right by every upload and every deletion, in their transactions: a sum over all uploads would grow with them.
+# Updated by every upload and deletion, in their transactions: a sum over all uploads would take ever longer.
 attachment_usage = sa.Table(
     "attachment_usage",
     metadata,
@@ -37,7 +37,7 @@ attachment_usage = sa.Table(
 
 
 class OverQuota(Exception):
-    """An upload has no room; the text says whose quota is used up."""
+    """An upload exceeds a quota; the text names the quota."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class AttachmentStore:
         return one
 
     async def _use(self, connection: AsyncConnection, owner: str, size: int) -> None:
-        """Count an upload; of those that come at the same time, one key's are decided one after the other."""
+        """Count an upload; concurrent uploads of one key are counted one after the other."""
         insert = self._database.insert(attachment_usage).values(owner=owner, bytes=size)
         counted = insert.on_conflict_do_update(
             index_elements=["owner"], set_={"bytes": attachment_usage.c.bytes + insert.excluded.bytes}
@@ -115,7 +115,7 @@ class AttachmentStore:
                 sa.select(attachments.c.id, attachments.c.size, attachments.c.expires_at).where(mine)
             )
             rows = found.all()
-        # Written only now and then: a mail to each of many would otherwise write as many times.
+        # Not written for each mail: many mails with one attachment would otherwise be as many writes.
         needed = at + self._keep_ms
         if any(row.expires_at < needed - self._keep_ms // 10 for row in rows):
             async with self._database.write() as connection:

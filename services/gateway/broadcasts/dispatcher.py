@@ -40,7 +40,7 @@ RATE_SECONDS = 10.0
 log = get_logger(__name__)
 
 
-class Meter:
+class DispatchRate:
     """The rate of a broadcast in the last seconds."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Dispatcher:
         self._suppressions = suppressions
         self._outbox_publisher = outbox_publisher
         self._window = window
-        self._meters: dict[str, Meter] = {}
+        self._meters: dict[str, DispatchRate] = {}
         self.woken = asyncio.Event()
         """Set when the next step should be made immediately."""
         self._refreshed = float("-inf")
@@ -143,7 +143,7 @@ class Dispatcher:
     async def _dispatch(self, row: BroadcastRow) -> bool:
         broadcast_id = row.id
         dispatched, under_way = await self._store.under_way(broadcast_id)
-        meter = self._meters.setdefault(broadcast_id, Meter())
+        meter = self._meters.setdefault(broadcast_id, DispatchRate())
         meter.note(dispatched - sum(under_way.values()), monotonic())
         room = self._room(under_way, meter.rate, row.total)
         made = 0

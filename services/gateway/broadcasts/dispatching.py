@@ -191,7 +191,7 @@ class TaskMaker:
 
         Without those of people who may not be mailed any more.
         """
-        # `_Chunk` makes the round that follows.
+        # `_Chunk` makes the next round.
         before = {task["recipient"]: task | {"round": task["round"] - 1} for task in old}
         chunk = await self._retry_chunk(connection, row, before)
         made = {str(entry.task_id): entry for entry in chunk.entries}
@@ -261,7 +261,7 @@ class _Chunk:
         self.entries: list[Entry] = []
 
     def add(self, person: PersonRow | None, suppressed: str | None, again: TaskRow | None = None) -> None:
-        """Make the task of one person, or one more round of the task `again`, whose person may be gone."""
+        """Make the task of one person, or another round of the task `again`, whose person may be deleted."""
         document: MailDocument = {
             "task_id": again["id"] if again is not None else new_id(),
             "owner": self._owner,
@@ -270,7 +270,7 @@ class _Chunk:
             "round": again["round"] + 1 if again is not None else 1,
         }
         task = new_task(MAIL, document | {"template": self._content.get("template")}, b"", created_at=self._now)
-        # The document is not kept: a million copies of a newsletter would be. It is made again where it is needed.
+        # The document is not stored: that would be a million copies of a newsletter. It is rendered again when needed.
         task |= {"document": None, "broadcast_id": self._broadcast_id}
         self.tasks.append(task)
         if person is None:
@@ -286,7 +286,7 @@ class _Chunk:
             return
         packed = orjson.dumps(document)
         try:
-            MailTask.read(packed)  # as the mailer will: what it refused would be a dead letter
+            MailTask.read(packed)  # as the mailer does: a task that it rejects is dead-lettered
         except ValidationError as error:
             self._end(task, State.FAILED, f"The mail cannot be made for this person: {_first_problem(error)}")
             return
@@ -383,14 +383,14 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
 
 
 def _to_ask(broadcast_id: str, after: str) -> sa.Select[Any]:
-    """Return the query for the next open tasks, in the order of recipients, which is the database's alone."""
+    """Return the query for the next open tasks, in the order of recipients, as the database sorts them."""
     parts = [
         sa.select(tasks.c.id, tasks.c.round, tasks.c.recipient)
         .where(tasks.c.broadcast_id == broadcast_id, tasks.c.state == state.value, tasks.c.recipient > after)
         .order_by(tasks.c.recipient)
         .limit(CHUNK)
         .subquery()
-        # One by one: together they would be looked for among all that are sent.
+        # One query for each state: a combined one would scan all sent tasks.
         for state in OPEN
     ]
     found = sa.union_all(*(sa.select(part) for part in parts)).subquery()

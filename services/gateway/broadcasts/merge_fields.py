@@ -1,8 +1,8 @@
 """Text that is the same for all recipients but for a few fields: `Dear {{ subscriber.name | default("reader") }}`.
 
-The places are spelt as in a template file, and that is all there is: no conditions, no loops, no comments, so `{#` is
+The syntax of fields is that of template files, and there is nothing else: no conditions, loops or comments, so `{#` is
 plain text. A client's text is filled in here for a million people, in time that depends only on its length.
-Who wants more names a template, which the mailer renders.
+For more, use a template, which the mailer renders.
 """
 
 import re
@@ -20,12 +20,12 @@ _INNER = re.compile(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]+")
 MAX_SUBJECT = 998
 MAX_PLACES = 1000
-"""In one text: each is filled in again for every recipient."""
+"""In one text: each is filled in for every recipient."""
 LINK = "subscriber.unsubscribe_url"
 
 
 class CannotFill(Exception):
-    """A place cannot be filled, or is not one; the text names the line."""
+    """A field cannot be filled in, or is invalid; the text names the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class _Place:
 
 
 class Text:
-    """One text with places, taken apart once."""
+    """One text with fields, parsed once."""
 
     def __init__(self, name: str, source: str) -> None:
-        """Take `source` apart; `name` is for the sentences of `CannotFill`."""
+        """Parse `source`; `name` is for the sentences of `CannotFill`."""
         self._pieces: list[str | _Place] = []
         end, line = 0, 1
         for match in _PLACE.finditer(source):
-            # Counted from the place before, and not from the beginning: that would take quadratic time.
+            # Counted from the field before: counting from the beginning would take quadratic time.
             line += source.count("\n", end, match.start())
             where = f"{name}, line {line}"
             inner = _INNER.fullmatch(match["inner"] or "")
@@ -81,7 +81,7 @@ class Words:
     """Subject and bodies of a mail to many."""
 
     def __init__(self, content: MailDocument) -> None:
-        """Take a `MailContent`, as a dictionary, apart; raises `CannotFill` where something is no place."""
+        """Parse a `MailContent`, a dictionary; raises `CannotFill` for an invalid field."""
         self._subject = Text("subject", content["subject"])
         self._text = self._html = None
         if "text" in content:
@@ -105,7 +105,7 @@ class Words:
 
 
 def _short(text: str) -> str:
-    """Refuse what is too long for a mail with the footer, which is added after the length was checked."""
+    """Reject a body that is too long with the footer, which is added after the length was checked."""
     if len(text) > MAX_BODY:
         raise CannotFill(f"a body is longer than {MAX_BODY} characters with the link to unsubscribe at its end")
     return text

@@ -26,7 +26,7 @@ from services.gateway.suppressions.store import SuppressionStore
 from services.gateway.tasks.messages import new_task, request_entry
 from services.gateway.tasks.store import Acceptance
 
-# Of one network; a person signs up once, an office some times.
+# For one network; a person signs up once, an office several times.
 SIGN_UPS = Rate(per_second=0.2, burst=20)
 
 _TEXT = """Hello,
@@ -54,7 +54,7 @@ class Newsletter:
     public_lists: dict[str, str]
     """Titles by name."""
     form_limits: FormLimits
-    """Bounds the mails that the public form sets off."""
+    """Limits the mails that the public form sends."""
     limiter: Limiter = field(default_factory=lambda: Limiter(keys=None, subjects=None, addresses=SIGN_UPS))
     """Counts sign-ups at the public form."""
     progress: dict[str, tuple[float, ProgressAnswer]] = field(default_factory=dict)

@@ -59,7 +59,7 @@ Reader = Annotated[Caller, Depends(require(Scope.BROADCASTS_READ))]
 Writer = Annotated[Caller, Depends(require(Scope.BROADCASTS_WRITE))]
 
 HEARTBEAT_SECONDS = 15.0
-"""A comment so often, in a stream that has nothing to say, keeps proxies from closing it."""
+"""Interval of comments in an idle stream, which keep proxies from closing it."""
 
 
 @router.post(
@@ -69,18 +69,18 @@ HEARTBEAT_SECONDS = 15.0
     responses={202: {"model": BroadcastStateAnswer}},
 )
 @commits_its_key
-async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Response:
+async def create(request: Request, body: BroadcastRequest, caller: Writer) -> Response:
     """Answer immediately with the id of the broadcast; `Location` is the URL of its progress."""
     key = await key_of(request, caller)
     # A repeated request gets the same answer, even if the list, template or attachments have changed.
     if (answer := await replay(request, key, "/v1/broadcasts/")) is not None:
         return answer
     parts = gateway(request).newsletter
-    content = mail_document(wish)
+    content = mail_document(body)
     list_ = content.pop("list")
     content.pop("allow_empty", None)
-    await _check_audience(parts, list_, wish.allow_empty)
-    if wish.template is None:
+    await _check_audience(parts, list_, body.allow_empty)
+    if body.template is None:
         try:
             Words(content)
         except CannotFill as error:
@@ -88,14 +88,14 @@ async def create(request: Request, wish: BroadcastRequest, caller: Writer) -> Re
             place = ("body", field) if field in content else ("body",)
             raise invalid([{"loc": place, "msg": f"{error}."}]) from None
     else:
-        await templates.check(request, wish.template, {*wish.data, "subscriber"})
+        await templates.check(request, body.template, {*body.data, "subscriber"})
     try:
         dispatching.check(content, list_, caller.name, parts.links)
     except ValidationError as error:
         raise invalid_body(error) from None
-    send_at = to_ms(wish.send_at) if wish.send_at is not None else None
-    if wish.attachments:
-        await attachments.check(request, wish.attachments, caller, max(send_at or 0, now_ms()))
+    send_at = to_ms(body.send_at) if body.send_at is not None else None
+    if body.attachments:
+        await attachments.check(request, body.attachments, caller, max(send_at or 0, now_ms()))
     broadcast_id = new_id()
     item = NewBroadcast(
         id=broadcast_id,
@@ -234,7 +234,7 @@ async def show_tasks(
     cursor: CursorText = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> TasksAnswer:
-    """Return the tasks in the order of recipients; those whose turn has not come yet have none."""
+    """Return the tasks in the order of recipients; recipients after the cursor of the broadcast have none yet."""
     after = None if cursor is None else _TASK_PAGES.read(cursor)[0]
     parts = gateway(request).newsletter
     await _find(parts, broadcast_id, caller)
@@ -254,7 +254,7 @@ async def show_tasks(
 async def act(request: Request, broadcast_id: str, action: Action, caller: Writer) -> Response:
     """Take effect immediately: no task is made after a pause or a cancel was answered.
 
-    What the mailer has already goes out after a pause, which is some seconds' worth; a cancel calls that back too.
+    After a pause the mailer still sends the tasks that it has, for some seconds; a cancel withdraws these too.
     """
     parts = gateway(request).newsletter
     await _find(parts, broadcast_id, caller)
@@ -319,13 +319,13 @@ async def _progress(parts: Newsletter, row: BroadcastRow) -> ProgressAnswer:
         document["rate_per_second"] = round(counts.total / seconds, 1)
     if len(parts.progress) > 1000:
         parts.progress.clear()
-    # Many failed ones take long to count.
+    # A count of many failed tasks takes long.
     keep = max(LOOK_AGAIN_SECONDS * 0.9, REST_FACTOR * took)
     parts.progress[row.id] = (monotonic() + keep, document)
     return document
 
 
 def _etag(document: ProgressAnswer) -> str:
-    """Return what changes when something happened; rate and time of arrival alone are no news."""
+    """Return the ETag of state and counts; changes of rate and estimated time do not count."""
     facts = orjson.dumps([document["state"], document["recipients"], document["counts"]])
     return f'"{hashlib.sha256(facts).hexdigest()[:16]}"'

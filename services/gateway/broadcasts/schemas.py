@@ -1,4 +1,4 @@
-"""What is asked and answered about broadcasts."""
+"""Requests and answers about broadcasts."""
 
 from typing import Annotated, NotRequired
 
@@ -30,14 +30,14 @@ class BroadcastRequest(MailContent):
 
 
 class BroadcastStateAnswer(TypedDict):
-    """Where one broadcast is."""
+    """The state of one broadcast."""
 
     id: str
     state: Phase
 
 
 class BroadcastAnswer(TypedDict):
-    """One broadcast. What it does not have is left out."""
+    """One broadcast. Empty fields are left out."""
 
     id: str
     list: str

@@ -35,9 +35,9 @@ from services.gateway.tasks.rows import TaskRow
 from services.gateway.tasks.store import Acceptance, Accepted
 
 HELD = 2**53
-"""`due_at` of messages that a pause keeps back."""
+"""`due_at` of messages that a pause holds."""
 
-# What is with the broker or the mailer, or about to be.
+# Tasks that the broker or the mailer has, or will have soon.
 OPEN = (State.QUEUED, State.RETRYING)
 
 
@@ -58,7 +58,7 @@ class Phase(StrEnum):
 
 
 class Action(StrEnum):
-    """What can be asked of a broadcast."""
+    """The actions on a broadcast."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -122,7 +122,7 @@ class ListAudience:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many recipients are where."""
+    """The number of recipients in each state."""
 
     phase: Phase
     total: int
@@ -137,11 +137,11 @@ class Counts:
 
     @property
     def left(self) -> int:
-        """Return how many are still to come."""
+        """Return how many recipients are left."""
         return 0 if self.phase.final else self.total - self.done
 
 
-# The phases in which an action means something, and what it makes of them.
+# The phases in which an action is possible, and the values that it sets.
 _FROM = {
     Action.PAUSE: (Phase.SCHEDULED, Phase.RUNNING),
     Action.RESUME: (Phase.PAUSED,),
@@ -156,7 +156,7 @@ _VALUES: dict[Action, dict[str, object]] = {
     Action.CANCEL: {"state": Phase.CANCELLING.value},
     Action.RETRY_FAILED: {"state": _STILL_PAUSED, "retry_after": "", "counts": None, "finished_at": None},
 }
-# To ask for what is so already is no mistake.
+# An action that has already taken effect is no error.
 _ALREADY = {
     Action.PAUSE: (Phase.PAUSED,),
     Action.RESUME: (Phase.SCHEDULED, Phase.RUNNING),
@@ -166,7 +166,7 @@ _ALREADY = {
 
 
 class Broadcasts:
-    """What the routes ask for."""
+    """The store behind `/v1/broadcasts`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -200,19 +200,19 @@ class Broadcasts:
 
     async def active(self) -> Sequence[BroadcastRow]:
         """Return the broadcasts that have not ended, without their content."""
-        # And not by phase: among many that ended no index of phases finds the few that did not.
+        # Not by phase: `finished_at` has the index that finds the few unfinished ones.
         query = sa.select(*_LISTED).where(broadcasts.c.finished_at.is_(None)).order_by(broadcasts.c.id)
         async with self._database.read() as connection:
             return [_broadcast(row) for row in await connection.execute(query)]
 
     async def act(self, broadcast_id: str, action: Action, actor: str) -> tuple[bool, Phase]:
-        """Do `action`; return whether that makes sense now, and the phase that the broadcast is in.
+        """Do `action`; return whether it is possible now, and the phase of the broadcast.
 
         After the commit of a pause or a cancel no further task is made: making tasks needs the same row.
         """
         async with self._database.write() as connection:
             mine = broadcasts.c.id == broadcast_id
-            # Without its content no mail can be made again.
+            # Without its content no mail can be rendered again.
             possible = broadcasts.c.erased_at.is_(None) if action is Action.RETRY_FAILED else sa.true()
             done = await connection.execute(
                 sa.update(broadcasts)
@@ -247,7 +247,7 @@ class Broadcasts:
             return [cast(TaskRow, dict(row)) for row in (await connection.execute(query)).mappings()]
 
     async def counts(self, broadcast_id: str) -> Counts:
-        """Count; one statement, so that what it sees belongs together."""
+        """Count; one statement, so that the counts are consistent."""
         async with self._database.read() as connection:
             row = (await connection.execute(counting(broadcast_id))).mappings().one()
         return counts_of(row)

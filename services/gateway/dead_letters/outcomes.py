@@ -30,7 +30,7 @@ class _Task:
     kind: TaskKind
     id: str
     round: int | None
-    """None where the message does not say."""
+    """None where the message does not contain it."""
     document: Mapping[str, object]
 
 
@@ -52,10 +52,10 @@ def _task_of(queue: str, subject: str | None, body: bytes) -> _Task | None:
 
 
 async def failures(
-    connection: AsyncConnection, letters: Sequence[tuple[Delivery, WholeDeadLetter]]
+    connection: AsyncConnection, dead_letters: Sequence[tuple[Delivery, WholeDeadLetter]]
 ) -> dict[str, Outcome]:
-    """Return by dead letter id how the tasks of dead letters ended; `letters` are deliveries with their rows."""
-    found = {row.id: (_task_of(row.queue, delivery.envelope.subject, row.body), row) for delivery, row in letters}
+    """Return by dead letter id how the tasks of dead letters ended; `dead_letters` are deliveries with their rows."""
+    found = {row.id: (_task_of(row.queue, delivery.envelope.subject, row.body), row) for delivery, row in dead_letters}
     unclear = [task.id for task, _ in found.values() if task is not None and task.round is None]
     rounds: dict[str, int] = {}
     if unclear:
@@ -77,7 +77,7 @@ def _failure(task: _Task, row: WholeDeadLetter, rounds: dict[str, int]) -> Outco
         "state": State.FAILED,
         "at": now(),
         "reply": f"The message became a dead letter ({row.reason}): {reason}",
-        # What was refused unread was not sent; what was given up after attempts may have been.
+        # A message that was rejected unread was not sent; one that failed after attempts may have been.
         "uncertain": row.reason != "rejected",
     }
     origin = {name: task.document[name] for name in _OF_REACTION if name in task.document}
@@ -86,31 +86,31 @@ def _failure(task: _Task, row: WholeDeadLetter, rounds: dict[str, int]) -> Outco
     try:
         return Outcome.model_validate(values)
     except ValidationError:
-        return None  # nothing that could be a task of ours
+        return None  # not one of our tasks
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayDecision:
-    """What a replay makes of one dead letter."""
+    """How one dead letter is replayed."""
 
     task_id: str | None = None
     attempt: int = 1
     due_at: int | None = None
-    """None: as the replay says."""
+    """None: the time of the replay."""
     over: State | None = None
-    """The state of a task that went on without this message: it must not be sent again."""
+    """The state of a task that changed without this message: it must not be sent again."""
 
 
 async def requeue_tasks(
-    connection: AsyncConnection, letters: list[WholeDeadLetter], body: bytes | None
+    connection: AsyncConnection, dead_letters: list[WholeDeadLetter], body: bytes | None
 ) -> dict[str, ReplayDecision]:
-    """Make the tasks of dead letters queued again; return by dead letter id how each message goes out.
+    """Make the tasks of dead letters queued again; return by dead letter id how each message is published.
 
-    The round stays: the mailer's inbox then answers for what it has done, so that nothing is sent twice. The attempt
-    is the next one, so that the inbox lets it through. `body` replaces the body of all of them.
+    The round stays: the mailer's inbox then reports what it has already done, so that nothing is sent twice. The
+    attempt is the next one, so that the inbox accepts it. `body` replaces the body of all of them.
     """
     named = {}
-    for dead_letter in letters:
+    for dead_letter in dead_letters:
         subject = orjson.loads(dead_letter.envelope)["subject"]
         if (task := _task_of(dead_letter.queue, subject, dead_letter.body if body is None else body)) is not None:
             named[dead_letter.id] = task
@@ -119,7 +119,7 @@ async def requeue_tasks(
     rows = await locked_tasks(connection, ids)
     decisions = {}
     failed: set[str] = set()
-    for dead_letter in letters:
+    for dead_letter in dead_letters:
         task = named.get(dead_letter.id)
         row = None if task is None else rows.get(task.id)
         if task is None or row is None:
@@ -133,7 +133,7 @@ async def requeue_tasks(
 
 
 async def _lock_broadcasts(connection: AsyncConnection, task_ids: set[str]) -> dict[str, Phase]:
-    """Lock the broadcasts of tasks, before the tasks as everywhere; return their phases by id."""
+    """Lock the broadcasts of tasks, always before the tasks; return their phases by id."""
     mine = sa.select(tasks.c.broadcast_id).where(tasks.c.id.in_(task_ids), tasks.c.broadcast_id.is_not(None))
     query = sa.select(broadcasts.c.id, broadcasts.c.state).where(broadcasts.c.id.in_(mine)).order_by(broadcasts.c.id)
     return {id_: Phase(state) for id_, state in await connection.execute(query.with_for_update())}

@@ -67,7 +67,7 @@ async def show_all(
     """
     before = None if cursor is None else _PAGES.read(cursor)[0]
     store = gateway(request).dead_letters
-    letters = await store.page(queue=queue, before=before, waiting=waiting, limit=limit)
+    found = await store.page(queue=queue, before=before, waiting=waiting, limit=limit)
     groups = [
         GroupAnswer(
             queue=group.queue, type=group.type, reason=group.reason, count=group.count, oldest=time_of(group.oldest)
@@ -75,9 +75,9 @@ async def show_all(
         for group in await store.groups(queue)
     ]
     return {
-        "dead_letters": [_document(dead_letter) for dead_letter in letters],
+        "dead_letters": [_document(dead_letter) for dead_letter in found],
         "groups": groups,
-        "next": _PAGES.write(letters[-1].id) if len(letters) == limit else None,
+        "next": _PAGES.write(found[-1].id) if len(found) == limit else None,
     }
 
 
@@ -98,7 +98,7 @@ async def show(request: Request, letter_id: str, caller: Reader) -> WholeDeadLet
 
 
 def _shown(body: bytes) -> JsonValue:
-    # Foreign messages have up to 16 MiB: as JSON they take seconds, in which nothing else is served.
+    # Foreign messages have up to 16 MiB: as JSON they take seconds, during which no other request is served.
     if len(body) > SHOWN_BYTES:
         return body[:SHOWN_BYTES].decode(errors="replace")
     try:
@@ -109,13 +109,13 @@ def _shown(body: bytes) -> JsonValue:
 
 
 @router.post("/v1/dead-letters/replay", status_code=202, summary="Replay a group")
-async def replay_group(request: Request, wish: GroupReplayRequest, caller: Writer) -> ReplayAnswer:
+async def replay_group(request: Request, body: GroupReplayRequest, caller: Writer) -> ReplayAnswer:
     """Send the dead letters of one queue back to it, oldest first, at most `rate` a second.
 
-    Those of the queue `unrouted` are events: each goes to the destinations that its type has by then.
+    Those of the queue `unrouted` are events: each is published to the present destinations of its type.
     """
     count = await gateway(request).dead_letters.replay(
-        ids=None, queue=wish.queue, actor=caller.name, rate=wish.rate, limit=wish.limit, body=None, type_=wish.type
+        ids=None, queue=body.queue, actor=caller.name, rate=body.rate, limit=body.limit, body=None, type_=body.type
     )
     return {"replayed": count}
 
@@ -124,7 +124,7 @@ async def replay_group(request: Request, wish: GroupReplayRequest, caller: Write
 async def replay(request: Request, letter_id: str, caller: Writer, edit: EditRequest | None = None) -> ReplayAnswer:
     """Send one dead letter back to its queue, as it was or with another body.
 
-    Another body takes the scope `admin`: it says who does what, as the message of any service and any client does.
+    Another body takes the scope `admin`: it can contain the message of any service and any client.
     """
     if edit is not None:
         caller.check(Scope.ADMIN)

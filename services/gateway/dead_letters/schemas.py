@@ -1,4 +1,4 @@
-"""What is asked and answered about dead letters."""
+"""Requests and answers about dead letters."""
 
 from typing import Annotated, NotRequired
 

@@ -25,10 +25,10 @@ from services.gateway.tasks.store import Ledger
 
 
 class Superseded(Exception):
-    """The task of a dead letter went on without it."""
+    """The task of a dead letter changed without it."""
 
     def __init__(self, state: State | None) -> None:
-        """`state` is where the task is now."""
+        """`state` is the present state of the task."""
         super().__init__(f"The task of this dead letter is {state}, so it is not sent again.")
 
 
@@ -47,20 +47,23 @@ class DeadLetters:
         self._added = 0
 
     async def add(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[str | None]:
-        """Store dead letters, and fail their tasks; one that comes twice counts once.
+        """Store dead letters, and fail their tasks; a redelivered one is stored once.
 
         Return for each the id of the task that it belongs to, if any.
         """
         rows = [_row(delivery) for delivery in deliveries]
         insert = self._database.insert(dead_letters).on_conflict_do_nothing().returning(dead_letters.c.id)
         new = set((await connection.execute(insert, [asdict(row) for row in rows])).scalars())
-        letters = [(delivery, row) for delivery, row in zip(deliveries, rows, strict=True) if row.id in new]
-        failed = await dead_tasks.failures(connection, letters)
+        found = [(delivery, row) for delivery, row in zip(deliveries, rows, strict=True) if row.id in new]
+        failed = await dead_tasks.failures(connection, found)
         await self._ledger.end(connection, list(failed.values()))
         return [failed[row.id].task_id if row.id in failed else None for row in rows]
 
     async def add_unrouted(self, connection: AsyncConnection, deliveries: list[Delivery]) -> list[None]:
-        """Store events that no queue is bound to; one that comes twice is stored once, and the oldest make room."""
+        """Store events that no queue is bound to; a redelivered one is stored once.
+
+        Beyond the limit the oldest are deleted.
+        """
         rows = [asdict(_unrouted(delivery)) for delivery in deliveries]
         await connection.execute(self._database.insert(dead_letters).on_conflict_do_nothing(), rows)
         self._added += len(rows)
@@ -87,7 +90,7 @@ class DeadLetters:
         query = sa.select(*columns_of(dead_letters, DeadLetter)).order_by(dead_letters.c.id.desc()).limit(limit)
         if waiting:
             query = query.where(_WAITING)
-        # Events of types that no queue is bound to are no failures; they are listed only where they are asked for.
+        # Events of types that no queue is bound to are no failures; they are listed only on request.
         query = query.where(dead_letters.c.queue == queue if queue is not None else ~_UNROUTED)
         if before is not None:
             query = query.where(dead_letters.c.id < before)
@@ -121,11 +124,11 @@ class DeadLetters:
         body: bytes | None,
         type_: str | None = None,
     ) -> int:
-        """Put waiting dead letters back on the way to their queue, at most `rate` a second; return how many.
+        """Publish waiting dead letters to their queue again, at most `rate` a second; return how many.
 
         Marking them, the messages, their tasks and the audit entry are one commit, so a replay happens once or not at
         all. Their bodies have up to `REPLAY_BYTES` together, or it is one dead letter: then fewer than `limit` are
-        replayed, and the rest when it is asked for again. A dead letter whose task went on without it is settled, and
+        replayed, and the rest when it is asked for again. A dead letter whose task changed without it is closed, and
         nothing is sent.
 
         Raises:
@@ -146,18 +149,18 @@ class DeadLetters:
                 query = query.where(dead_letters.c.type == type_)
             if limit > 1:
                 query = query.limit(await _within_budget(connection, query))
-            # Locked: another gateway may be asked for the same at the same time.
+            # Locked: another gateway may get the same request at the same time.
             locked = query.with_for_update(skip_locked=True)
-            letters = [WholeDeadLetter(*dead_letter) for dead_letter in await connection.execute(locked)]
-            if not letters:
+            found = [WholeDeadLetter(*row) for row in await connection.execute(locked)]
+            if not found:
                 return 0
             start = await clock_ms(connection)
-            decisions = await dead_tasks.requeue_tasks(connection, letters, body)
+            decisions = await dead_tasks.requeue_tasks(connection, found, body)
             if ids is not None and all(decision.over is not None for decision in decisions.values()):
                 raise Superseded(next(iter(decisions.values())).over)
             going = [
                 (dead_letter, decisions[dead_letter.id])
-                for dead_letter in letters
+                for dead_letter in found
                 if decisions[dead_letter.id].over is None
             ]
             entries = [
@@ -169,9 +172,9 @@ class DeadLetters:
                 )
                 for number, (dead_letter, decision) in enumerate(going)
             ]
-            # Earlier copies of these messages may have had their effect.
+            # Earlier copies of these messages may have had an effect.
             await outbox.add(connection, entries, maybe_delivered=True)
-            chosen = [dead_letter.id for dead_letter in letters]
+            chosen = [dead_letter.id for dead_letter in found]
             await connection.execute(
                 sa.update(dead_letters).where(dead_letters.c.id.in_(chosen)).values(replayed_at=start)
             )
@@ -179,7 +182,7 @@ class DeadLetters:
             return len(going)
 
     async def delete(self, letter_id: str, actor: str) -> bool:
-        """Give a dead letter up; its body is erased, the rest stays for the record."""
+        """Delete a dead letter: its body is erased, the rest stays as a record."""
         async with self._database.write() as connection:
             done = await connection.execute(
                 sa.update(dead_letters)
@@ -206,7 +209,7 @@ _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(
 
 
 async def _within_budget(connection: AsyncConnection, query: sa.Select[Any]) -> int:
-    """Return how many of the letters that `query` finds, from the first on, fit into memory; at least one."""
+    """Return how many of the dead letters of `query`, from the first on, fit into memory; at least one."""
     sizes = query.with_only_columns(sa.func.length(dead_letters.c.body))
     total = count = 0
     for size in (await connection.execute(sizes)).scalars():
@@ -256,14 +259,14 @@ def _unrouted(delivery: Delivery) -> WholeDeadLetter:
 
 
 def _way_back(dead_letter: WholeDeadLetter, message: Message, task_id: str | None, due_at: int) -> Entry:
-    """Return the entry that hands a dead letter back: to its queue, or an event to its present destinations."""
+    """Return the entry that replays a dead letter: to its queue, or an event to its present destinations."""
     if dead_letter.queue == UNROUTED:
         return Entry(EVENTS, OTHER_TYPES, message, due_at=due_at)
     return Entry("work", dead_letter.queue, message, task_id, due_at)
 
 
 def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return where and when the broker itself gave a message up, newest first (https://www.rabbitmq.com/docs/dlx#effects).
+    """Return where and when the broker dead-lettered a message, newest first (https://www.rabbitmq.com/docs/dlx#effects).
 
     Not the first: a message that was retried was dead-lettered by a retry queue before.
     """

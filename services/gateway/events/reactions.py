@@ -13,7 +13,7 @@ FORGET_MS = 3_600_000
 
 
 class ReactionTypes:
-    """Keeps them in a table, for all gateways, and in memory, for the next event."""
+    """Stores them in a table, for all gateways, and in memory, for routing."""
 
     def __init__(self, database: Database, routing: Routing) -> None:
         self._database = database
@@ -27,7 +27,7 @@ class ReactionTypes:
     async def announce(self, connection: AsyncConnection, items: list[list[str]]) -> list[None]:
         """Note the types that mailers react to now. Idempotent; types of replicas with other templates stay."""
         current = now_ms()
-        # In order, so that two gateways that write the same types never wait for each other.
+        # In the same order everywhere, to avoid deadlocks.
         types = sorted({name for item in items for name in item})
         if types:
             insert = self._database.insert(reaction_types)
@@ -41,7 +41,7 @@ class ReactionTypes:
         return [None] * len(items)
 
     async def load(self) -> None:
-        """Route events by what the table says now. Raises DatabaseUnavailable."""
+        """Route events by the present rows of the table. Raises DatabaseUnavailable."""
         async with self._database.read() as connection:
             found = await connection.execute(sa.select(reaction_types.c.type))
             self._routing.react_to(found.scalars())

@@ -1,4 +1,4 @@
-"""Events: notifications, scores, and CloudEvents of any type. PublishResult with a confirm, answered 202."""
+"""Events: notifications, scores, and CloudEvents of any type. Published with a confirm, then answered 202."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,8 +44,8 @@ _SCORE = Score.model_json_schema()
 def _event(request: Request, caller: Caller, type_: str, body: bytes) -> Entry:
     """Make an event of ours.
 
-    Its id is always a fresh one. Under an idempotency key the first id is kept in the stored answer; once the key is
-    forgotten, a new request under it is a new event, although inboxes remember the first one for much longer.
+    Its id is always new. Under an idempotency key the first id is kept in the stored answer; after the key has
+    expired, a new request under it is a new event, although inboxes remember the first one for much longer.
     """
     envelope = Envelope(type=type_, source=GATEWAY, traceparent=traceparent(request), owner=caller.name)
     return Entry("events", type_, Message(body, envelope))
@@ -102,7 +102,7 @@ async def notify(
 )
 @commits_its_key
 async def submit(request: Request, caller: Annotated[Caller, Depends(require(Scope.SCORES_WRITE))]) -> Response:
-    """Take one score, or a list of up to 1,000, which travel and count together."""
+    """Take one score, or a list of up to 1,000, which are one message and are applied together."""
     check_content_type(request)
     document = await request.json()
     many = isinstance(document, list)
@@ -136,12 +136,12 @@ async def _admit(request: Request, caller: Caller, boards: set[str]) -> Response
 
 
 def _accepted_at(entry: Entry, at: datetime) -> Entry:
-    """Note when scores were accepted: a client's own `time` does not say that."""
+    """Record when scores were accepted: a client's own `time` is another time."""
     return replace(entry, message=replace(entry.message, headers={ACCEPTED_AT: at.isoformat()}))
 
 
 _EACH = "*"
-"""Stands for the index of a score in the place of what is wrong."""
+"""Placeholder for the index of a score in the path of an error."""
 
 
 def _check_times(scores: list[Score], default: datetime, place: tuple[int | str, ...]) -> None:
@@ -247,7 +247,7 @@ def _checked(check: Callable[[Any], Contract], data: Any, envelope: Envelope, nu
 
 
 def _check_channels(notification: Notification, *place: int | str) -> None:
-    """Raise Problem 422 if a client would speak on a channel of ours."""
+    """Raise Problem 422 if a client publishes to a reserved channel."""
     for number, channel in enumerate(notification.channels):
         if channel.startswith(OUR_CHANNELS):
             raise _ours(*place, "channels", number)

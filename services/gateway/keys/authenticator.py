@@ -1,4 +1,4 @@
-"""Finds the caller of a key, and remembers it for a moment: a query for each request would cost more than the rest."""
+"""Finds the caller of a key and caches it for some seconds: a query would cost more than the rest of a request."""
 
 from time import monotonic
 

@@ -22,33 +22,33 @@ router = APIRouter(route_class=IdempotentRoute, tags=["keys"])
 @router.post("/v1/keys", status_code=201, summary="Make a key")
 @answers_with_a_secret
 async def create(
-    request: Request, wish: KeyRequest, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
+    request: Request, body: KeyRequest, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
 ) -> NewKeyAnswer:
     """Return the key; it is shown this once and kept only as a hash."""
-    if is_reserved_name(wish.name):
+    if is_reserved_name(body.name):
         raise invalid([{"loc": ("body", "name"), "msg": "Bellhop uses this name itself. Choose another."}])
-    if beyond := caller.lacks(wish.scopes):
+    if beyond := caller.lacks(body.scopes):
         raise Problem(403, "Forbidden", f"A key cannot give what it lacks itself: {', '.join(beyond)}.")
     keys = gateway(request).keys
     # A key acts for its name, so that it must not come from a key that may do less than those that have the name.
-    if beyond := caller.lacks(await keys.scopes_of(wish.name)):
+    if beyond := caller.lacks(await keys.scopes_of(body.name)):
         raise Problem(
             403,
             "Forbidden",
-            f"There are keys of the name {wish.name} with scopes that this key lacks: {', '.join(beyond)}."
+            f"There are keys of the name {body.name} with scopes that this key lacks: {', '.join(beyond)}."
             " Choose another name, or use a key that has them.",
         )
     secret = secret_bytes(request, gateway(request).settings.token_key.get_secret_value(), "api-key")
     key = new_key(secret)
     seed = seed_of(request)
     if seed is None or not seed.replay:
-        await keys.create(wish.name, wish.scopes, key)
-    return {"id": key[3:11], "name": wish.name, "key": key}
+        await keys.create(body.name, body.scopes, key)
+    return {"id": key[3:11], "name": body.name, "key": key}
 
 
 @router.get("/v1/keys", summary="List keys")
 async def show_all(request: Request, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]) -> KeysAnswer:
-    """Return all keys, without what is secret of them."""
+    """Return all keys without their secrets."""
     return {
         "keys": [
             {
@@ -67,7 +67,7 @@ async def show_all(request: Request, caller: Annotated[Caller, Depends(require(S
 async def revoke(
     request: Request, key_id: str, caller: Annotated[Caller, Depends(require(Scope.KEYS_WRITE))]
 ) -> Response:
-    """Close a key; it stops to work within five seconds on every replica.
+    """Revoke a key; it stops working within five seconds on every replica.
 
     It takes a key that has all scopes of the one it revokes. The last key with the scope `admin` cannot be revoked.
     """

@@ -1,4 +1,4 @@
-"""What is asked and answered about API keys."""
+"""Requests and answers about API keys."""
 
 from typing import Annotated
 

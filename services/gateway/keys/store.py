@@ -1,4 +1,4 @@
-"""API keys: only their hashes are kept."""
+"""API keys: only their hashes are stored."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -43,13 +43,13 @@ class _SecretKeyRow(KeyRow):
 
 
 class Keys:
-    """The clients of the gateway."""
+    """The store behind `/v1/keys`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def find(self, key: str) -> Caller | None:
-        """Return whom `key` belongs to; None where it is unknown or revoked."""
+        """Return the caller of `key`; None if it is unknown or revoked."""
         parts = split_key(key)
         if parts is None:
             return None
@@ -61,7 +61,7 @@ class Keys:
         return Caller(row["id"], row["name"], frozenset(row["scopes"].split()))
 
     async def create(self, name: str, scopes: list[Scope], key: str) -> None:
-        """Make `key` a key, unless it is one."""
+        """Store `key`, unless it is stored already."""
         row = _row(key, name, scopes)
         async with self._database.write() as connection:
             await connection.execute(self._database.insert(api_keys).values(asdict(row)).on_conflict_do_nothing())
@@ -82,7 +82,7 @@ class Keys:
             return set((await connection.execute(query)).scalars())
 
     async def ensure_admin(self, key: str) -> None:
-        """Make sure that the administrator's key, and no former one, opens everything."""
+        """Make sure that the administrator's present key, and no former one, has the scope `admin`."""
         row = _row(key, ADMIN, [Scope.ADMIN])
         async with self._database.write() as connection:
             await connection.execute(
@@ -105,7 +105,7 @@ class Keys:
         """Revoke a key, if `by` has all of its scopes; return the result, and the scopes that `by` lacks."""
         is_open = api_keys.c.revoked_at.is_(None)
         async with self._database.write() as connection:
-            # In order and locked, so that of two administrators who revoke one another only one does.
+            # In order and locked, so that of two administrators who revoke each other only one succeeds.
             query = (
                 sa.select(api_keys.c.id, api_keys.c.scopes)
                 .where(is_open, (api_keys.c.id == key_id) | api_keys.c.scopes.contains(Scope.ADMIN.value))

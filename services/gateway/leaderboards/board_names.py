@@ -1,6 +1,6 @@
-"""Which leaderboards there are, and which key began each: what quotas for new boards are counted from.
+"""The names of leaderboards, and the client that created each: quotas for new boards are counted from them.
 
-The leaderboard learns of a board seconds after its scores were accepted, which is too late to refuse them.
+The leaderboard gets a board's scores seconds after they were accepted, which is too late to refuse them.
 """
 
 from collections.abc import Iterable
@@ -16,18 +16,18 @@ from services.gateway.tables import board_names
 
 HOUR_MS = 3_600_000
 FOUND = ""
-"""The owner of boards that were there before the gateway noted who began them; no key has that name."""
+"""The owner of boards that are older than this table; no key has that name."""
 
-_LOCK = 0x626F6172  # any number would do; it lets one transaction at a time count and then insert
+_LOCK = 0x626F6172  # an arbitrary number: the lock allows one transaction at a time to count and then insert
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many boards a key may still begin."""
+class RemainingQuota:
+    """How many boards a client may still create."""
 
     this_hour: int
     hour_ends_in: int
-    """Seconds until a board more may be begun, where `this_hour` is 0."""
+    """Seconds until a further board may be created, where `this_hour` is 0."""
     in_all: int
     together: int
     """All keys together."""
@@ -55,17 +55,19 @@ class BoardNames:
             return set((await connection.execute(query)).scalars())
 
     async def begun_at(self, name: str) -> int | None:
-        """Return when a board began, in milliseconds since 1970; None where there is none."""
+        """Return when a board was created, in milliseconds since 1970; None where there is none."""
         query = sa.select(board_names.c.created_at).where(board_names.c.board == name)
         async with self._database.read() as connection:
             at: int | None = await connection.scalar(query)
             return at
 
-    async def begin(self, names: list[str], owner: str, quotas: Quotas | None) -> tuple[list[str], Room | None]:
-        """Note that `owner` begins boards: all of those that are new, or, where `quotas` do not allow it, none.
+    async def begin(
+        self, names: list[str], owner: str, quotas: Quotas | None
+    ) -> tuple[list[str], RemainingQuota | None]:
+        """Record that `owner` creates boards: all new ones, or none if `quotas` do not allow it.
 
         Returns:
-            The new ones, and None; or the new ones, and the room that is too small for them.
+            The new ones, and None; or the new ones, and the remaining quota, which is too small.
         """
         async with self._database.write() as connection:
             if self._database.dialect == "postgresql":
@@ -75,20 +77,20 @@ class BoardNames:
             new = [name for name in names if name not in known]
             current = now_ms()
             if new and quotas is not None:
-                room = await self._room(connection, owner, quotas, current)
-                if len(new) > min(room.this_hour, room.in_all, room.together):
-                    return new, room
+                remaining = await self._remaining(connection, owner, quotas, current)
+                if len(new) > min(remaining.this_hour, remaining.in_all, remaining.together):
+                    return new, remaining
             rows = [{"board": name, "owner": owner, "created_at": current} for name in new]
             await insert_many(connection, board_names, rows, on_conflict="(board) DO NOTHING")
             return new, None
 
-    async def _room(self, connection: AsyncConnection, owner: str, quotas: Quotas, current: int) -> Room:
+    async def _remaining(self, connection: AsyncConnection, owner: str, quotas: Quotas, current: int) -> RemainingQuota:
         theirs = board_names.c.owner == owner
         lately = theirs & (board_names.c.created_at > current - HOUR_MS)
         count = sa.select(sa.func.count()).select_from(board_names)
         oldest = sa.select(sa.func.min(board_names.c.created_at)).where(lately)
         begun = await connection.scalar(oldest)
-        return Room(
+        return RemainingQuota(
             quotas.per_hour - (await connection.scalar(count.where(lately)) or 0),
             max(1, (begun + HOUR_MS - current) // 1000) if begun is not None else 1,
             quotas.per_key - (await connection.scalar(count.where(theirs)) or 0),
@@ -102,6 +104,6 @@ class BoardNames:
             await insert_many(connection, board_names, rows, on_conflict="(board) DO NOTHING")
 
     async def remove(self, name: str) -> None:
-        """Forget a board that was deleted."""
+        """Delete the name of a deleted board."""
         async with self._database.write() as connection:
             await connection.execute(sa.delete(board_names).where(board_names.c.board == name))

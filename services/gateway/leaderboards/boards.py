@@ -1,4 +1,4 @@
-"""Which boards scores may begin: quotas for each key, counted before the scores are accepted.
+"""Quotas for new boards, checked before scores are accepted.
 
 A key that may write scores, and nothing else, would otherwise fill the leaderboard's memory with names.
 """
@@ -12,11 +12,11 @@ from bellhop.sql.database import DatabaseUnavailable
 from bellhop.web.auth import Caller, Scope
 from bellhop.web.peer import Peer, PeerUnavailable
 from bellhop.web.problems import Problem, unavailable
-from services.gateway.leaderboards.board_names import BoardNames, Quotas, Room
+from services.gateway.leaderboards.board_names import BoardNames, Quotas, RemainingQuota
 from services.gateway.settings import Settings
 
 KNOWN_SECONDS = 60.0
-"""So long after its deletion a board may be begun again uncounted, at a gateway that did not delete it."""
+"""How long after its deletion a board may be created again uncounted, by a gateway that did not delete it."""
 KNOWN_NAMES = 200_000
 PAGE = 1000
 LATER_SECONDS = 5.0
@@ -26,7 +26,7 @@ log = get_logger(__name__)
 
 
 class Boards:
-    """Admits scores to boards. What is known already costs no query."""
+    """Checks the boards of scores. Known boards cost no query."""
 
     def __init__(self, names: BoardNames, settings: Settings, leaderboard: Peer) -> None:
         self._names = names
@@ -37,9 +37,9 @@ class Boards:
         """Whether the boards that the leaderboard had before are known, too."""
 
     async def admit(self, caller: Caller, names: Iterable[str]) -> None:
-        """Let `caller` write scores to the boards `names`; those that are new are begun.
+        """Check that `caller` may write scores to the boards `names`; new ones are created.
 
-        Who may set boards up is bound by `boards_limit` alone.
+        For callers that may configure boards only `boards_limit` applies.
 
         Raises:
             Problem: 429 or 422, which names a board, where a quota is used up; 503 where that is not known yet.
@@ -56,7 +56,7 @@ class Boards:
                 await self._begin(caller, new)
         except DatabaseUnavailable:
             if all(name in self._known for name in unknown):
-                return  # scores for boards that there are need no database
+                return  # scores for existing boards need no database
             raise
         self._remember(unknown)
 
@@ -68,26 +68,26 @@ class Boards:
             settings.boards_limit if manages else settings.boards_per_key,
             settings.boards_limit,
         )
-        new, room = await self._names.begin(names, caller.name, quotas)
-        if room is not None:
+        new, remaining = await self._names.begin(names, caller.name, quotas)
+        if remaining is not None:
             if not self.complete:
                 raise unavailable(f"Whether {new[0]} is a new board is not known until the leaderboard answers.")
-            raise self._refusal(caller, new, room)
-        if new:  # else another request began them in between
+            raise self._refusal(caller, new, remaining)
+        if new:  # else another request created them in between
             log.info("began boards", caller=caller.name, count=len(new), first=new[0])
 
-    def _refusal(self, caller: Caller, new: list[str], room: Room) -> Problem:
+    def _refusal(self, caller: Caller, new: list[str], remaining: RemainingQuota) -> Problem:
         settings = self._settings
-        if room.together < len(new):
-            refused = new[max(0, room.together)]
+        if remaining.together < len(new):
+            refused = new[max(0, remaining.together)]
             return Problem(
                 422,
                 "Too many boards",
                 f"The board {refused} would be a new one, and there may be {settings.boards_limit} boards"
                 " (BELLHOP_BOARDS_LIMIT). Delete boards that are not needed.",
             )
-        if room.in_all < len(new):
-            refused = new[max(0, room.in_all)]
+        if remaining.in_all < len(new):
+            refused = new[max(0, remaining.in_all)]
             return Problem(
                 422,
                 "Too many boards",
@@ -95,14 +95,14 @@ class Boards:
                 f" {settings.boards_per_key} boards (BELLHOP_BOARDS_PER_KEY). Use one that is there, or a key with the"
                 " scope leaderboards:write.",
             )
-        refused = new[max(0, room.this_hour)]
+        refused = new[max(0, remaining.this_hour)]
         return Problem(
             429,
             "Too many new boards",
             f"The board {refused} would be a new one, and keys named {caller.name} may begin"
             f" {settings.boards_per_hour} boards an hour (BELLHOP_BOARDS_PER_HOUR). Nothing was accepted: send it again"
             " later, or without that board.",
-            headers={"Retry-After": str(room.hour_ends_in)},
+            headers={"Retry-After": str(remaining.hour_ends_in)},
         )
 
     def _remember(self, names: list[str]) -> None:
@@ -111,7 +111,7 @@ class Boards:
         self._known |= dict.fromkeys(names, monotonic() + KNOWN_SECONDS)
 
     async def begun_at(self, board: str) -> datetime | None:
-        """Return when scores began `board`, as far as a gateway saw it."""
+        """Return when scores created `board`, as far as a gateway recorded it."""
         at = await self._names.begun_at(board)
         return datetime.fromtimestamp(at / 1000, UTC) if at else None
 
@@ -120,12 +120,12 @@ class Boards:
         await self._names.begin([board], caller.name, None)
 
     async def note_deleted(self, board: str) -> None:
-        """Forget a board that the leaderboard deleted, so that its name counts as new."""
+        """Delete the name of a board that the leaderboard deleted, so that it counts as new."""
         self._known.pop(board, None)
         await self._names.remove(board)
 
     async def read_existing(self) -> float:
-        """Read the names of all boards from the leaderboard, once; return after how many seconds to come again."""
+        """Read the names of all boards from the leaderboard, once; return the seconds until the next try."""
         after = ""
         while not self.complete:
             try:

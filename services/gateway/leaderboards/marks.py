@@ -1,8 +1,8 @@
-"""Marks among the scores: by them the leaderboard knows up to when it has counted every score.
+"""Marks among the scores: with them the leaderboard knows until when it has applied every score.
 
-The queue is first in, first out, but scores that could not be published wait in the outbox and come later. A mark says
-up to when nothing waits there: once it comes off the queue, every score that was answered 202 before that time has
-been applied. Each mark holds by itself, so any number of gateways may publish them.
+The queue is first in, first out, but scores that could not be published wait in the outbox and arrive later. A mark
+contains the time before which none waits there: when the mark is consumed, every score that was answered 202 before
+that time has been applied. Each mark is valid by itself, so any number of gateways may publish them.
 """
 
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from services.gateway.tables import outbox
 
 MARK_SECONDS = 1.0
 LOOK_SECONDS = 5.0
-"""Between two looks whether there is a leaderboard: without one the marks would pile up in its queue."""
+"""Interval of the check for a leaderboard: without one the marks would fill its queue."""
 LOOK_TIMEOUT_SECONDS = 2.0
 
 _WORK = "work"
@@ -58,7 +58,7 @@ class Marks:
         try:
             await self._publisher.publish(_WORK, SCORES_QUEUE, Message(body, Envelope(type=MARK, source=GATEWAY)))
         except PublishError:
-            return  # then `as_of` stands still, which is the truth
+            return  # then `as_of` does not advance, which is correct
 
     async def _leaderboard_is_there(self) -> bool:
         if monotonic() >= self._look_at:

@@ -1,6 +1,6 @@
 """Leaderboards: answered by the leaderboard service, under the gateway's address and keys.
 
-The names are looked at here as well: a path is forwarded as it came, and `..` in it would lead somewhere else.
+The names are validated here as well: a path is forwarded unchanged, and `..` in it would be another route.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ async def boards(request: Request, caller: Reader, query: Annotated[BoardsQuery,
 
 @route(router, leaderboards.SHOW_BOARD)
 async def top(request: Request, caller: Reader, board: Board, query: Annotated[PageQuery, Query()]) -> Response:
-    """Forward a read of one board. One whose first scores were accepted and still wait is empty, with their `as_of`."""
+    """Forward a read of one board. A board whose first scores are still waiting is empty, with their `as_of`."""
     answer = await _forward(request, Scope.LEADERBOARDS_READ)
     if answer.status_code != 404:
         return answer
@@ -88,7 +88,7 @@ async def configure(request: Request, caller: Writer, board: Board, body: BoardS
 
 @route(router, leaderboards.DELETE_BOARD)
 async def delete(request: Request, caller: Writer, board: Board) -> Response:
-    """Forward the wish to delete a board with all its seasons."""
+    """Delete a board with all its seasons."""
     answer = await _forward(request, Scope.LEADERBOARDS_WRITE)
     if answer.status_code < 300:
         try:
@@ -100,7 +100,7 @@ async def delete(request: Request, caller: Writer, board: Board) -> Response:
 
 @route(router, leaderboards.ERASE_PLAYER)
 async def erase(request: Request, caller: Writer, board: Board, player: Player) -> Response:
-    """Forward the wish to take a player out."""
+    """Remove a player from a board."""
     return await _forward(request, Scope.LEADERBOARDS_WRITE)
 
 

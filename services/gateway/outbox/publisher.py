@@ -143,7 +143,7 @@ class OutboxPublisher:
                 return False
             progress = progress or sent
             more = more or (sent and len(claimed) == size)
-        return progress  # there are more destinations; where all of these refuse, those can wait for the next sweep
+        return progress  # there are more destinations; if all of these refuse, the others wait for the next sweep
 
     async def _publish(self, entries: list[Entry], first: "Lease", last: "Lease") -> bool:
         """Publish messages and release those that are not confirmed; return whether all were sent.

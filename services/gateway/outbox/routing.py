@@ -1,4 +1,4 @@
-"""Where an event goes: the one answer to "which destinations does an event of this type have?".
+"""The destinations of each event type.
 
 A required destination is an exchange where only our own queue is bound, so a confirm means that this queue has the
 message, and a missing queue is an error. Every event also goes to `events`, for queues of other clients; no service of
@@ -17,8 +17,7 @@ NOTIFICATIONS = "notifications"
 OTHER_TYPES = "*"
 """The routing key in the outbox of all events that none of our own queues needs.
 
-Their envelopes have their types. Clients choose types, and each destination in the outbox costs the sweep
-some queries.
+The envelope has the type. Clients choose types, and each destination in the outbox costs the sweep some queries.
 """
 
 SCORES_QUEUE = "leaderboard.scores"

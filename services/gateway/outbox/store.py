@@ -1,11 +1,11 @@
-"""Messages that must go out: written in the same commit as what they follow from, deleted once confirmed.
+"""The outbox: messages are written in the commit of their cause, and deleted once they are confirmed.
 
-A message without a time of its own goes out in the order of `sequence`: a clock that is wrong delays nothing. Leases
-and back-offs are times, because several processes share them: by the clock of the database, never by one of ours. They
-are void where that clock must have been set back since.
+A message without a time of its own is published in the order of `sequence`: a wrong clock delays nothing. Leases and
+back-offs are times of the database's clock, because several processes share them. They are void if that clock must
+have been set back since.
 
-A row is `CERTAINLY_HERE` until a process claims it, and again after a release that says it was not taken. A claim that
-is held or ran out, and a message that was published without a confirm (`maybe_delivered`), may have been delivered.
+A row is `CERTAINLY_HERE` until a process claims it, and again after a release as not published. A claim that is
+held or expired, and a message that was published without a confirm (`maybe_delivered`), may have been delivered.
 """
 
 import random
@@ -137,10 +137,10 @@ def pack(message: Message) -> bytes:
             "traceparent": envelope.traceparent,
             "extensions": envelope.extensions,
             "attempt": message.attempt,
-            # Among the headers, where gateways of the version before take it along too.
+            # Among the headers, where gateways of the previous version keep it too.
             "headers": message.headers if envelope.owner is None else {**message.headers, OWNER: envelope.owner},
         },
-        default=str,  # AMQP headers of foreign messages may hold what JSON does not
+        default=str,  # AMQP headers of foreign messages may have types that JSON lacks
     )
 
 
@@ -198,7 +198,7 @@ async def _claim(
         .where(outbox.c.sequence.in_(chosen.scalar_subquery()), free)
         .values(
             claimed_until=current + LEASE_MS,
-            # A lease that ran out: its holder may have published the message.
+            # An expired lease: its holder may have published the message.
             maybe_delivered=outbox.c.maybe_delivered | (outbox.c.claimed_until > 0),
         )
         .returning(outbox)
@@ -221,7 +221,7 @@ async def delete_published(connection: AsyncConnection, chunks: list[list[Entry]
     entries = [entry for chunk in chunks for entry in chunk]
     scheduled = [entry.task_id for entry in entries if entry.task_id is not None and entry.due_at]
     if scheduled:
-        # Tasks before messages, in the order of a cancel, so that the two never wait for each other.
+        # Tasks before messages, in the order of a cancel, so that the two cannot deadlock.
         mine = sa.select(tasks.c.id).where(tasks.c.id.in_(scheduled)).order_by(tasks.c.id)
         await connection.execute(mine.with_for_update())
         await connection.execute(
@@ -248,7 +248,7 @@ async def replace(connection: AsyncConnection, chunks: list[list[PartlyConfirmed
         | {"claimed_until": 0}
         for entry, left in items
     ]
-    rows.sort(key=lambda row: row["id"])  # one order everywhere: crosswise locks would deadlock
+    rows.sort(key=lambda row: row["id"])  # the same order everywhere, to avoid deadlocks
     await update_many(connection, outbox, "id", rows)
     await add(connection, [rest for _, left in items for rest in left[1:]])
     return [None] * len(chunks)

@@ -25,9 +25,9 @@ class SignUpDecision(Enum):
 
     ALLOWED = "allowed"
     MAILBOX_FULL = "mailbox full"
-    """This mailbox had its mails for today."""
+    """This mailbox has reached its limit for today."""
     FORM_BUSY = "form busy"
-    """There were too many sign-ups at this domain, or at all, in this hour."""
+    """There were too many sign-ups at this domain, or in total, in this hour."""
 
 
 class FormLimits:
@@ -40,10 +40,10 @@ class FormLimits:
 
     async def take(self, email: str) -> SignUpDecision:
         """Count one sign-up and return the decision. Three upserts in one commit."""
-        # No address is kept: who was never subscribed must not be found here.
+        # No address is stored: the table must not reveal people who never subscribed.
         mailbox = hashlib.sha256(mailbox_of(email).encode()).hexdigest()
         async with self._database.write() as connection:
-            # In one order, so that two replicas do not wait for each other.
+            # In the same order everywhere, to avoid deadlocks.
             form = await self._count(connection, "form", HOUR_MS)
             domain = await self._count(connection, f"domain:{domain_of(email)}", HOUR_MS)
             mailbox_count = await self._count(connection, f"mailbox:{mailbox}", MAILBOX_WINDOW_MS)

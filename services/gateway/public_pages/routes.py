@@ -31,7 +31,7 @@ router = APIRouter(route_class=AnyQueryRoute, tags=["newsletter"], include_in_sc
 
 MAX_FORM = 16 * 1024
 HONEYPOT = "website"
-"""A field that no person sees. Who fills it in fills in everything."""
+"""A hidden field: only a program fills it in."""
 
 _FOLDER = resources.files("services.gateway.public_pages") / "pages"
 _PAGE = Template((_FOLDER / "page.html").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""`POST /v1/stream-tokens`: what a browser needs to follow live events."""
+"""`POST /v1/stream-tokens`: tokens with which browsers follow live events."""
 
 from typing import Annotated
 
@@ -24,24 +24,24 @@ router = APIRouter(route_class=IdempotentRoute, tags=["streams"])
 @answers_with_a_secret
 async def grant(
     request: Request,
-    wish: StreamTokenRequest,
+    body: StreamTokenRequest,
     caller: Annotated[Caller, Depends(require(Scope.STREAMS_GRANT))],
 ) -> StreamTokenAnswer:
     """Return a token for exactly these channels, and the address of the stream. The token is the only secret.
 
     A channel of Bellhop's own takes the right to read what it shows.
     """
-    for number, channel in enumerate(wish.channels):
+    for number, channel in enumerate(body.channels):
         if channel.startswith(OUR_CHANNELS):
             await _check_channel(request, channel, number, caller)
     settings = gateway(request).settings
     seed = seed_of(request)
     token = tokens.mint(
         settings.token_key.get_secret_value(),
-        wish.subject,
-        wish.expires_in,
+        body.subject,
+        body.expires_in,
         "stream",
-        channels=wish.channels,
+        channels=body.channels,
         id=None if seed is None else seed.id,
         at=None if seed is None else seed.created_at // 1000,
     )

@@ -1,4 +1,4 @@
-"""The newsletter's people, for API clients: subscribe, look up, import, forget; and who gets no mail at all."""
+"""Subscribers: subscribe, show, import and delete them; and suppressed addresses."""
 
 import re
 from contextlib import aclosing
@@ -66,16 +66,16 @@ _CSV = re.compile(r'text/(?:csv|tab-separated-values)(?:;\s*header=\w+)?(?:;\s*c
     summary="Subscribe a person",
     responses={202: {"model": SubscriberAnswer}},
 )
-async def add(request: Request, wish: SubscriberRequest, caller: Writer) -> Response:
+async def add(request: Request, body: SubscriberRequest, caller: Writer) -> Response:
     """Subscribe a person, or change name and attributes of one; a mail asks for confirmation unless `confirmed`."""
     parts = gateway(request).newsletter
     await parts.sign_up(
-        SignUp(wish.email, tuple(dict.fromkeys(wish.lists)), wish.name, wish.attributes, confirmed=wish.confirmed)
+        SignUp(body.email, tuple(dict.fromkeys(body.lists)), body.name, body.attributes, confirmed=body.confirmed)
     )
-    person = await parts.subscribers.get(wish.email)
+    person = await parts.subscribers.get(body.email)
     if person is None:
         raise Problem(409, "Conflict", "Another request deleted this person just now. Try again.")
-    location = {"Location": f"/v1/subscribers/{quote(wish.email, safe='@')}"}
+    location = {"Location": f"/v1/subscribers/{quote(body.email, safe='@')}"}
     return Response(orjson.dumps(_document(person)), 202, location, "application/json")
 
 
@@ -90,17 +90,17 @@ async def import_csv(
     lists: Annotated[str, Query(max_length=1500, description="names with commas between them")],
     confirmed: bool = False,
 ) -> ImportAnswer:
-    """Take up to 8 MiB of people, some hundred a commit; the first line names the columns, one of them `email`.
+    """Import up to 8 MiB of people, some hundred in a commit; the first line names the columns, one of them `email`.
 
     Errors are reported by line, and the other lines are imported. After a broken connection send the whole file again:
-    who is there already is not counted or asked a second time. Who unsubscribed is `skipped`.
+    existing subscribers are not counted or asked a second time. People who unsubscribed are `skipped`.
     """
     match = _CSV.fullmatch(request.headers.get("content-type", "").strip())
     if match is None:
         raise Problem(415, "Unsupported Media Type", "Send the file as it is, with Content-Type: text/csv.")
     importing = _Import(gateway(request).newsletter, lists.split(","), confirmed)
     try:
-        # All of it first: to write it takes longer than a request may take to arrive.
+        # Read all of it first: writing it takes longer than a request body may take to arrive.
         text, note = decoded(await request.body(), match[1])
         async with aclosing(people(text)) as lines:
             async for line, values in lines:
@@ -116,7 +116,7 @@ async def import_csv(
 
 
 class _Import:
-    """One import under way."""
+    """One running import."""
 
     def __init__(self, parts: Newsletter, lists: list[str], confirmed: bool) -> None:
         self._parts = parts
@@ -127,7 +127,7 @@ class _Import:
         self._wrong = self._new = self._known = self._skipped = 0
 
     async def take(self, line: int, values: Values | str) -> None:
-        """Take one record; what is wrong with it is noted."""
+        """Add one record, or record its error."""
         if isinstance(values, str):
             self._refuse(line, values)
             return
@@ -162,7 +162,7 @@ class _Import:
             await self.commit()
 
     async def commit(self) -> None:
-        """Write what was taken since the last time."""
+        """Write the records since the last write."""
         waiting, self._waiting = self._waiting, []
         for result in await self._parts.sign_up(*waiting):
             self._skipped += result.skipped
@@ -217,7 +217,7 @@ async def show(request: Request, email: str, caller: Reader) -> SubscriberAnswer
 async def forget(request: Request, email: str, caller: Writer) -> Response:
     """Erase a person and all subscriptions. Tasks keep the address until their retention is over.
 
-    Nothing remains that would keep the person from being imported again; suppress the address for that.
+    The person can be imported again; to prevent that, suppress the address.
     """
     if not await gateway(request).newsletter.subscribers.delete(canonical(email)):
         raise _no_subscriber()
@@ -230,7 +230,7 @@ async def show_lists(request: Request, caller: Reader) -> ListsAnswer:
     return {"lists": await gateway(request).newsletter.subscribers.lists()}
 
 
-@router.get("/v1/suppressions", summary="Who gets no mail")
+@router.get("/v1/suppressions", summary="List suppressed addresses")
 async def show_suppressions(
     request: Request,
     caller: Reader,
@@ -251,24 +251,24 @@ async def show_suppressions(
 async def show_suppressed(request: Request) -> SuppressedAmongAnswer:
     """Return to the mailer which of these addresses get no mail, and why."""
     try:
-        wish = SuppressedAmongRequest.read(await request.body())
+        body = SuppressedAmongRequest.read(await request.body())
     except ValidationError as error:
         raise invalid_body(error) from None
-    found = await gateway(request).newsletter.suppressions.reasons([canonical(email) for email in wish.addresses])
-    reasons = {email: found.get(canonical(email)) for email in wish.addresses}
+    found = await gateway(request).newsletter.suppressions.reasons([canonical(email) for email in body.addresses])
+    reasons = {email: found.get(canonical(email)) for email in body.addresses}
     return {"suppressed": {email: reason for email, reason in reasons.items() if reason is not None}}
 
 
 @router.post("/v1/suppressions", status_code=201, summary="Send no mail to an address")
-async def suppress(request: Request, wish: SuppressionRequest, caller: Writer) -> SuppressedAnswer:
+async def suppress(request: Request, body: SuppressionRequest, caller: Writer) -> SuppressedAnswer:
     """Suppress an address, until `expires_at` or without an end."""
     store = gateway(request).newsletter.suppressions
-    expires_at = None if wish.expires_at is None else to_ms(wish.expires_at)
+    expires_at = None if body.expires_at is None else to_ms(body.expires_at)
     if expires_at is not None and expires_at <= now_ms():
         msg = "must lie in the future; leave it out to suppress the address without an end"
         raise invalid([{"loc": ("body", "expires_at"), "msg": msg}])
-    await store.add(Suppression(wish.address, wish.reason, caller.name[:64], expires_at))
-    return {"address": wish.address, "reason": wish.reason, "source": caller.name[:64], "expires_at": wish.expires_at}
+    await store.add(Suppression(body.address, body.reason, caller.name[:64], expires_at))
+    return {"address": body.address, "reason": body.reason, "source": caller.name[:64], "expires_at": body.expires_at}
 
 
 @router.get("/v1/suppressions/{address:path}", summary="Why an address gets no mail")
@@ -280,9 +280,9 @@ async def show_suppression(request: Request, address: str, caller: Reader) -> Su
     return _suppression(row)
 
 
-@router.delete("/v1/suppressions/{address:path}", status_code=204, summary="Let an address have mail again")
+@router.delete("/v1/suppressions/{address:path}", status_code=204, summary="Remove a suppression")
 async def release(request: Request, address: str, caller: Writer) -> Response:
-    """Take an address off the list."""
+    """Remove an address from the suppression list."""
     if not await gateway(request).newsletter.suppressions.remove(canonical(address)):
         raise Problem(404, "Not Found", "This address is not suppressed.")
     return Response(status_code=204)

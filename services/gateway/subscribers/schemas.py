@@ -1,4 +1,4 @@
-"""What is asked and answered about subscribers and suppressed addresses."""
+"""Requests and answers about subscribers and suppressed addresses."""
 
 from datetime import datetime
 from typing import Annotated, NotRequired
@@ -24,7 +24,7 @@ class SubscriberRequest(Contract):
     name: PersonName | None = None
     attributes: Data | None = None
     confirmed: bool = False
-    """Their consent is on record elsewhere, so no mail asks for it. It does not bring back who unsubscribed."""
+    """Their consent is on record elsewhere, so no mail asks for it. People who unsubscribed stay unsubscribed."""
 
 
 class SuppressionRequest(Contract):
@@ -42,7 +42,7 @@ class SuppressedAmongRequest(Contract):
 
 
 class SubscriptionAnswer(TypedDict):
-    """One subscription. Times of what did not happen are left out."""
+    """One subscription. Empty times are left out."""
 
     state: Status
     created_at: Timestamp
@@ -72,7 +72,7 @@ class SubscribersAnswer(TypedDict):
 
 
 class BadLineAnswer(TypedDict):
-    """A line of an import that was not taken."""
+    """A rejected line of an import."""
 
     line: int
     detail: str
@@ -96,7 +96,7 @@ class ListsAnswer(TypedDict):
 
 
 class SuppressedAnswer(TypedDict):
-    """An address that is suppressed from now on."""
+    """An address to suppress."""
 
     address: str
     reason: str

@@ -62,7 +62,7 @@ class SignedUp:
     """The result of a sign-up."""
 
     known: bool
-    """Everything asked for was so already."""
+    """The sign-up changes nothing."""
     skipped: bool = False
     """The person unsubscribed, and is not asked again."""
     entries: list[Entry] = field(default_factory=list)
@@ -163,7 +163,7 @@ class SubscriberStore:
     async def _keep_people(self, connection: AsyncConnection, items: list[SignUp], current: int) -> None:
         insert = self._database.insert(subscribers)
         by_change: dict[tuple[str, ...], list[PersonRow]] = {}
-        # In one order, so that two replicas that import the same people do not wait for each other in a circle.
+        # In one order, so that two replicas that import the same people do not deadlock.
         for item in sorted(items, key=lambda each: each.email):
             given = [] if item.public else [
                 name for name, value in (("name", item.name), ("attributes", item.attributes)) if value is not None
@@ -234,7 +234,7 @@ class SubscriberStore:
     async def delete(self, email: str) -> bool:
         """Delete a person; return whether there was one."""
         async with self._database.write() as connection:
-            # The person first: that waits for a sign-up under way, whose subscriptions can be seen after it.
+            # The person first: that waits for a concurrent sign-up, whose subscriptions are visible after it.
             gone = await connection.execute(sa.delete(subscribers).where(subscribers.c.email == email))
             left = sa.delete(subscriptions).where(subscriptions.c.email == email).returning(subscriptions.c.list)
             lists = list((await connection.execute(left)).scalars())
@@ -303,7 +303,7 @@ def _matching(list_: str | None, state: Status | None) -> tuple[sa.Column[str], 
     wanted = sa.select(subscriptions.c.email)
     if state is not None:
         wanted = wanted.where(subscriptions.c.state == state)
-    # Who is on several lists stands in the index as many times.
+    # A person on several lists is in the index as many times.
     wanted = wanted.distinct() if list_ is None else wanted.where(subscriptions.c.list == list_)
     return subscriptions.c.email, wanted
 

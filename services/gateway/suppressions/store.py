@@ -24,7 +24,7 @@ from services.gateway.tasks.rows import ended as task_ended
 from services.gateway.tasks.store import Acceptance, Accepted
 
 SETTLED_SECONDS = 30.0
-"""What was written so long ago is committed, or never will be."""
+"""A row that was written so long ago is committed, or never will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ def is_hard_bounce(outcome: Outcome) -> bool:
     """Return whether an outcome means that there is no such mailbox.
 
     The mailer knows which command was refused, and says `bad-address` only of a recipient that the relay had heard of.
-    Any other refusal is about this mail, its sender or the relay: to suppress for it would take whole lists off for one
-    bad setting. What was only put off (4.1.x, until attempts were spent) is no verdict.
+    Any other refusal is about this mail, its sender or the relay: to suppress for it would suppress whole lists because
+    of one wrong setting. A temporary refusal (4.1.x, until the last attempt) is not a hard bounce.
     """
     if outcome.state is not State.FAILED or outcome.cause not in (None, "bad-address"):
         return False
@@ -87,7 +87,7 @@ class SuppressionStore:
         began = monotonic()
         async with self._database.read() as connection:
             found = (await connection.execute(sa.select(suppressions.c.address).limit(1))).first()
-        # What was added a moment ago may not have been committed when we looked.
+        # A row that was added a moment ago may have been committed after the read.
         self._empty = found is None and began - self._added_at > SETTLED_SECONDS
 
     async def among(self, connection: AsyncConnection, addresses: list[str]) -> dict[str, str]:
@@ -141,7 +141,7 @@ class SuppressionStore:
             await self._put(connection, Suppression(canonical(recipient), reason, BOUNCE, expires_at), keep=True)
 
     async def add(self, suppression: Suppression) -> None:
-        """Suppress an address, in place of what was said about it before."""
+        """Suppress an address, in place of its earlier suppression."""
         async with self._database.write() as connection:
             await self._put(connection, suppression, keep=False)
 

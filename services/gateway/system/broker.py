@@ -1,4 +1,4 @@
-"""What RabbitMQ says about itself, by its management API: queues, connections, alarms."""
+"""Queues, connections and alarms of RabbitMQ, from its management API."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -65,12 +65,12 @@ def _queue(queue: Mapping[str, Any]) -> QueueAnswer:
 
 
 def _place(queue: QueueAnswer) -> tuple[int, str]:
-    """Ours as the topology has them, then those that others bound."""
+    """Our queues in the order of the topology, then those of other clients."""
     return _PLACES.get(queue["name"], len(_PLACES)), queue["name"]
 
 
 def _services(connections: Iterable[Mapping[str, Any]]) -> list[ReplicaAnswer]:
-    """Read replicas off their connections: RabbitMQ watches their heartbeats already.
+    """Return the replicas by their connections: RabbitMQ already checks their heartbeats.
 
     A connection is named `bellhop/<service>/<instance>/<purpose>`.
     """

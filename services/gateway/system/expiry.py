@@ -96,7 +96,7 @@ def _erased() -> dict[str, Any]:
 
 
 async def delete_dead_letters(connection: AsyncConnection, before: int, limit: int) -> int:
-    """Delete the rows of dead letters that were decided about."""
+    """Delete the rows of dead letters that were replayed or deleted."""
     decided = sa.select(dead_letters.c.id).where(dead_letters.c.id < _id_at(before), _NOT_WAITING)
     return await _delete(connection, dead_letters.c.id, decided.order_by(dead_letters.c.id), limit)
 
@@ -114,7 +114,7 @@ async def delete_audit(connection: AsyncConnection, before: int, limit: int) -> 
 
 
 async def erase_contents(connection: AsyncConnection, before: int, limit: int) -> int:
-    """Erase the contents of broadcasts that have ended; what failed of them cannot be retried any more."""
+    """Erase the contents of broadcasts that have ended; their failed tasks cannot be retried any more."""
     held = broadcasts.c.finished_at.is_not(None) & broadcasts.c.erased_at.is_(None)
     ended = sa.select(broadcasts.c.id).where(held, broadcasts.c.finished_at < before)
     ids = await _chosen(connection, ended.order_by(broadcasts.c.finished_at), limit)
@@ -155,7 +155,7 @@ async def delete_form_limits(connection: AsyncConnection, before: int, limit: in
 
 
 async def delete_revoked_keys(connection: AsyncConnection, before: int, limit: int) -> int:
-    """Delete API keys that were revoked; there are few, so no index leads to them."""
+    """Delete API keys that were revoked; there are few, so they need no index."""
     revoked = sa.select(api_keys.c.id).where(api_keys.c.revoked_at < before)
     return await _delete(connection, api_keys.c.id, revoked, limit)
 
@@ -163,7 +163,7 @@ async def delete_revoked_keys(connection: AsyncConnection, before: int, limit: i
 async def forget_unconfirmed(connection: AsyncConnection, before: int, limit: int) -> int:
     """Delete subscriptions whose owners were asked and never confirmed, and people who have no other.
 
-    Who unsubscribed before they were asked stays, as unsubscribed: that must not be forgotten.
+    People who unsubscribed before they were asked stay, as unsubscribed: that must not be lost.
     """
     # A literal: SQLite uses the partial index only where it sees the value when it plans.
     pending = subscriptions.c.state == sa.literal_column(f"'{Status.PENDING.value}'")

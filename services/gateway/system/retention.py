@@ -20,7 +20,7 @@ from services.gateway.system import expiry
 
 ROUND_SECONDS = 600.0
 NEXT_SECONDS = 0.5
-"""The pause before the next round where there was more than this one could delete."""
+"""The pause before the next round if this one could not delete everything."""
 RULE_SECONDS = 1.0
 """How long one rule may take in one round."""
 ROWS = 1000
@@ -29,7 +29,7 @@ WIDE_ROWS = 20
 
 KEPT = {
     "outbox": "a message is deleted when the broker has confirmed it",
-    "withdrawals": "an address is deleted when the tasks that waited for it were looked at twice",
+    "withdrawals": "an address is deleted when the tasks that waited for it were checked twice",
     "reaction_types": "a type is deleted when no mailer has announced it for an hour, while mailers announced others",
     "board_names": "one row for each leaderboard, until it is deleted",
     "subscribers": "a person stays until they are deleted, or their last unconfirmed subscription is",
@@ -95,7 +95,7 @@ def rules(settings: Settings) -> list[RetentionRule]:
 
 
 class Retention:
-    """Deletes what is past its retention."""
+    """Deletes rows past their retention."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""`GET /v1/system`: what an operator looks at first."""
+"""`GET /v1/system`: the state of the whole system."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ router = APIRouter(route_class=StrictRoute, tags=["system"])
 
 @router.get("/v1/system", summary="Queues, services, rates, alarms")
 async def show(request: Request, caller: Annotated[Caller, Depends(require(Scope.SYSTEM_READ))]) -> SystemAnswer:
-    """Return one picture of the system: tasks by state, the outbox, queues, replicas, alarms, dead letters."""
+    """Return the state of the system: tasks by state, the outbox, queues, replicas, alarms, dead letters."""
     parts = gateway(request)
     oldest = await parts.ledger.oldest_waiting()
     url = parts.settings.management_url

@@ -1,4 +1,4 @@
-"""What is answered about the whole system."""
+"""The answer about the whole system."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ class OldestAnswer(TypedDict):
 
 
 class OutboxAnswer(TypedDict):
-    """What waits for RabbitMQ."""
+    """The messages that wait for RabbitMQ."""
 
     waiting: int
     failure: Annotated[str | None, Field(description="why nothing is published")]
@@ -52,7 +52,7 @@ class NodeAnswer(TypedDict):
 
 
 class BrokerAnswer(TypedDict):
-    """What RabbitMQ says about itself."""
+    """The state of RabbitMQ."""
 
     queues: list[QueueAnswer]
     services: list[ReplicaAnswer]
@@ -61,13 +61,13 @@ class BrokerAnswer(TypedDict):
 
 
 class UnknownBrokerAnswer(TypedDict):
-    """Why RabbitMQ says nothing."""
+    """Why the state of RabbitMQ is unknown."""
 
     unknown: str
 
 
 class SystemAnswer(TypedDict):
-    """One picture of the system."""
+    """The state of the system."""
 
     at: Timestamp
     tasks: Annotated[dict[str, int], Field(description="numbers by state")]

@@ -1,4 +1,4 @@
-"""Who may see tasks, and act on them: each kind has its own scopes."""
+"""Access to tasks: each kind has its own scopes."""
 
 from collections.abc import Callable
 

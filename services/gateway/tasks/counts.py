@@ -1,7 +1,7 @@
 """Counts of rows that are made on request, but without long waits and not too often.
 
-Counters that every change keeps right would make all gateways wait for one row. So what is shown (tasks by state, dead
-letters by group, people by list) is counted on request. Where that takes long, the answer is the number of some
+Counters that every change updates would make all gateways wait for one row. So the shown numbers (tasks by state, dead
+letters by group, people by list) are counted on request. Where that takes long, the answer is the number of some
 seconds ago while the next count runs. Such a number is only for display: no decision may depend on it.
 """
 
@@ -19,7 +19,7 @@ QUICK_SECONDS = 0.01
 NEWER_COUNT_TIMEOUT_SECONDS = 0.005
 """How long a request that has an older number waits for a newer one."""
 REST_FACTOR = 20
-"""A count that takes longer is made again after so many times of what it took: it keeps 5 % of a core busy at most."""
+"""Pause after a longer count, as a multiple of its duration: counts take at most 5 % of a core."""
 
 log = get_logger(__name__)
 
@@ -78,6 +78,6 @@ class Tally(Generic[T]):
 
 
 def _retrieve(counting: "asyncio.Future[T]") -> None:
-    """Take note of a failure, so that asyncio does not log it once more."""
+    """Mark the exception as retrieved, so that asyncio does not log it again."""
     if not counting.cancelled():
         counting.exception()

@@ -1,6 +1,6 @@
 """Tasks that the gateway itself ends: cancelled, withdrawn, suppressed, or failed with a dead letter.
 
-Their ends are shown live as those that a worker reports (`live.py`). The message stands in the outbox, written in the
+Their ends are shown live like those that a worker reports (`live.py`). The message is written to the outbox in the
 commit that ends the task, so a crash loses none.
 """
 

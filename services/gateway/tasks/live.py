@@ -20,9 +20,9 @@ class LiveOutcomes:
         self._failure = False
 
     async def show(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Publish `outcome` under the identity that it came with, so that a repetition is shown once.
+        """Publish `outcome` under its own identity, so that a repetition is shown once.
 
-        A stream that is missing or full is counted, and logged once: it must not hold up what the ledger needs.
+        A stream that is missing or full is counted, and logged once: it must not delay the ledger.
 
         Raises:
             Hold: there is no broker; the outcome will be delivered again.

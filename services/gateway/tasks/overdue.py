@@ -1,8 +1,8 @@
 """Tasks that have waited too long for an outcome: their messages are published again, and the worker reports again.
 
 A message or an outcome can be lost with a queue of the broker. The worker's inbox has every task that it began. So it
-answers an unneeded copy with the stored outcome, and does nothing twice. What rightly waits in a
-long queue gets copies that are rarer each time: after the limit, then after twice, four times, … as long.
+answers an unneeded copy with the stored outcome, and does nothing twice. A task that still waits in a
+long queue gets copies at growing intervals: after the limit, then after twice, four times, … as long.
 
 The open tasks are read in the order of their index, in batches, so that a step costs the same for any number of tasks.
 """
@@ -32,9 +32,9 @@ BATCH = 500
 BATCH_PAUSE_SECONDS = 0.5
 ROUND_SECONDS = 60.0
 LONGEST_MS = 24 * 3_600_000
-"""A task gets a further copy at least so often."""
+"""Maximum interval between two copies of a task."""
 MAX_WAITING = 10_000
-"""With so many messages in the outbox the broker is behind, and tasks wait for that reason."""
+"""With more messages in the outbox the broker is too slow, and tasks wait for that reason."""
 
 log = get_logger(__name__)
 
@@ -47,7 +47,7 @@ def due_at(since: int, republished_at: int | None, limit_ms: int) -> int:
 
 
 class StaleTasks:
-    """Publishes again what has waited too long."""
+    """Publishes the messages of tasks again that have waited too long."""
 
     def __init__(
         self, database: Database, maker: TaskMaker, outbox_publisher: OutboxPublisher, limit_seconds: float
@@ -102,10 +102,10 @@ class StaleTasks:
         # A newer version may have made tasks of a kind that this one does not know.
         known = tasks.c.kind.in_(list(KINDS))
         query = sa.select(tasks).where(tasks.c.id.in_(ids), tasks.c.state == state.value, known, ~waiting)
-        # Another replica is at those that are locked, or an outcome is.
+        # Another replica, or an outcome, has locked the others.
         locked = query.order_by(tasks.c.id).with_for_update(skip_locked=True, of=tasks)
         rows = [cast(TaskRow, dict(row)) for row in (await connection.execute(locked)).mappings()]
-        # Another replica may have been here since we looked.
+        # Another replica may have published them since the read.
         current = await clock_ms(connection)
         recently = current - self._limit_ms
         rows = [row for row in rows if (row["republished_at"] or 0) <= recently]

@@ -1,8 +1,8 @@
 """The query behind `GET /v1/tasks`: a page costs the same with a thousand tasks and with two million.
 
 Every page is the newest rows of one or more ranges of an index, and a range is one state, of one owner or of all. A
-list without a state reads the newest of each state and merges them, so that no further index is needed: the indexes
-that do without a state would cost every accepted mail two more insertions. docs/decisions has the figures.
+list without a state reads the newest of each state and merges them, so that no further index is needed: indexes
+without a state would cost every accepted mail two more insertions. docs/decisions has the figures.
 """
 
 from collections.abc import Sequence

@@ -62,7 +62,7 @@ def time_of(ms: int | None) -> str | None: ...
 def time_of(ms: int | None) -> str | None:
     """Return milliseconds since 1970 as RFC 3339 in UTC, with `Z`: the form of all times in answers.
 
-    Rows stored before times were bounded may hold one that cannot be written: the nearest that can is shown instead,
+    Rows stored before times were bounded may hold one that cannot be written: then the nearest valid time is shown,
     because one such row must not make a whole list fail.
     """
     if ms is None:
@@ -199,7 +199,7 @@ async def show_all(
     responses={code: {"model": TaskStateAnswer} for code in (200, 202)},
 )
 async def cancel(request: Request, task_id: str, caller: Annotated[Caller, Depends(ACT)]) -> Response:
-    """Cancel what is not under way yet: 200 when it is cancelled, 202 when the worker was asked and will report."""
+    """Cancel a task that has not begun: 200 when it is cancelled, 202 when the worker was asked and will report."""
     parts = gateway(request)
     await _find(request, task_id, caller, ACT)
     state: State = await parts.commits.write(parts.ledger.cancel, task_id)

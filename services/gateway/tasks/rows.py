@@ -52,7 +52,7 @@ class TaskMove(TypedDict):
 
 
 class TaskPlace(TypedDict):
-    """How far a task is, and what is shown when it moves."""
+    """The state of a task, and what is shown when it changes."""
 
     id: str
     round: int

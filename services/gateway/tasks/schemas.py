@@ -1,4 +1,4 @@
-"""What is answered about tasks."""
+"""Answers about tasks."""
 
 from typing import Annotated, NotRequired
 
@@ -25,7 +25,7 @@ class AttemptAnswer(TypedDict):
 
 
 class TaskAnswer(TypedDict):
-    """One task. What it does not have is left out."""
+    """One task. Empty fields are left out."""
 
     id: str
     kind: str

@@ -36,7 +36,7 @@ class Acceptance:
     """Everything that one request writes."""
 
     answer: bytes
-    """The JSON to answer with, now and whenever the request comes again."""
+    """The JSON of the answer, also for repetitions of the request."""
     tasks: list[TaskRow] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     key: IdempotencyKey | None = None
@@ -59,7 +59,7 @@ class Accepted:
 
 async def locked_tasks(connection: AsyncConnection, task_ids: Iterable[str]) -> dict[str, TaskRow]:
     """Return tasks by id, locked until the end of the transaction (SQLite has one writer anyway)."""
-    # In order, so that two replicas that lock the same tasks never wait for each other.
+    # In the same order everywhere, to avoid deadlocks.
     query = sa.select(tasks).where(tasks.c.id.in_(set(task_ids))).order_by(tasks.c.id).with_for_update()
     return {row["id"]: cast(TaskRow, dict(row)) for row in (await connection.execute(query)).mappings()}
 
@@ -90,7 +90,7 @@ async def accept(connection: AsyncConnection, items: list[Acceptance]) -> list[A
 
 
 class Ledger:
-    """Reads, and the writes that need the database's own dialect."""
+    """The store behind `/v1/tasks`."""
 
     def __init__(self, database: Database, applied: Applied | None = None) -> None:
         """`applied` is called with every list of outcomes, in the transaction that applies them."""
@@ -128,12 +128,12 @@ class Ledger:
         return advanced
 
     async def _places(self, connection: AsyncConnection, task_ids: set[str]) -> dict[str, TaskPlace]:
-        """Return where tasks are, and let no other replica move them meanwhile (SQLite has one writer anyway)."""
+        """Return the states of tasks, and lock them until the end of the transaction (SQLite has one writer anyway)."""
         columns = (
             tasks.c.id, tasks.c.round, tasks.c.attempt, tasks.c.state, tasks.c.uncertain,
             tasks.c.kind, tasks.c.owner, tasks.c.lane, tasks.c.recipient, tasks.c.template,
         )  # fmt: skip
-        # In order, so that two replicas that lock the same tasks never wait for each other.
+        # In the same order everywhere, to avoid deadlocks.
         query = sa.select(*columns).where(tasks.c.id.in_(task_ids)).order_by(tasks.c.id).with_for_update()
         return {row["id"]: cast(TaskPlace, dict(row)) for row in (await connection.execute(query)).mappings()}
 
@@ -181,8 +181,8 @@ class Ledger:
     async def cancel(self, connection: AsyncConnection, items: list[str]) -> list[State]:
         """Cancel tasks; return the state of each: `cancelled`, or another one, which shows why it is not yet.
 
-        What certainly is still in the outbox is cancelled. If the worker may have the task, it is asked to cancel it,
-        and the outcome shows which was first.
+        A task whose message is certainly still in the outbox is cancelled. If the worker may have the task, it is
+        asked to cancel it, and the outcome shows which was first.
         """
         locked = await locked_tasks(connection, items)
         return [await self._cancel_one(connection, locked[task_id]) for task_id in items]
@@ -197,7 +197,7 @@ class Ledger:
             await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(over))
             await outbox.add(connection, live_entries([ended(task, cancelled, current)]))
             return cancelled
-        # Noted, so that a task that has to be asked for again is not sent instead.
+        # Recorded, so that a task that is published again later is not sent instead.
         await connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(cancel_requested_at=current))
         await outbox.add(connection, [cancel_entry(task["kind"], task["id"], task["round"])])
         return State(task["state"])
@@ -228,7 +228,7 @@ class Ledger:
         await self._database.ping()
 
     async def counts(self) -> dict[str, int]:
-        """Return how many tasks are in each state, as of the last count (`tally.py`)."""
+        """Return how many tasks are in each state, as of the last count (`counts.py`)."""
         return await self._counts.get()
 
     async def _count(self) -> dict[str, int]:
@@ -237,7 +237,7 @@ class Ledger:
             return dict(found.all())
 
     async def oldest_waiting(self) -> dict[str, int]:
-        """Return for each lane since when its oldest queued task waits (milliseconds since 1970), as of the last look.
+        """Return for each lane since when its oldest queued task waits (milliseconds since 1970), as of the last count.
 
         A queued task is as old as its last change.
         """

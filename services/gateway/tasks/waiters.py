@@ -1,11 +1,11 @@
-"""Those who wait for a task: long polls, woken by its outcome."""
+"""Requests that wait for a task: long polls, woken by its outcome."""
 
 import asyncio
 from collections import defaultdict
 
 
 class Waiters:
-    """Wakes within this process; who waits must look again now and then, for what other replicas applied."""
+    """Wakes requests of this process; each must read again periodically, for outcomes that other replicas applied."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)

@@ -1,11 +1,11 @@
-"""Mail that waits for people who get none any more: those who left a list, and suppressed addresses.
+"""Withdraws waiting mail of people who unsubscribed from a list, and of suppressed addresses.
 
 A mail may wait for hours in a retry queue, or for a month until its `send_at`. So an address that gets no more mail is
 stored here, in the same commit, and a job ends the tasks that wait for it: those that are certainly in the outbox
 immediately, the others by a request to the worker, which begins no task that it was asked to cancel.
 
-Each row is looked at twice, immediately and after `SETTLE_MS`: a task that was accepted at the same moment may be
-committed after the first look.
+Each row is read twice, immediately and after `SETTLE_MS`: a task that was accepted at the same moment may be
+committed after the first read.
 
 A step is short for any number of tasks: it ends up to `MAX_TASKS_A_STEP` of them, and the row is read again after the
 others. A task that the worker was asked to cancel is not read again.

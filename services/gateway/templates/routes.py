@@ -46,9 +46,9 @@ async def preview(request: Request, name: str, body: PreviewRequest, caller: Sen
 async def check(request: Request, name: str, data: Collection[str]) -> None:
     """Raise Problem 422 if the mailer says that there is no such template, or that it requires more than `data`.
 
-    A mailer that does not answer says nothing: the request is accepted as before, and a mail whose template turns out
-    not to exist fails with that reason. What the mailer said is used for some seconds, so that a mail costs no request;
-    what does not fit is asked for again, because templates change.
+    If the mailer does not answer, the request is accepted, and a mail whose template does not exist fails with that
+    reason. The answer is cached for some seconds, so that a mail costs no request; for a name or data that do not fit
+    the mailer is asked again, because templates change.
     """
     until, known = _known.get(request.app, (0.0, None))
     if monotonic() < until and (known is None or (name in known and known[name] <= set(data))):

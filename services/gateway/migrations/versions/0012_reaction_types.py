@@ -1,4 +1,4 @@
-"""The event types that mail templates name; lists of dead letters that do not walk over unrouted events."""
+"""The event types that mail templates name; lists of dead letters that do not scan unrouted events."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The names of leaderboards, and which key began each: what the quotas for new boards are counted from."""
+"""The names of leaderboards, and the client that created each, for the quotas of new boards."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,6 +19,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget who began which board."""
+    """Drop the table."""
     op.drop_index("board_names_by_owner", "board_names")
     op.drop_table("board_names")

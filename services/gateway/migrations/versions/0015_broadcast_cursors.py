@@ -1,4 +1,4 @@
-"""Broadcasts that are under way begin their walk through the addresses again, in the order of their bytes."""
+"""Running broadcasts start again with the first address, in the order of the bytes."""
 
 from alembic import op
 
@@ -9,7 +9,7 @@ down_revision = "0014"
 def upgrade() -> None:
     """Reset the cursors. PostgreSQL ordered addresses by its locale before: what was behind one may be before it now.
 
-    Who has a task of the broadcast is passed over.
+    Recipients who have a task of the broadcast are skipped.
     """
     if op.get_bind().dialect.name != "postgresql":
         return  # SQLite ordered by bytes before, too
