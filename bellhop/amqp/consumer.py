@@ -1,4 +1,4 @@
-"""Push: the broker hands out deliveries, up to `prefetch` at a time, and each gets its handler."""
+"""Consume a queue: the broker pushes up to `prefetch` unsettled deliveries, and each one is passed to the handler."""
 
 import asyncio
 from collections import deque
@@ -20,11 +20,11 @@ from bellhop.background import spawn
 from bellhop.observe.logs import get_logger
 
 BUDGET_BYTES = 32 * 1024 * 1024
-"""Bodies of one queue whose handlers run at once, in bytes: a handler parses its body and makes others of it, several
-times its size in memory. RabbitMQ limits what it hands out by number only, so the rest of `prefetch` waits unparsed."""
+"""Maximum total size of the bodies of one queue whose handlers run concurrently: parsing a body takes several times its
+size in memory. The prefetch of RabbitMQ is a number of messages, so the other deliveries wait without being parsed."""
 
 CATCH_UP_SECONDS = 30.0
-"""A consumer that comes after another waits so long at most, and then subscribes: the other one may be stuck."""
+"""Maximum wait of a consumer for another one (`after`); then it subscribes, because the other one may be blocked."""
 
 log = get_logger(__name__)
 
@@ -32,7 +32,7 @@ _Raw = tuple[Channel, Basic.Deliver, BasicProperties, bytes]
 
 
 class Consumer:
-    """One queue, one handler. Consumes again after every reconnect, and when the broker cancels it."""
+    """One queue, one handler. It subscribes again after every reconnect, and after the broker has cancelled it."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Consumer:
         policy: RetryPolicy = DEFAULT,
         after: "Consumer | None" = None,
     ) -> None:
-        """`publisher` moves messages to the retry ladder and to the dead letters.
+        """`publisher` publishes messages to the retry queues and to the dead letters.
 
-        `after`: subscribe only when that consumer, of the same connection, has handled what lay in its queue when it
-        subscribed.
+        `after`: subscribe only when that consumer, of the same connection, has handled the messages that were in its
+        queue when it subscribed.
 
-        `prefetch`: deliveries at most that the broker has handed out and that are not settled. All of them may be as
-        large as the largest message of the queue, so it must be small where foreign messages come.
+        `prefetch`: maximum number of unsettled deliveries. Each may be as large as the largest message of the queue, so
+        it must be small for queues to which others publish.
         """
         self._connection = connection
         self._queue = queue
@@ -64,19 +64,19 @@ class Consumer:
         self._tag = ""
         self._stopping = asyncio.Event()
         self._holding = Holding(queue, self._stopping)
-        # Ours, not the channel's: a lost connection must not cancel a handler half way through its effect.
+        # Handlers continue after the channel is closed: a lost connection must not cancel an effect that has begun.
         self._in_hand: set[asyncio.Task[None]] = set()
         self._bytes = 0
         self._waiting: deque[_Raw] = deque()
 
     @property
     def consuming(self) -> bool:
-        """Say whether the broker has this consumer on its list."""
+        """Return whether this consumer is subscribed."""
         return self._channel is not None
 
     @property
     def works(self) -> bool:
-        """Say the same as `consuming`, for /readyz."""
+        """Return `consuming`, for /readyz."""
         return self.consuming
 
     @property
@@ -85,11 +85,11 @@ class Consumer:
         return self._queue
 
     def start(self) -> None:
-        """Consume from now on, whenever there is a connection."""
+        """Subscribe when the connection is open, and after each reconnect."""
         self._connection.add(self)
 
     async def stop(self, timeout: float) -> None:
-        """Take nothing new, give what is in hand `timeout` seconds, and hand the rest back."""
+        """Stop consuming, wait `timeout` seconds for running handlers, and requeue all other deliveries."""
         self._stopping.set()
         self._connection.remove(self)
         if self._channel is not None and self._channel.is_open:
@@ -105,7 +105,7 @@ class Consumer:
             await asyncio.wait(self._in_hand)
 
     def opened(self, channel: Channel) -> None:
-        """Subscribe on a fresh channel, as soon as the consumer before this one has caught up."""
+        """Subscribe on a new channel, after the consumer `after` has handled its backlog."""
         if self._after is None:
             self._subscribe(channel)
         else:
@@ -117,7 +117,7 @@ class Consumer:
                 await other._backlog.handled.wait()
         except TimeoutError:
             if channel.is_open:
-                other._backlog.pass_over(CATCH_UP_SECONDS)
+                other._backlog.stop_waiting(CATCH_UP_SECONDS)
         if channel.is_open and not self._stopping.is_set():
             self._subscribe(channel)
 
@@ -129,14 +129,14 @@ class Consumer:
         self._channel = channel
 
     def closed(self, reason: str) -> None:
-        """Forget the channel and what waits; what is in hand goes on, and its ack will be dropped."""
+        """Drop the channel and waiting deliveries; running handlers continue, and their acks are not sent."""
         self._channel = None
         self._backlog.forget()
-        self._waiting.clear()  # the broker hands it out again
+        self._waiting.clear()  # the broker redelivers them
 
     def _on_cancelled_by_broker(self, frame: object) -> None:
         # The queue was deleted, its leader moved, or a delivery was held for longer than the broker's consumer
-        # timeout. Closing the channel makes the connection open another one, and that one subscribes anew.
+        # timeout. After the channel is closed, the connection opens another, on which the consumer subscribes again.
         log.warning("RabbitMQ cancelled the consumer; subscribing again", queue=self._queue)
         if self._channel is not None and self._channel.is_open:
             self._channel.close()
@@ -150,14 +150,14 @@ class Consumer:
         self._start_handlers()
 
     def _start_handlers(self) -> None:
-        """Start as many as the budget allows, in order; one that is larger than the budget runs alone."""
+        """Start handlers in the order of deliveries, within the budget; a body above the budget is handled alone."""
         while self._waiting and (self._bytes == 0 or self._bytes + len(self._waiting[0][3]) <= BUDGET_BYTES):
             channel, method, properties, body = self._waiting.popleft()
             self._bytes += len(body)
             spawn(self._run(channel, method, properties, body), self._in_hand, "handling a delivery")
 
     async def _run(self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-        """Handle a delivery, then ack it or hand it back; every way out does one of the two."""
+        """Handle a delivery, then ack or requeue it, also after an exception."""
         ack = False
         try:
             delivery = receive(self._queue, method, properties, body)
@@ -173,10 +173,10 @@ class Consumer:
 
 
 def _settle(channel: Channel, tag: int, *, ack: bool) -> None:
-    """Ack, or nack back to the queue. Delivery tags end with their channel: on a closed one there is nothing to say.
+    """Ack, or nack with requeue. Delivery tags are valid on their channel only: on a closed one nothing is sent.
 
-    Nack and not reject: only `basic.reject` counts towards a quorum queue's delivery limit on RabbitMQ 4.3, and a
-    restart of ours is no fault of the message.
+    Nack and not reject: on RabbitMQ 4.3 only `basic.reject` counts towards the delivery limit of a quorum queue, and a
+    restart of the consumer must not count.
     """
     if not channel.is_open:
         return

@@ -1,4 +1,4 @@
-"""Where each part of a Bellhop that `bellhop up` runs is reached: worked out here and nowhere else."""
+"""The addresses of the services that `bellhop up` runs; all of them are determined here."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ FILE = "addresses.json"
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """URLs on this machine, and the two that people elsewhere use."""
+    """The URLs on this machine, and the two public URLs."""
 
     gateway: str
     notifier: str
@@ -23,13 +23,13 @@ class Addresses:
     mailbox: str
     management: str
     public: str
-    """Stands in mails: where people reach the gateway."""
+    """The URL of the gateway in mails."""
     public_notifier: str
-    """Stands in stream tokens and pages: where browsers reach the notifier."""
+    """The URL of the notifier in stream tokens and pages, for browsers."""
 
     @classmethod
     def of(cls, settings: UpSettings) -> Self:
-        """Return the addresses that these settings mean."""
+        """Return the addresses that follow from these settings."""
         gateway, notifier = local(settings.port("gateway")), local(settings.port("notifier"))
         return cls(
             gateway=gateway,
@@ -42,12 +42,12 @@ class Addresses:
         )
 
     def write(self, home: Path) -> None:
-        """Keep them for other commands, which may have been told other ports."""
+        """Write them to a file for other commands, whose environment may have other ports."""
         secrets.write(home / FILE, json.dumps(asdict(self), indent=2))
 
     @classmethod
     def read(cls, home: Path) -> Self | None:
-        """Return what the system that runs from `home` wrote, or None."""
+        """Return the addresses that the system in `home` wrote, or None."""
         try:
             return cls(**json.loads((home / FILE).read_text()))
         except (OSError, ValueError, TypeError):

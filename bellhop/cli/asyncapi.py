@@ -1,7 +1,7 @@
-"""`bellhop asyncapi`: what travels over AMQP, as an AsyncAPI 3.0 document.
+"""`bellhop asyncapi`: the messages of Bellhop, as an AsyncAPI 3.0 document.
 
-It is made of what the services themselves use: the contracts (pydantic) and the topology. One table at the foot says
-which message goes where; who receives it follows from the bindings.
+It is made from the contracts (pydantic) and the topology, which the services themselves use. The table at the end of
+this file lists each message with its exchange and routing key; the queues that get it follow from the bindings.
 
 https://www.asyncapi.com/docs/reference/specification/v3.0.0
 https://www.asyncapi.com/docs/reference/bindings/amqp (version 0.3.0)
@@ -32,10 +32,10 @@ BINDING_VERSION = "0.3.0"
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """One kind of message: what it is, and where a service publishes it."""
+    """One kind of message, and the exchange to which a service publishes it."""
 
     name: str
-    """As in the document; the event type where that is fixed."""
+    """The name in the document; the event type if that is fixed."""
     model: type[BaseModel] | None
     """None: any JSON."""
     exchange: str
@@ -46,7 +46,7 @@ class Described:
     parameters: dict[str, list[str]] = field(default_factory=dict)
 
     def routing_keys(self) -> Iterator[str]:
-        """Yield every routing key that it may have; one stands for any where there are endlessly many."""
+        """Yield every routing key that it may have; a parameter without a list of values becomes `any`."""
         keys = [self.key]
         for name, values in self.parameters.items():
             keys = [key.replace(f"{{{name}}}", value) for key in keys for value in values or ["any"]]
@@ -64,8 +64,8 @@ def document() -> Document:
         "info": {
             "title": "Bellhop over AMQP",
             "version": version("bellhop"),
-            "description": "What the services of Bellhop publish and consume. Whoever wants a copy binds a queue of"
-            " their own to one of the exchanges; HTTP is described by OpenAPI at /docs.",
+            "description": "What the services of Bellhop publish and consume. To get a copy of messages, bind your"
+            " own queue to one of the exchanges. HTTP is described by OpenAPI at /docs.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -246,7 +246,7 @@ HEADERS: Document = {
     },
 }
 
-# Which message goes where.
+# The messages, with exchange and routing key.
 MESSAGES = (
     Described("score.submitted", ScoreBatch, "work", "leaderboard.scores", "gateway", "up to 1,000 scores"),
     Described(
@@ -255,7 +255,7 @@ MESSAGES = (
     ),
     Described(
         "event", None, "events", "{type}", "gateway",
-        "a copy of every event, score.submitted and notification.raised too, for queues of anybody's own",
+        "a copy of every event, score.submitted and notification.raised too, for your own queues",
         {"type": []},
     ),
     Described(

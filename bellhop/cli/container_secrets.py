@@ -1,9 +1,10 @@
 """The secrets of the composed system: `python -m bellhop.cli.container_secrets`, the first container that runs.
 
-They are made once, kept in one volume that nobody else mounts, and handed out by one volume for each reader:
+They are created one time and stored in a volume that only this container mounts. Each reader has its own volume, to
+which its secrets are written:
 
-    kept/                                        as `bellhop up` keeps its own, see `secrets.py`
-    kept/given/SERVICE/                          what the operator gave: a relay's password, a CA, another broker's URL
+    kept/                                        the stored secrets, in the layout of `secrets.py`
+    kept/given/SERVICE/                          secrets of the operator: a relay's password, a CA, a broker's URL
     SERVICE/                                     bellhop_…, one file a setting (`BELLHOP_SECRETS_DIR`)
     rabbitmq/                                    definitions.json (hashes, no password), erlang-cookie
     topology/                                    management-url, with the administrator's password
@@ -11,12 +12,12 @@ They are made once, kept in one volume that nobody else mounts, and handed out b
     grafana/                                     password
 
     docker compose run --rm secrets mailer link-key               renew the secrets that are named
-    docker compose run --rm -T secrets set mailer smtp_password   keep what comes on standard input
-    docker compose run --rm secrets unset mailer smtp_password    forget it
+    docker compose run --rm -T secrets set mailer smtp_password   store the secret on standard input
+    docker compose run --rm secrets unset mailer smtp_password    delete it
 
-Run again, it hands out the same. `docker compose run --rm secrets mailer` makes new ones for `mailer` first; any user
-of RabbitMQ, `admin-key`, `token-key`, `link-key`, `postgres`, `grafana` and `erlang-cookie` can be named.
-docs/operations.md says what follows.
+A second run writes the same secrets. `docker compose run --rm secrets mailer` first makes new ones for `mailer`; any
+user of RabbitMQ, `admin-key`, `token-key`, `link-key`, `postgres`, `grafana` and `erlang-cookie` can be named.
+docs/operations.md describes what to do afterwards.
 """
 
 import base64
@@ -41,7 +42,7 @@ GIVEN_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z]+)?")
 
 
 class PublishedPorts(BaseSettings):
-    """Ports of this machine that compose.yaml publishes, which tell the user where to look."""
+    """Ports of this machine that compose.yaml publishes, for the lines that are shown to the user."""
 
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
 
@@ -51,15 +52,17 @@ class PublishedPorts(BaseSettings):
 
 
 def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None) -> list[str]:
-    """Make what is missing under `root`, after forgetting what is `renewed`, and write everybody's files.
+    """Delete the secrets in `renewed`, make those that are missing under `root`, and write the files of all readers.
 
-    Return the lines that tell the user how to get in.
+    Return the lines with URLs and logins for the user.
 
     Raises:
-        CannotRun: something that is not a secret of ours was to be renewed.
+        CannotRun: `renewed` has an unknown name.
     """
     kept = root / "kept"
-    made.load_or_create(kept)  # before anything is renewed: the link keys begin with the token key of old links
+    made.load_or_create(
+        kept
+    )  # before anything is renewed: the first link keys contain the token key, which signed older links
     _renew(kept, renewed)
     ours = made.load_or_create(kept)
     roles = ("postgres", *catalog.WITH_TABLES)
@@ -77,7 +80,7 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
         for name, value in values.items():
             made.write(root / service / _file_name(name), value)
     _write_definitions(root / "rabbitmq" / "definitions.json", ours.passwords)
-    # For container_topology.py: an administrator, whom nobody else needs to be.
+    # Only container_topology.py needs the rights of an administrator.
     made.write(root / "topology" / "management-url", f"http://deploy:{ours.passwords['deploy']}@rabbitmq:15672")
     made.write_readable(
         root / "rabbitmq" / "erlang-cookie", made.once(kept / "erlang-cookie", lambda: secrets.token_hex(32))
@@ -96,12 +99,12 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
 
 
 def keep(root: Path, service: str, name: str, value: str) -> None:
-    """Keep a secret that the operator gives: a setting such as `smtp_password`, or a file such as `smtp_ca.pem`.
+    """Store a secret of the operator: a setting such as `smtp_password`, or a file such as `smtp_ca.pem`.
 
-    An empty value forgets it.
+    An empty value deletes it.
 
     Raises:
-        CannotRun: there is no such service, or no setting can have that name.
+        CannotRun: there is no such service, or the name cannot be that of a setting.
     """
     if service not in catalog.NAMES:
         raise CannotRun(f"There is no service {service!r}: name one of {', '.join(catalog.NAMES)}.")
@@ -143,9 +146,9 @@ def _renew(kept: Path, renewed: list[str]) -> None:
 
 
 def _write_definitions(file: Path, passwords: dict[str, str]) -> None:
-    """Write what RabbitMQ loads at boot; the same bytes as before where nothing changed.
+    """Write the definitions that RabbitMQ loads at boot, with the same bytes as before if nothing changed.
 
-    RabbitMQ then skips it, and what an operator has changed on the living broker stays.
+    RabbitMQ skips unchanged definitions, so that changes of an operator on the running broker stay.
     """
     definitions = topology.boot_definitions(passwords, vhost=VHOST)
     try:
@@ -153,18 +156,18 @@ def _write_definitions(file: Path, passwords: dict[str, str]) -> None:
     except (OSError, ValueError, LookupError):
         before = {}
     for user in definitions["users"]:
-        _keep_hash(user, before.get(user["name"]), passwords[user["name"]])
+        _reuse_hash(user, before.get(user["name"]), passwords[user["name"]])
     made.write_readable(file, json.dumps(definitions, indent=2))
 
 
-def _keep_hash(user: dict[str, Any], before: str | None, password: str) -> None:
-    """A hash with another salt would be another file."""
+def _reuse_hash(user: dict[str, Any], before: str | None, password: str) -> None:
+    """Use the salt of the former hash if the password is the same, so that the file does not change."""
     if before is not None and topology.password_hash(password, base64.b64decode(before)[:4]) == before:
         user["password_hash"] = before
 
 
 def main() -> None:
-    """Hand out, and tell the user how to get in."""
+    """Write the secrets, and print URLs and logins for the user."""
     arguments = sys.argv[1:]
     try:
         if arguments[:1] in (["set"], ["unset"]):

@@ -1,7 +1,7 @@
 """The topology of the composed system: `python -m bellhop.cli.container_topology`, before the services start.
 
-RabbitMQ loads its definitions when it boots. On a broker that runs already this brings the table of a new version, and
-removes what an earlier one had; policies that an operator may have changed stay.
+RabbitMQ loads its definitions when it boots. On a running broker this command applies the topology of a new version,
+and removes what only an earlier version had. Policies, which an operator may have changed, stay.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ URL = Path("/run/secrets/bellhop/management-url")
 
 
 def main() -> None:
-    """Apply it, and say what was removed."""
+    """Apply the topology, and print what was removed."""
     try:
         done = asyncio.run(applying.apply(URL.read_text().strip(), VHOST, keep_policies=True))
     except (OSError, TopologyError) as error:

@@ -1,5 +1,5 @@
-"""What a command says when it cannot do what it was asked."""
+"""The error of a command."""
 
 
 class CannotRun(Exception):
-    """One sentence for a person: what is wrong and what to do about it. Commands print it and exit with 1."""
+    """A sentence for the user: what is wrong and what to do about it. Commands print it and exit with 1."""

@@ -36,17 +36,21 @@ def create(
 
 
 @commands.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="The id, which `bellhop keys list` tells.")]) -> None:
+def revoke(key_id: Annotated[str, typer.Argument(help="The id, as `bellhop keys list` shows it.")]) -> None:
     """Revoke a key. Every replica refuses it within five seconds."""
     _call("DELETE", f"/v1/keys/{key_id}")
     print(f"{key_id} is revoked", file=sys.stderr)
 
 
 def _call(method: str, path: str, body: Any = None) -> "httpx.Response":
-    """Ask the gateway; whatever it refuses is a `CannotRun` with its own words."""
+    """Send a request to the gateway.
+
+    Raises:
+        CannotRun: the gateway does not answer, or refuses the request; then with its reason.
+    """
     import httpx
 
-    # It finds the system as the demo does.
+    # URL and key are found in the same way as by the demo.
     from bellhop.demo.settings import DemoSettings
 
     settings = DemoSettings.load()

@@ -18,7 +18,7 @@ commands.add_typer(topology.commands, name="topology")
 commands.add_typer(keys.commands, name="keys")
 
 
-# Each command imports what it needs, so that `--help` and `admin-key` answer at once.
+# Each command imports what it needs, so that `--help` and `admin-key` start fast.
 
 
 @commands.command()
@@ -50,7 +50,7 @@ def mailbox() -> None:
 
 @commands.command()
 def demo() -> None:
-    """Drive a running Bellhop over HTTP, and count what became of everything it accepted."""
+    """Drive a running Bellhop over HTTP, and count the outcomes of everything that it accepted."""
     from bellhop.demo.run import demo as run
 
     run()
@@ -58,7 +58,7 @@ def demo() -> None:
 
 @commands.command()
 def asyncapi() -> None:
-    """Print what travels over AMQP as an AsyncAPI 3.0 document."""
+    """Print the messages of Bellhop as an AsyncAPI 3.0 document."""
     import json
 
     from bellhop.cli.asyncapi import document
@@ -67,7 +67,7 @@ def asyncapi() -> None:
 
 
 def app() -> None:
-    """Run the command; what cannot be done is told in one sentence, exit code 1."""
+    """Run the command; print a `CannotRun` and exit with 1."""
     try:
         commands()
     except CannotRun as error:

@@ -1,6 +1,6 @@
-"""The secrets of one machine's Bellhop: made once, kept under `.bellhop/`, handed to each service as files.
+"""The secrets of a Bellhop on this machine: created one time under `.bellhop/`, passed to each service as files.
 
-    .bellhop/admin-key                          the key for people
+    .bellhop/admin-key                          the key of the operator
     .bellhop/secrets/token-key                  signs stream tokens, the same for all services
     .bellhop/secrets/link-keys                  sign the links in mails: the current key, then earlier ones
     .bellhop/secrets/amqp/<user>                passwords of the private node's users
@@ -26,24 +26,24 @@ ADMIN_KEY = "admin-key"
 TOKEN_KEY = Path("secrets", "token-key")
 LINK_KEYS = Path("secrets", "link-keys")
 KEPT_LINK_KEYS = 10
-"""Links in mails must work for years, so a key that signed some of them is kept."""
+"""Maximum number of link keys. Links in mails must work for years, so earlier keys are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Everything that was made up."""
+    """The secrets that this module creates."""
 
     admin_key: str = field(repr=False)
     token_key: str = field(repr=False)
     link_keys: str = field(repr=False)
-    """Commas between them; the first one signs, every one verifies."""
+    """Separated by commas; the first one signs, all of them verify."""
     passwords: dict[str, str] = field(repr=False)
-    """Of the users of the private node: one a service, and `deploy`."""
+    """Of the users of the private node: one user for each service, and `deploy`."""
 
     def of_service(self, service: catalog.CatalogEntry, management_url: str | None) -> dict[str, str]:
-        """Return what the catalogue says that `service` needs, without the URLs of its user and of its database.
+        """Return the secrets of `service` in the catalog, without the URLs of its user and of its database.
 
-        management_url: of the broker; None: there is none, and no service gets one.
+        management_url: of the broker, or None if no service gets one.
         """
         made = {
             "token_key": self.token_key,
@@ -61,7 +61,7 @@ def load_or_create(home: Path) -> Secrets:
     return Secrets(
         admin_key=once(home / ADMIN_KEY, new_key),
         token_key=token_key,
-        # Before there were link keys, the token key signed the links: those in old mails must go on working.
+        # In earlier versions the token key signed the links, and links in old mails must stay valid.
         link_keys=once(home / LINK_KEYS, lambda: f"{new_signing_key()},{token_key}"),
         passwords={user: once(home / "secrets" / "amqp" / user, new_password) for user in (*RIGHTS, "deploy")},
     )
@@ -74,7 +74,7 @@ def renew_link_key(home: Path) -> None:
 
 
 def write_service(home: Path, service: str, values: dict[str, str]) -> Path:
-    """Write the secrets of one service, one file a setting, and return the folder for `BELLHOP_SECRETS_DIR`."""
+    """Write the secrets of one service, one file for each setting, and return the folder for `BELLHOP_SECRETS_DIR`."""
     folder = home / "secrets" / service
     for name, value in values.items():
         write(folder / f"bellhop_{name}", value)
@@ -82,7 +82,7 @@ def write_service(home: Path, service: str, values: dict[str, str]) -> Path:
 
 
 def read_admin_key(home: Path) -> str:
-    """Return the admin key; raises `CannotRun` where none was made yet."""
+    """Return the admin key; raise `CannotRun` if there is none yet."""
     try:
         return (home / ADMIN_KEY).read_text().strip()
     except FileNotFoundError:
@@ -90,11 +90,11 @@ def read_admin_key(home: Path) -> str:
             f"There is no {home / ADMIN_KEY} yet: start Bellhop first ('make up', or 'docker compose up')."
         ) from None
     except OSError as error:
-        raise CannotRun(f"{home / ADMIN_KEY} cannot be read ({error.strerror}): it belongs to somebody else.") from None
+        raise CannotRun(f"{home / ADMIN_KEY} cannot be read ({error.strerror}): it belongs to another user.") from None
 
 
 def private_folder(folder: Path) -> None:
-    """Make `folder`, and what is missing above it, for us alone."""
+    """Create `folder`, and missing parent folders, for this user only."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
 
@@ -105,12 +105,12 @@ def new_signing_key() -> str:
 
 
 def new_password() -> str:
-    """Return a password for a machine; it needs no escaping in a URL."""
+    """Return a password for a service; it needs no escaping in a URL."""
     return secrets.token_urlsafe(24)
 
 
 def once(file: Path, make: Callable[[], str]) -> str:
-    """Return what stands in `file`, after writing what `make` returns where nothing does."""
+    """Return the contents of `file`; if it is missing or empty, first write the value of `make`."""
     try:
         value = file.read_text().strip()
     except FileNotFoundError:
@@ -122,13 +122,13 @@ def once(file: Path, make: Callable[[], str]) -> str:
 
 
 def write(file: Path, value: str) -> None:
-    """Write for us alone, all or nothing: a file cut short by a crash would lock everybody out."""
+    """Write a file for this user only, atomically: an incomplete file after a crash would make the secret unusable."""
     private_folder(file.parent)
     _replace(file, value, 0o600)
 
 
 def write_readable(file: Path, value: str) -> None:
-    """Write for a reader with another user id, whom only a mount lets in: into a folder that is there already."""
+    """Write a file for a reader with another user id, into an existing folder that only its container mounts."""
     file.parent.chmod(0o755)
     _replace(file, value, 0o444)
 

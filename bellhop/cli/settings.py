@@ -1,4 +1,4 @@
-"""What can be told to `bellhop up`, by `BELLHOP_…` variables. Services have settings of their own."""
+"""The settings of `bellhop up`, from `BELLHOP_…` variables. Services have their own settings."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ else:
 
 
 class UpSettings(_ServicePorts):
-    """Every port can be moved; each variable is `BELLHOP_` and the name in capitals."""
+    """Every port can be changed; each variable is `BELLHOP_` and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="BELLHOP_", extra="ignore", frozen=True)
 
@@ -44,7 +44,7 @@ class UpSettings(_ServicePorts):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment; raises `CannotRun` with one sentence for each wrong variable."""
+        """Read the environment; raise `CannotRun` with one sentence for each wrong variable."""
         try:
             return cls()
         except ValidationError as error:
@@ -55,7 +55,7 @@ class UpSettings(_ServicePorts):
             raise CannotRun("\n".join(sentences)) from None
 
     def port(self, service: str) -> int:
-        """Return the port of a service: BELLHOP_GATEWAY_PORT and its like."""
+        """Return the port of a service: for the gateway, BELLHOP_GATEWAY_PORT."""
         port: int = getattr(self, f"{service}_port")
         return port
 
@@ -72,6 +72,6 @@ class UpSettings(_ServicePorts):
 
 
 def inherited() -> dict[str, str]:
-    """Return the environment for services: ours, without what means something else to each of them."""
+    """Return the environment for services: that of this process, without variables that differ between services."""
     ours = {"BELLHOP_PORT", "BELLHOP_AMQP_URL", "BELLHOP_DATABASE_URL", "BELLHOP_MANAGEMENT_URL", "BELLHOP_SECRETS_DIR"}
     return {name: value for name, value in os.environ.items() if name not in ours}

@@ -1,4 +1,4 @@
-"""`bellhop topology`: print the table of exchanges, queues and bindings, or bring a broker to it."""
+"""`bellhop topology`: print the table of exchanges, queues and bindings, or apply it to a broker."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ commands = typer.Typer(no_args_is_help=True, help="Exchanges, queues and binding
 
 Vhost = Annotated[str, typer.Option(help="The virtual host.")]
 
-# The table is imported by the commands that need it, so that `--help` answers at once.
+# The table is imported by the commands that need it, so that `--help` starts fast.
 
 
 @commands.command()
@@ -37,9 +37,7 @@ def apply(
         ),
     ],
     vhost: Vhost = "/",
-    keep_policies: Annotated[
-        bool, typer.Option(help="Leave policies of Bellhop's that are there already as they are.")
-    ] = False,
+    keep_policies: Annotated[bool, typer.Option(help="Do not change existing policies of Bellhop.")] = False,
 ) -> None:
     """Bring a running broker to the table, and remove what an earlier version of it had. Safe to repeat.
 
@@ -79,7 +77,7 @@ def definitions(
 
 
 def read_passwords(folder: Path) -> dict[str, str]:
-    """Return user -> password; raises `CannotRun` where one is missing."""
+    """Return user -> password; raise `CannotRun` if one is missing."""
     from bellhop.amqp.topology import RIGHTS
 
     found = {}
@@ -94,7 +92,7 @@ def read_passwords(folder: Path) -> dict[str, str]:
 
 
 def tables() -> list["object"]:
-    """Return what `show` prints: exchanges, queues, bindings."""
+    """Return the tables that `show` prints: exchanges, queues, bindings."""
     from rich.table import Table
 
     from bellhop.amqp import topology

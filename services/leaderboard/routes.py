@@ -9,7 +9,7 @@
     DELETE /v1/leaderboards/{board}                          delete a board
     DELETE /v1/leaderboards/{board}/players/{player}         erase a player
 
-Answers are made by hand: what comes out of a ranking needs no second validation.
+Answers are not validated by FastAPI, because the values of a ranking are already valid.
 """
 
 import re
@@ -87,7 +87,7 @@ async def page(
     board: Board,
     query: Annotated[PageQuery, Query()],
 ) -> Response:
-    """Return the entries behind position `after`, best first."""
+    """Return the entries after position `after`, best first."""
     service = _service(request)
     ranking, name = await _ranking(service, board, query.season)
     last = query.after + query.limit
@@ -142,7 +142,7 @@ async def ranks(
 
 @route(router, leaderboards.SET_UP_BOARD)
 async def configure(request: Request, caller: Writer, board: Board, body: BoardSettings) -> Response:
-    """Make a board, or set up anew one that has no scores. 201 for a new one."""
+    """Create a board, or change the settings of one without scores. 201 for a new one."""
     service = _service(request)
     try:
         new = await service.standings.configure(board, body)
@@ -186,7 +186,7 @@ async def erase(request: Request, caller: Writer, board: Board, player: Player) 
         raise _no_board(service, board) from None
     if not seasons:
         raise _no_player(service, board, player)
-    # Not who: an erasure that leaves the name in the log is none.
+    # Without the name of the player, which must not stay in the log.
     log.info("erased a player", board=board, seasons=seasons, caller=caller.name)
     return Response(status_code=204)
 
@@ -229,13 +229,13 @@ def _bad_season(detail: str) -> Problem:
 
 
 def _no_board(service: Leaderboard, board: str) -> Problem:
-    # Its first scores may be waiting; the gateway, which knows, looks at `as_of`.
+    # Its first scores may be waiting; the gateway compares `as_of` with the time of the last score.
     detail = f"There is no board {board}. It begins with its first score, or with a PUT."
     return Problem(404, "Not Found", detail, extensions=_age(service))
 
 
 def _no_player(service: Leaderboard, board: str, player: str) -> Problem:
-    # A score that was just sent may still be waiting: the caller should be able to see that.
+    # A score that was just sent may still be waiting: the age in the answer shows that.
     return Problem(
         404,
         "Not Found",

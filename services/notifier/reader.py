@@ -1,4 +1,4 @@
-"""Follows the stream, in full and in order, into the hub."""
+"""Read the stream, completely and in order, and pass its events to the hub."""
 
 import asyncio
 from contextlib import aclosing
@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 
 class Reader:
-    """Every replica has one and reads its own copy of everything."""
+    """Reads the whole stream; each replica has one."""
 
     def __init__(self, hub: Hub, url: str, *, name: str, window_seconds: int, live_types: dict[str, str]) -> None:
         """`live_types`: event type -> template of its channel, from the settings."""
@@ -36,19 +36,19 @@ class Reader:
 
     @property
     def status(self) -> str:
-        """Return "ok", or a sentence that says what it waits for."""
+        """Return "ok", or a sentence that names what the reader waits for."""
         if not self._connected:
             return f"cannot read the stream {QUEUE} from RabbitMQ; trying again"
         return "ok" if self._hub.ready.is_set() else "still reading the newest part of the stream"
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Read until cancelled."""
         while True:
             try:
                 await self._follow()
             except StreamReplaced as error:
                 log.warning("reading another stream from now on", reason=str(error))
-                self._hub.restart("The event stream was made anew. Fetch the present state; live events follow.")
+                self._hub.restart("The event stream was created again. Fetch the present state; live events follow.")
                 self._last = None
                 continue
             except Exception:
@@ -72,9 +72,9 @@ class Reader:
                 self._take(delivery)
 
     async def _find_start(self) -> int | str:
-        """Choose where to begin: at the window's age, but never behind the newest events.
+        """Return the offset to begin at: the first event of the window, or the newest one if that is older.
 
-        Somebody who resumes from an event of yesterday, after a quiet night, must not be told that there is a gap.
+        After hours without events, a client that resumes from the newest event must get no gap.
         """
         newest = await self._peek("last")
         self._hub.expect(-1 if newest is None else newest)
@@ -84,10 +84,10 @@ class Reader:
         return newest if oldest is None else min(oldest, newest)
 
     async def _peek(self, offset: str) -> int | None:
-        """Return the first offset that RabbitMQ gives for `offset`, or None where nothing lies there.
+        """Return the first offset that RabbitMQ returns for `offset`, or None if there is no message.
 
-        RabbitMQ decides it: `read_stream` calls `connected` after the first messages have arrived. `PEEK_SECONDS` is
-        the time to decode them.
+        `read_stream` calls `connected` after the first messages have arrived; `PEEK_SECONDS` is the time to decode
+        them.
         """
         up = asyncio.Event()
         deliveries = read_stream(
@@ -125,8 +125,8 @@ class Reader:
 
     def _move_to(self, offset: int) -> None:
         if self._resumed and self._last is not None and offset != self._last + 1:
-            # RabbitMQ starts at its oldest message, without a word, if the offset asked for is no longer kept.
-            self._hub.restart(f"Events behind offset {self._last} are lost. Fetch the present state anew.")
+            # RabbitMQ starts at its oldest message, without an error, if the requested offset is no longer retained.
+            self._hub.restart(f"Events after offset {self._last} are lost. Fetch the present state again.")
         self._resumed = False
         self._last = offset
 
