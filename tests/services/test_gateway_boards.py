@@ -69,7 +69,7 @@ async def test_quotas_of_one_key_are_not_those_of_another(database):
     """Boards that others began, or that were there before, are nobody else's."""
     boards = gateway(database, boards_per_hour=2, boards_per_key=2)
     await boards.note_set_up("set-up", MANAGER)
-    await BoardNames(database).add_found(["found"])
+    await BoardNames(database).add_existing(["found"])
     await boards.admit(WRITER, ["a", "b", "set-up", "found"])
     await boards.admit(Caller("3", "other", frozenset([Scope.SCORES_WRITE])), ["a", "c", "d"])
 

@@ -10,7 +10,7 @@ from bellhop.contracts.base import now
 from bellhop.sql.database import Database
 from services.gateway.outbox import destinations
 from services.gateway.outbox import store as store
-from services.gateway.outbox.destinations import Destinations
+from services.gateway.outbox.destinations import BackOffs
 from services.gateway.outbox.store import Destination
 from services.gateway.tables import outbox
 from tests.services.gateway_support import mail, running_gateway
@@ -25,19 +25,19 @@ def test_a_destination_that_refused_is_left_alone_and_then_probed(monkeypatch: p
     clock = [0.0]
     monkeypatch.setattr(destinations, "monotonic", lambda: clock[0])
     monkeypatch.setattr(destinations, "uniform", lambda low, high: high)
-    known = Destinations()
+    known = BackOffs()
     pauses = []
     for _ in range(8):
-        known.refused(BULK, "full", some_taken=False)
-        assert known.closed(BULK)
-        assert not known.closed(("work", "mail.normal"))
+        known.note_refused(BULK, "full", some_confirmed=False)
+        assert known.backs_off(BULK)
+        assert not known.backs_off(("work", "mail.normal"))
         began = clock[0]
-        while known.closed(BULK):
+        while known.backs_off(BULK):
             clock[0] += 0.5
         pauses.append(clock[0] - began)
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
     assert known.size(BULK) == destinations.PROBE
-    known.took(BULK)
+    known.note_confirmed(BULK)
     assert known.size(BULK) == destinations.CHUNK
 
 

@@ -41,7 +41,7 @@ async def databases(database_url: str) -> AsyncIterator[list[Database]]:
 
 
 def stale(database: Database, limit_seconds: float = 3600) -> StaleTasks:
-    outbox_publisher: Any = SimpleNamespace(works=True, waiting=0)
+    outbox_publisher: Any = SimpleNamespace(is_available=True, waiting=0)
     maker = TaskMaker(SuppressionStore(database, 90), Links(["k" * 40], "https://news.example"))
     return StaleTasks(database, maker, outbox_publisher, limit_seconds)
 

@@ -25,11 +25,11 @@ def test_the_relay_takes_no_more_than_its_bytes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(relay_module, "MAX_IN_MEMORY_BYTES", 1000)
     outbox_publisher = OutboxPublisher(None, None, Broker(), None)  # type: ignore[arg-type]
     outbox_publisher.hand_over([entry(600)])
-    assert outbox_publisher.takes_more
+    assert outbox_publisher.has_capacity
 
     outbox_publisher.hand_over([entry(600)])
 
-    assert not outbox_publisher.takes_more
+    assert not outbox_publisher.has_capacity
 
 
 def test_of_a_large_dead_letter_the_beginning_is_shown() -> None:

@@ -60,7 +60,7 @@ def _in_progress() -> Problem:
     return Problem(
         409,
         "Request in progress",
-        "A request under this Idempotency-Key is still in progress. Send it again, and it is answered the same.",
+        "A request under this Idempotency-Key is still in progress. Send it again later to get its answer.",
         headers={"Retry-After": "1"},
     )
 
@@ -69,8 +69,8 @@ def _answer_lost() -> Problem:
     return Problem(
         409,
         "Answer lost",
-        "A request under this Idempotency-Key took effect, but its answer was lost, and it is not carried out twice."
-        " Look at what it was about. To ask for the same once more, use a fresh key.",
+        "A request under this Idempotency-Key took effect, but its answer was lost, and it is not executed twice."
+        " Check the result of the request. To repeat it, use a new key.",
     )
 
 
@@ -78,7 +78,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class IdempotentRoute(StrictRoute):
-    """A `StrictRoute` whose POSTs take an `Idempotency-Key`."""
+    """A `StrictRoute` whose POSTs accept an `Idempotency-Key`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

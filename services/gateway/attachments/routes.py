@@ -48,7 +48,7 @@ async def upload(
         raise Problem(
             415,
             "Unsupported Media Type",
-            f"Say what the file is, as in Content-Type: application/pdf. It {_said(error)}.",
+            f"Say what the file is, as in Content-Type: application/pdf. It {_error_text(error)}.",
         ) from None
     content = await request.body()
     if not content:
@@ -108,5 +108,5 @@ async def check(request: Request, wanted: list[AttachmentRequest], caller: Calle
         raise invalid(wrong)
 
 
-def _said(error: ValidationError) -> str:
+def _error_text(error: ValidationError) -> str:
     return sentence(error.errors()[0])

@@ -13,7 +13,7 @@ from bellhop.contracts.outcomes import State
 from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseUnavailable
 from services.gateway.broadcasts import dispatching
-from services.gateway.broadcasts.dispatching import Step
+from services.gateway.broadcasts.dispatching import DispatchStep
 from services.gateway.broadcasts.store import BroadcastRow, Broadcasts, Phase
 from services.gateway.outbox.publisher import OutboxPublisher
 from services.gateway.outbox.store import now_ms
@@ -167,8 +167,8 @@ class Dispatcher:
         )
         return min(ahead - under_way[State.QUEUED], RETRYING_FACTOR * self._window - under_way[State.RETRYING])
 
-    async def _step(self, row: BroadcastRow, room: int) -> Step:
-        claimed = self._outbox_publisher.takes_more
+    async def _step(self, row: BroadcastRow, room: int) -> DispatchStep:
+        claimed = self._outbox_publisher.has_capacity
         dispatch = self._maker.dispatch if row.retry_after is None else self._maker.dispatch_failed
         async with self._database.write() as connection:
             step = await dispatch(connection, row.id, room, claimed=claimed)

@@ -51,8 +51,8 @@ CHUNK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True)
-class Step:
-    """What a step did."""
+class DispatchStep:
+    """The result of a step."""
 
     count: int = 0
     entries: list[Entry] = field(default_factory=list)
@@ -83,12 +83,14 @@ class TaskMaker:
         self._suppressions = suppressions
         self._links = links
 
-    async def dispatch(self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool) -> Step:
+    async def dispatch(
+        self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool
+    ) -> DispatchStep:
         """Make tasks for the next recipients, at most `room`, and write their messages."""
         row = await _locked(connection, broadcast_id, Phase.RUNNING)
         if row is None or row.all_dispatched:
-            return Step()
-        limit = chunk_for(row.content)
+            return DispatchStep()
+        limit = chunk_size(row.content)
         has_task = sa.exists().where(tasks.c.broadcast_id == broadcast_id, tasks.c.recipient == subscribers.c.email)
         people = await connection.execute(
             sa.select(*_PERSON, has_task.label("has_task"))
@@ -129,16 +131,16 @@ class TaskMaker:
             # Subscribers who unsubscribed meanwhile were counted at the start and have no task.
             total=dispatched if all_ else max(row.total, dispatched),
         )
-        return Step(len(walked), chunk.entries)
+        return DispatchStep(len(walked), chunk.entries)
 
     async def dispatch_failed(
         self, connection: AsyncConnection, broadcast_id: str, room: int, *, claimed: bool
-    ) -> Step:
+    ) -> DispatchStep:
         """Begin another round of the next tasks that failed, at most `room`."""
         row = await _locked(connection, broadcast_id, Phase.RUNNING)
         if row is None or row.retry_after is None:
-            return Step()
-        limit = min(room, chunk_for(row.content))
+            return DispatchStep()
+        limit = min(room, chunk_size(row.content))
         failed = sa.and_(
             tasks.c.broadcast_id == broadcast_id,
             tasks.c.state == State.FAILED.value,
@@ -147,7 +149,7 @@ class TaskMaker:
         step = await self._retry(connection, row, sa.select(tasks).where(failed).limit(limit), claimed=claimed)
         last = None if step.count < limit else step.last
         await _note(connection, broadcast_id, retry_after=last)
-        return Step(step.count, step.entries)
+        return DispatchStep(step.count, step.entries)
 
     async def retry_tasks(self, connection: AsyncConnection, task_ids: list[str]) -> list[Phase]:
         """Begin another round of single tasks whose broadcast is running, or finished: then it runs again.
@@ -235,7 +237,7 @@ class _Retried:
     entries: list[Entry]
 
 
-def chunk_for(content: bytes) -> int:
+def chunk_size(content: bytes) -> int:
     """Return how many recipients fit into one transaction."""
     return max(1, min(CHUNK, CHUNK_BYTES // len(content)))
 
@@ -349,7 +351,7 @@ async def hold(connection: AsyncConnection, broadcast_id: str) -> None:
     )
 
 
-async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
+async def withdraw(connection: AsyncConnection, broadcast_id: str) -> DispatchStep:
     """Cancel some open tasks of a cancelled broadcast.
 
     Tasks whose messages are certainly still in the outbox are cancelled. For all others the mailer is asked once, and
@@ -357,7 +359,7 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
     """
     row = await _locked(connection, broadcast_id, Phase.CANCELLING)
     if row is None:
-        return Step()
+        return DispatchStep()
     current = now_ms()
     here = outbox.CERTAINLY_HERE
     ours = outbox_table.c.task_id.in_(queued_in(broadcast_id))
@@ -374,15 +376,15 @@ async def withdraw(connection: AsyncConnection, broadcast_id: str) -> Step:
         .values(state=State.CANCELLED.value, updated_at=current, finished_at=current)
     )
     if withdrawn:
-        return Step(len(withdrawn))
-    asked = (await connection.execute(_to_ask(broadcast_id, row.cancel_after))).all()
+        return DispatchStep(len(withdrawn))
+    asked = (await connection.execute(_open_tasks_after(broadcast_id, row.cancel_after))).all()
     if asked:
         await outbox.add(connection, [cancel_entry(MAIL.name, task_id, round_) for task_id, round_, _ in asked])
         await _note(connection, broadcast_id, cancel_after=asked[-1].recipient)
-    return Step(len(asked))
+    return DispatchStep(len(asked))
 
 
-def _to_ask(broadcast_id: str, after: str) -> sa.Select[Any]:
+def _open_tasks_after(broadcast_id: str, after: str) -> sa.Select[Any]:
     """Return the query for the next open tasks, in the order of recipients, as the database sorts them."""
     parts = [
         sa.select(tasks.c.id, tasks.c.round, tasks.c.recipient)

@@ -96,7 +96,7 @@ def build(settings: Settings, database: Database, suppressions: SuppressionStore
             answer=orjson.dumps({"id": document["task_id"]}),
             tasks=[new_task(MAIL, document, packed, created_at=now_ms())],
             entries=[request_entry(MAIL, document, packed)],
-            claimed=intake.outbox_publisher.takes_more,
+            claimed=intake.outbox_publisher.has_capacity,
         )
 
     broadcasts = Broadcasts(database)

@@ -196,7 +196,7 @@ async def follow(request: Request, broadcast_id: str, caller: Reader) -> Streami
 
 
 async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller: Caller) -> AsyncIterator[bytes]:
-    said, said_at = "", monotonic()
+    sent_tag, sent_at = "", monotonic()
     while not request.app.state.stopping.is_set():
         try:
             document = await _progress(parts, await _find(parts, broadcast_id, caller))
@@ -204,11 +204,11 @@ async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller
             await _pause(request, LOOK_AGAIN_SECONDS)
             continue
         tag = _etag(document)
-        if tag != said:
-            said, said_at = tag, monotonic()
+        if tag != sent_tag:
+            sent_tag, sent_at = tag, monotonic()
             yield b"event: progress\ndata: " + orjson.dumps(document) + b"\n\n"
-        elif monotonic() - said_at > HEARTBEAT_SECONDS:
-            said_at = monotonic()
+        elif monotonic() - sent_at > HEARTBEAT_SECONDS:
+            sent_at = monotonic()
             yield b": still here\n\n"
         if document["state"].final:
             yield b"event: end\ndata: " + orjson.dumps({"state": document["state"]}) + b"\n\n"
@@ -271,7 +271,7 @@ _INFINITIVE = {
     Action.PAUSE: "pause",
     Action.RESUME: "resume",
     Action.CANCEL: "be cancelled",
-    Action.RETRY_FAILED: "try again what failed",
+    Action.RETRY_FAILED: "retry its failed tasks",
 }
 
 

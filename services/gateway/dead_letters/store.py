@@ -39,7 +39,7 @@ class DeadLetters:
     """The store behind `/v1/dead-letters`."""
 
     def __init__(self, database: Database, unrouted_limit: int = 100_000) -> None:
-        """`unrouted_limit`: events of types that no queue is bound to that are kept at most, roughly."""
+        """`unrouted_limit`: approximate maximum number of stored events of types that no queue is bound to."""
         self._database = database
         self._ledger = Ledger(database)
         self._groups = Tally(self._count)
@@ -164,7 +164,7 @@ class DeadLetters:
                 if decisions[dead_letter.id].over is None
             ]
             entries = [
-                _way_back(
+                _replay_entry(
                     dead_letter,
                     _replayed_message(dead_letter, body, decision.attempt),
                     decision.task_id,
@@ -222,7 +222,7 @@ async def _within_budget(connection: AsyncConnection, query: sa.Select[Any]) -> 
 
 def _row(delivery: Delivery) -> WholeDeadLetter:
     headers, envelope = delivery.headers, delivery.envelope
-    death = _last_death(headers)
+    death = _last_dead_lettering(headers)
     queue = _text(headers.get(QUEUE) or death.get("queue") or delivery.routing_key, 255)
     reason = _text(headers.get(REASON) or death.get("reason") or "unknown", 64)
     dead_lettered_at = _text(headers.get(DEAD_LETTERED_AT) or death.get("time"), 64)
@@ -258,14 +258,14 @@ def _unrouted(delivery: Delivery) -> WholeDeadLetter:
     )
 
 
-def _way_back(dead_letter: WholeDeadLetter, message: Message, task_id: str | None, due_at: int) -> Entry:
+def _replay_entry(dead_letter: WholeDeadLetter, message: Message, task_id: str | None, due_at: int) -> Entry:
     """Return the entry that replays a dead letter: to its queue, or an event to its present destinations."""
     if dead_letter.queue == UNROUTED:
         return Entry(EVENTS, OTHER_TYPES, message, due_at=due_at)
     return Entry("work", dead_letter.queue, message, task_id, due_at)
 
 
-def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+def _last_dead_lettering(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return where and when the broker dead-lettered a message, newest first (https://www.rabbitmq.com/docs/dlx#effects).
 
     Not the first: a message that was retried was dead-lettered by a retry queue before.

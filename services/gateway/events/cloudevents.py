@@ -125,7 +125,7 @@ def read(headers: Headers, body: bytes) -> list[tuple[Envelope, Any]]:
 
 
 def _attributes(headers: Headers) -> dict[str, str]:
-    """Return the attributes that stand in headers; raise Problem 422 unless there are some, each once and in UTF-8."""
+    """Return the attributes in the headers; raise Problem 422 unless there are some, each once and in UTF-8."""
     attributes: dict[str, str] = {}
     for name, value in headers.items():
         if not name.startswith("ce-"):

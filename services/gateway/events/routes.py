@@ -145,7 +145,7 @@ _EACH = "*"
 
 
 def _check_times(scores: list[Score], default: datetime, place: tuple[int | str, ...]) -> None:
-    """Raise Problem 422 that names each score whose time lies in the future; `default` is the time of the others."""
+    """Raise Problem 422 that names each score whose time is in the future; `default` is the time of the others."""
     latest = now() + MAX_AHEAD
     wrong = [
         {
@@ -279,7 +279,7 @@ async def reactions(
 ) -> EventAnswer:
     """Return type and time of an event, and the mails that templates sent because of it.
 
-    Events that set nothing off are not kept. They are 404, as are events that other keys published.
+    Events that set off no mail are not stored. They are 404, like events that other keys published.
     """
     return await _set_off(request, caller, id, source)
 

@@ -24,7 +24,7 @@ class EventsAcceptedAnswer(TypedDict):
 
 
 class EventAnswer(TypedDict):
-    """What an event set off. Where events of one id differ, what they differ in is left out."""
+    """What an event set off. Fields in which events of one id differ are left out."""
 
     id: str
     source: NotRequired[str]

@@ -69,7 +69,7 @@ async def revoke(
 ) -> Response:
     """Revoke a key; it stops working within five seconds on every replica.
 
-    It takes a key that has all scopes of the one it revokes. The last key with the scope `admin` cannot be revoked.
+    The caller's key must have all scopes of the revoked one. The last key with the scope `admin` cannot be revoked.
     """
     outcome, lacking = await gateway(request).keys.revoke(key_id, caller)
     if outcome is Revocation.UNKNOWN:

@@ -54,14 +54,14 @@ class BoardNames:
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
-    async def begun_at(self, name: str) -> int | None:
+    async def created_at(self, name: str) -> int | None:
         """Return when a board was created, in milliseconds since 1970; None where there is none."""
         query = sa.select(board_names.c.created_at).where(board_names.c.board == name)
         async with self._database.read() as connection:
             at: int | None = await connection.scalar(query)
             return at
 
-    async def begin(
+    async def create(
         self, names: list[str], owner: str, quotas: Quotas | None
     ) -> tuple[list[str], RemainingQuota | None]:
         """Record that `owner` creates boards: all new ones, or none if `quotas` do not allow it.
@@ -97,7 +97,7 @@ class BoardNames:
             quotas.together - (await connection.scalar(count) or 0),
         )
 
-    async def add_found(self, names: list[str]) -> None:
+    async def add_existing(self, names: list[str]) -> None:
         """Note boards that the leaderboard has; they count for no client's quota."""
         rows = [{"board": name, "owner": FOUND, "created_at": 0} for name in names]
         async with self._database.write() as connection:

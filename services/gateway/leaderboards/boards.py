@@ -43,7 +43,7 @@ class Boards:
 
         Raises:
             Problem: 429 or 422, which names a board, where a quota is used up; 503 where that is not known yet.
-            DatabaseUnavailable: some names have never been seen here, and cannot be looked up.
+            DatabaseUnavailable: some names are unknown to this process, and cannot be read.
         """
         current = monotonic()
         unknown = [name for name in dict.fromkeys(names) if self._known.get(name, 0.0) < current]
@@ -68,13 +68,13 @@ class Boards:
             settings.boards_limit if manages else settings.boards_per_key,
             settings.boards_limit,
         )
-        new, remaining = await self._names.begin(names, caller.name, quotas)
+        new, remaining = await self._names.create(names, caller.name, quotas)
         if remaining is not None:
             if not self.complete:
                 raise unavailable(f"Whether {new[0]} is a new board is not known until the leaderboard answers.")
             raise self._refusal(caller, new, remaining)
         if new:  # else another request created them in between
-            log.info("began boards", caller=caller.name, count=len(new), first=new[0])
+            log.info("created boards", caller=caller.name, count=len(new), first=new[0])
 
     def _refusal(self, caller: Caller, new: list[str], remaining: RemainingQuota) -> Problem:
         settings = self._settings
@@ -112,12 +112,12 @@ class Boards:
 
     async def begun_at(self, board: str) -> datetime | None:
         """Return when scores created `board`, as far as a gateway recorded it."""
-        at = await self._names.begun_at(board)
+        at = await self._names.created_at(board)
         return datetime.fromtimestamp(at / 1000, UTC) if at else None
 
     async def note_set_up(self, board: str, caller: Caller) -> None:
         """Note a board that the leaderboard was asked to configure."""
-        await self._names.begin([board], caller.name, None)
+        await self._names.create([board], caller.name, None)
 
     async def note_deleted(self, board: str) -> None:
         """Delete the name of a board that the leaderboard deleted, so that it counts as new."""
@@ -133,7 +133,7 @@ class Boards:
             except (PeerUnavailable, KeyError):
                 return LATER_SECONDS  # it is not there yet
             if names:
-                await self._names.add_found(names)
+                await self._names.add_existing(names)
             if not after:
                 self.complete = True
         return IDLE_SECONDS

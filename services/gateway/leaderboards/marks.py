@@ -51,7 +51,7 @@ class Marks:
         Raises:
             DatabaseUnavailable: it is unknown what waits in the outbox.
         """
-        if not await self._leaderboard_is_there():
+        if not await self._leaderboard_exists():
             return
         until = min(now(), await self._oldest_waiting() or datetime.max.replace(tzinfo=UTC))
         body = ScoreMark(until=until).model_dump_json().encode()
@@ -60,7 +60,7 @@ class Marks:
         except PublishError:
             return  # then `as_of` does not advance, which is correct
 
-    async def _leaderboard_is_there(self) -> bool:
+    async def _leaderboard_exists(self) -> bool:
         if monotonic() >= self._look_at:
             try:
                 answer = await self._leaderboard.request("GET", "/healthz", timeout_seconds=LOOK_TIMEOUT_SECONDS)

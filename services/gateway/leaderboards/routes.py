@@ -34,7 +34,7 @@ from services.gateway.parts import gateway
 router = APIRouter(route_class=IdempotentRoute, tags=["leaderboards"])
 
 APPLIED_WITHIN = timedelta(seconds=15)
-"""After a board was begun its first scores are answered; it is over when `as_of` is later than that by so much."""
+"""A new board is shown as empty until its scores are applied: `as_of` is then later than its creation by so much."""
 
 
 @route(router, leaderboards.LIST_BOARDS)

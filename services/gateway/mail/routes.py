@@ -60,7 +60,7 @@ async def send(
         tasks=[new_task(MAIL, document, packed, created_at=created_at, send_at=due_at or None)],
         entries=[request_entry(MAIL, document, packed, due_at=due_at, traceparent=traceparent(request))],
         key=key,
-        claimed=intake.outbox_publisher.takes_more,
+        claimed=intake.outbox_publisher.has_capacity,
     )
     accepted = await intake.commit(acceptance)
     if not accepted.new:

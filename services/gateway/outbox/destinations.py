@@ -14,18 +14,18 @@ PROBE = 20
 """Messages that probe whether a destination accepts messages again."""
 MAX_BACK_OFF_SECONDS = 30.0
 MAX_REMEMBERED = 1000
-"""Beyond so many destinations those whose back-off is over are forgotten."""
+"""Beyond so many destinations those whose back-off is over are removed."""
 
 log = get_logger(__name__)
 
 
-class Destinations:
+class BackOffs:
     """The back-off of each destination that refused messages."""
 
     def __init__(self) -> None:
         self._refusing: dict[Destination, tuple[int, float]] = {}
 
-    def closed(self, destination: Destination) -> bool:
+    def backs_off(self, destination: Destination) -> bool:
         """Return whether nothing should be published there now."""
         return bool(self._refusing) and self._refusing.get(destination, (0, 0.0))[1] > monotonic()
 
@@ -34,23 +34,23 @@ class Destinations:
         failures, _ = self._refusing.get(destination, (0, 0.0))
         return PROBE if failures > 1 else CHUNK
 
-    def took(self, destination: Destination) -> None:
+    def note_confirmed(self, destination: Destination) -> None:
         """Note that all messages of a chunk were confirmed."""
-        if not self.closed(destination) and self._refusing.pop(destination, None) is not None:
-            log.info("a destination takes messages again", exchange=destination[0], routing_key=destination[1])
+        if not self.backs_off(destination) and self._refusing.pop(destination, None) is not None:
+            log.info("a destination accepts messages again", exchange=destination[0], routing_key=destination[1])
 
-    def refused(self, destination: Destination, reason: str, *, some_taken: bool) -> None:
-        """Note that messages of a chunk were refused; back off, shortly where others of it were taken."""
-        if self.closed(destination):
+    def note_refused(self, destination: Destination, reason: str, *, some_confirmed: bool) -> None:
+        """Note that messages of a chunk were refused; back off, only briefly if others of it were confirmed."""
+        if self.backs_off(destination):
             return  # chunks that were under way together are one failure
         failures, _ = self._refusing.get(destination, (0, 0.0))
         if not failures:
             log.warning(
-                "messages stay in the outbox until their destination takes them", exchange=destination[0],
+                "messages stay in the outbox until their destination accepts them", exchange=destination[0],
                 routing_key=destination[1], reason=reason,
             )  # fmt: skip
         if len(self._refusing) >= MAX_REMEMBERED:
             self._refusing = {each: of for each, of in self._refusing.items() if of[1] > monotonic()}
-        failures = 1 if some_taken else failures + 1
+        failures = 1 if some_confirmed else failures + 1
         seconds = min(MAX_BACK_OFF_SECONDS, 0.5 * 2 ** min(failures, 10)) * uniform(0.5, 1)
         self._refusing[destination] = (failures, monotonic() + seconds)

@@ -19,7 +19,7 @@ from bellhop.observe.logs import get_logger
 from bellhop.sql.database import Database, DatabaseUnavailable
 from bellhop.sql.group_commit import GroupCommit
 from services.gateway.outbox import store as outbox
-from services.gateway.outbox.destinations import CHUNK, Destinations
+from services.gateway.outbox.destinations import CHUNK, BackOffs
 from services.gateway.outbox.entry_publisher import EntryPublisher, PendingEntry, PublishResult
 from services.gateway.outbox.store import Destination, Entry, PartlyConfirmed, Released, ReleaseReason
 
@@ -47,7 +47,7 @@ class OutboxPublisher:
         self._commits = commits
         self._publisher = publisher
         self._entry_publisher = entry_publisher
-        self._destinations = Destinations()
+        self._back_offs = BackOffs()
         self._handed_over: deque[tuple[Lease, Entry]] = deque()
         self._handed_over_bytes = 0
         self.woken = asyncio.Event()
@@ -59,13 +59,13 @@ class OutboxPublisher:
         """Messages in the outbox at the last count, without those whose time has not come."""
 
     @property
-    def takes_more(self) -> bool:
+    def has_capacity(self) -> bool:
         """Return whether a message handed over now would be published soon; if not, it is left to the sweep."""
         room = len(self._handed_over) < MAX_IN_MEMORY and self._handed_over_bytes < MAX_IN_MEMORY_BYTES
         return room and self._publisher.failure is None
 
     @property
-    def works(self) -> bool:
+    def is_available(self) -> bool:
         """Return whether messages can be published now."""
         return self._publisher.failure is None
 
@@ -132,9 +132,9 @@ class OutboxPublisher:
                 self._swept = await outbox.next_destination(connection, self._swept)
             if self._swept is None:
                 return more
-            if self._destinations.closed(self._swept):
+            if self._back_offs.backs_off(self._swept):
                 continue
-            size = self._destinations.size(self._swept)
+            size = self._back_offs.size(self._swept)
             before = Lease.now()
             async with self._database.write() as connection:
                 claimed = await outbox.claim(connection, self._swept, size)
@@ -169,7 +169,7 @@ class OutboxPublisher:
             kept.setdefault(reason, []).append(entry)
             if reason in (ReleaseReason.REFUSED, ReleaseReason.HANGING):
                 refusals[entry.destination] = str(error)
-        self._learn(published, refusals)
+        self._update_back_offs(published, refusals)
         faults.point("outbox.confirmed")
         try:
             if published:
@@ -191,18 +191,18 @@ class OutboxPublisher:
         # While nothing is confirmed at all, the destination is not the cause.
         return ReleaseReason.HANGING if self._publisher.failure is None else ReleaseReason.UNKNOWN
 
-    def _learn(self, published: list[Entry], refusals: dict[Destination, str]) -> None:
+    def _update_back_offs(self, published: list[Entry], refusals: dict[Destination, str]) -> None:
         taken = {entry.destination for entry in published}
         for destination in taken - refusals.keys():
-            self._destinations.took(destination)
+            self._back_offs.note_confirmed(destination)
         for destination, reason in refusals.items():
-            self._destinations.refused(destination, reason, some_taken=destination in taken)
+            self._back_offs.note_refused(destination, reason, some_confirmed=destination in taken)
 
     async def _begin(self, entry: Entry, lease: "Lease") -> PendingEntry | PublishResult:
         if lease.over:
             error = BrokerUnavailable("the lease ran out before the message could be published")
             return PublishResult(entry, (entry,), error)
-        if self._destinations.closed(entry.destination):
+        if self._back_offs.backs_off(entry.destination):
             return PublishResult(entry, (entry,), BrokerUnavailable("the destination refused messages a moment ago"))
         return await self._entry_publisher.begin(entry)
 

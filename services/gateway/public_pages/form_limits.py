@@ -38,7 +38,7 @@ class FormLimits:
         self._domain_per_hour = domain_per_hour
         self._per_hour = per_hour
 
-    async def take(self, email: str) -> SignUpDecision:
+    async def count_sign_up(self, email: str) -> SignUpDecision:
         """Count one sign-up and return the decision. Three upserts in one commit."""
         # No address is stored: the table must not reveal people who never subscribed.
         mailbox = hashlib.sha256(mailbox_of(email).encode()).hexdigest()

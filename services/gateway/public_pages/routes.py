@@ -90,7 +90,7 @@ async def subscribe(request: Request) -> Response:
         return _form(parts, fields, " ".join(wrong))
     if not _first(fields, HONEYPOT):
         try:
-            decision = await parts.form_limits.take(email)
+            decision = await parts.form_limits.count_sign_up(email)
             if decision is SignUpDecision.FORM_BUSY:
                 return _busy()
             # A mailbox that reached its limit gets no other mail, and the page does not reveal that.

@@ -29,7 +29,7 @@ async def grant(
 ) -> StreamTokenAnswer:
     """Return a token for exactly these channels, and the address of the stream. The token is the only secret.
 
-    A channel of Bellhop's own takes the right to read what it shows.
+    A reserved channel requires the scope to read what it shows.
     """
     for number, channel in enumerate(body.channels):
         if channel.startswith(OUR_CHANNELS):

@@ -72,7 +72,7 @@ def is_hard_bounce(outcome: Outcome) -> bool:
 class SuppressionStore:
     """The suppression list.
 
-    Almost always a look-up finds nothing, and often the list is empty. So `empty` is kept in memory: this process sets
+    A look-up rarely finds an address, and the list is often empty. So `empty` is kept in memory: this process sets
     it when it adds something itself, and `refresh` sees what other replicas added.
     """
 

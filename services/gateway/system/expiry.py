@@ -33,7 +33,7 @@ _WAITING = dead_letters.c.replayed_at.is_(None) & dead_letters.c.deleted_at.is_(
 
 
 def _id_at(ms: int) -> str:
-    """Return what is less than the ids made from `ms` on, and greater than those made before (`new_id`)."""
+    """Return a bound for ids: ids made at `ms` or later are greater, earlier ones are less (`new_id`)."""
     digits = f"{max(ms, 0):012x}"
     return f"{digits[:8]}-{digits[8:]}-"
 
@@ -160,7 +160,7 @@ async def delete_revoked_keys(connection: AsyncConnection, before: int, limit: i
     return await _delete(connection, api_keys.c.id, revoked, limit)
 
 
-async def forget_unconfirmed(connection: AsyncConnection, before: int, limit: int) -> int:
+async def delete_unconfirmed(connection: AsyncConnection, before: int, limit: int) -> int:
     """Delete subscriptions whose owners were asked and never confirmed, and people who have no other.
 
     People who unsubscribed before they were asked stay, as unsubscribed: that must not be lost.

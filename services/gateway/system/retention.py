@@ -87,7 +87,7 @@ def rules(settings: Settings) -> list[RetentionRule]:
         RetentionRule("contents", all_broadcasts, days(one.broadcast_content_days), expiry.erase_contents, WIDE_ROWS),
         RetentionRule("broadcasts", all_broadcasts, days(one.broadcast_days), expiry.delete_broadcasts),
         RetentionRule("attachments", ("attachments",), 0, expiry.delete_attachments, WIDE_ROWS),
-        RetentionRule("unconfirmed", ("subscriptions",), days(one.confirm_days), expiry.forget_unconfirmed),
+        RetentionRule("unconfirmed", ("subscriptions",), days(one.confirm_days), expiry.delete_unconfirmed),
         RetentionRule("suppressions", ("suppressions",), 0, expiry.delete_suppressions),
         RetentionRule("form limits", ("form_limits",), 0, expiry.delete_form_limits),
         RetentionRule("revoked keys", ("api_keys",), days(one.revoked_key_days), expiry.delete_revoked_keys),

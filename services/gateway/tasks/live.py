@@ -39,7 +39,7 @@ class LiveOutcomes:
         except (Unroutable, Refused, Unconfirmed) as error:
             if isinstance(error, Unconfirmed) and not self._publisher.connected:
                 raise Hold(str(error)) from error
-            self._missed(error)
+            self._note_not_shown(error)
         except PublishError as error:
             raise Hold(str(error)) from error
         else:
@@ -47,7 +47,7 @@ class LiveOutcomes:
                 log.info("outcomes are shown live again")
             self._failure = False
 
-    def _missed(self, error: PublishError) -> None:
+    def _note_not_shown(self, error: PublishError) -> None:
         metrics.NOT_SHOWN.inc()
         if not self._failure:
             log.warning("outcomes are applied, but not shown live", reason=str(error))

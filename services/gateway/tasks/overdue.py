@@ -62,7 +62,7 @@ class StaleTasks:
     async def round(self) -> float:
         """Check a batch of the tasks of each open state; return the seconds until the next batch."""
         rest = min(ROUND_SECONDS, self._limit_ms / 4000)
-        if not self._outbox_publisher.works or self._outbox_publisher.waiting > MAX_WAITING:
+        if not self._outbox_publisher.is_available or self._outbox_publisher.waiting > MAX_WAITING:
             return rest
         more = [await self._check_batch(state) for state in OPEN]
         return min(BATCH_PAUSE_SECONDS, rest) if any(more) else rest

@@ -97,7 +97,7 @@ class Ledger:
         self._database = database
         self._applied = applied
         self._counts = Tally(self._count)
-        self._oldest = Tally(self._look_for_oldest)
+        self._oldest = Tally(self._query_oldest)
 
     async def apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[str]:
         """Apply outcomes of workers, in any order and as often as they come; return the ids of their tasks."""
@@ -243,7 +243,7 @@ class Ledger:
         """
         return await self._oldest.get()
 
-    async def _look_for_oldest(self) -> dict[str, int]:
+    async def _query_oldest(self) -> dict[str, int]:
         async with self._database.read() as connection:
             found = await connection.execute(
                 sa.select(tasks.c.lane, sa.func.min(tasks.c.updated_at))

@@ -45,12 +45,12 @@ class Withdrawals:
         self._database = database
 
     async def step(self) -> list[str] | None:
-        """Look at some rows; return the ids of the tasks that ended now, None where there is nothing to look at.
+        """Process some rows; return the ids of the tasks that ended now, None if no row is due.
 
         Safe to repeat and to run in several gateways at the same time.
         """
         async with self._database.write() as connection:
-            rows = await _take(connection)
+            rows = await _lock_due(connection)
             if not rows:
                 return None
             ended: list[str] = []
@@ -61,8 +61,8 @@ class Withdrawals:
                 ended += gone
                 room -= found
                 if room <= 0:
-                    # There may be more of this one, and the rows after it were not looked at.
-                    await _put_off(connection, row)
+                    # There may be more of this one, and the rows after it were not read.
+                    await _postpone(connection, row)
                     break
                 done.append(row["sequence"])
             looked_at = withdrawals.c.sequence.in_(done)
@@ -72,14 +72,14 @@ class Withdrawals:
             return ended
 
 
-async def _take(connection: AsyncConnection) -> list[Any]:
+async def _lock_due(connection: AsyncConnection) -> list[Any]:
     due = sa.select(withdrawals).where(withdrawals.c.due_at <= now_ms()).order_by(withdrawals.c.due_at).limit(CHUNK)
     query = due.with_for_update(skip_locked=True)
     return list((await connection.execute(query)).mappings())
 
 
-async def _put_off(connection: AsyncConnection, row: Any) -> None:
-    """Look at a row again, after those that are due already."""
+async def _postpone(connection: AsyncConnection, row: Any) -> None:
+    """Process a row again, after those that are already due."""
     mine = withdrawals.c.sequence == row["sequence"]
     await connection.execute(sa.update(withdrawals).where(mine).values(due_at=now_ms()))
 
