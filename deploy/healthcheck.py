@@ -1,8 +1,8 @@
 """Exit with 0 if `GET http://127.0.0.1:PORT/PATH` answers 200: `python3 -IS healthcheck.py [PORT PATH]`.
 
-Without arguments it asks the service of this container (`BELLHOP_SERVICE`) for `/readyz`.
+Without arguments it checks `/readyz` of the service in this container (`BELLHOP_SERVICE`).
 
-By hand, because it runs every few seconds in each container: starting Python and a socket costs 15 ms, urllib 100.
+It uses a socket, because it runs every few seconds in each container: starting Python takes 15 ms, with urllib 100 ms.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""Start HAProxy with what its configuration leaves open.
+"""Start HAProxy with the variables of its configuration.
 
-`BELLHOP_FRONT_TRUSTED` names the networks of proxies before this one, with commas between them; the word `host` stands
-for this machine, as containers see it: a proxy that runs on the host, outside of containers.
+`BELLHOP_FRONT_TRUSTED`: the networks of trusted proxies, separated by commas. The word `host` means the address that
+this machine has for containers: a proxy that runs on the host, outside of containers.
 
-The connections that each frontend may have are shares of what the limit of open files allows.
+The connection limits of the frontends are shares of the number that the limit of open files allows.
 """
 
 import ipaddress
@@ -12,22 +12,22 @@ import resource
 import sys
 from pathlib import Path
 
-NOBODY = "255.255.255.255"
+NO_NETWORK = "255.255.255.255"
 MAX_CONNECTIONS = 30_000
-"""A connection may hold a buffer; haproxy.cfg bounds all buffers, and compose.yaml the memory."""
+"""A connection may need a buffer; haproxy.cfg limits all buffers, and compose.yaml the memory."""
 FILES_OF_CONNECTION = 2
 OTHER_FILES = 1_000
 """Listeners, health checks and the name server."""
 HEALTH_CONNECTIONS = 100
 SHARES = {"NOTIFIER": 0.80, "GATEWAY": 0.14, "LEADERBOARD": 0.05}
-"""Of all connections: a reader of a live stream holds one for hours, a request for a moment."""
+"""Shares of all connections: a reader of a live stream keeps one for hours, a request for milliseconds."""
 
 
 def connections(files: int) -> dict[str, int]:
-    """Return the limits for a process that may open so many files.
+    """Return the connection limits for a process that may open so many files.
 
     Raises:
-        ValueError: so few files serve nobody.
+        ValueError: so few files are not sufficient.
     """
     whole = min(MAX_CONNECTIONS, (files - OTHER_FILES) // FILES_OF_CONNECTION)
     if whole < 10 * HEALTH_CONNECTIONS:
@@ -56,8 +56,8 @@ def trusted(setting: str, routes: str) -> str:
     found = []
     for part in filter(None, map(str.strip, setting.split(","))):
         network = host_address(routes) if part == "host" else part
-        found.append(str(ipaddress.ip_network(network or NOBODY)))
-    return " ".join(found) or NOBODY
+        found.append(str(ipaddress.ip_network(network or NO_NETWORK)))
+    return " ".join(found) or NO_NETWORK
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/bin/bash
-# One role and one database for each service that has tables. Run again, it gives all roles the passwords that lie in
-# /run/secrets/postgres by then.
+# Creates one role and one database for each service that has tables. A second run sets the passwords of all roles to
+# those in /run/secrets/postgres.
 set -e
 
 # $1: file of the password, $2: role. Statements come on stdin, with :'name' and :'password'; the password does not

@@ -1,7 +1,6 @@
 #!/bin/bash
-# Healthy: AMQP connections are taken, which begins when users and topology are loaded; the node answers HTTP; and it
-# has its copies, see start.sh. By bash alone: rabbitmq-diagnostics would start a second Erlang for a second
-# every few seconds.
+# Healthy: the node accepts AMQP connections, which begins when users and topology are loaded; it answers HTTP; and it
+# has its replicas, see start.sh. In bash only: rabbitmq-diagnostics would start an Erlang VM every few seconds.
 [[ -e /tmp/has-copies ]] || exit 1
 exec 3<>/dev/tcp/127.0.0.1/5672 || exit 1
 exec 3<>/dev/tcp/127.0.0.1/15692 || exit 1

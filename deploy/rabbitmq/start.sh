@@ -1,15 +1,15 @@
 #!/bin/bash
-# Gives the node its cookie and its place in the cluster, and becomes the server. HOME is the node's volume.
+# Writes the node's cookie, joins the cluster, and runs the server. HOME is the node's volume.
 #
-# A new node joins whichever other one answers. The first one founds the cluster if none does, and need not ever have
-# company; the others wait, so that there are never two clusters. A node that joined takes a copy of every queue:
-# RabbitMQ gives a queue copies on the nodes that are there when it is made.
+# A new node joins any other node that answers. If none does, the first node (rabbitmq-1) creates the cluster, which may
+# stay a single node; the others wait, so that there are never two clusters. A node that has joined adds a replica of
+# every queue: RabbitMQ creates replicas only on the nodes that exist when the queue is declared.
 set -euo pipefail
-# The server itself, wherever the image has it: a wrapper before it would not pass on the signal to stop.
+# The server itself, in the folders where images have it: a wrapper script would not forward the signal to stop.
 PATH=/opt/rabbitmq/sbin:/usr/lib/rabbitmq/bin:$PATH
 node=rabbit@$HOSTNAME
 
-another_that_answers() {
+find_running_node() {
     local other
     for other in rabbitmq-1 rabbitmq-2 rabbitmq-3; do
         if [[ $other != "$HOSTNAME" ]] && timeout 3 bash -c ": <>/dev/tcp/$other/5672" 2>/dev/null; then
@@ -20,23 +20,23 @@ another_that_answers() {
     return 1
 }
 
-# Whose volume is lost comes back as a new node: nobody may rely on what the former one had.
-forget_former_self() {
+# A node that has lost its volume is a new node: its former replicas must be removed from the cluster.
+remove_former_node() {
     while rabbitmqctl -q -n "rabbit@$1" cluster_status --formatter json | grep -qF "\"$node\""; do
         rabbitmqctl -n "rabbit@$1" forget_cluster_node "$node" || sleep 5
     done
 }
 
-# Of every queue, and of what RabbitMQ knows about streams: that it copies by itself, within a minute.
-has_all_copies() {
+# Replicas of every queue, and of the stream coordinator, which RabbitMQ adds by itself within a minute.
+has_all_replicas() {
     local queues coordinator
     queues=$(rabbitmqctl -q list_queues -p bellhop --no-table-headers name members) || return
     coordinator=$(rabbitmq-streams -q coordinator_status --formatter json) || return
     [[ -n $queues && $coordinator == *"\"$node\""* ]] && ! grep -qvF "$node" <<<"$queues"
 }
 
-take_copies() {
-    until has_all_copies 2>/dev/null; do
+add_replicas() {
+    until has_all_replicas 2>/dev/null; do
         sleep 5
         rabbitmq-queues -q grow "$node" all &&
             rabbitmq-streams -q add_replica --vhost bellhop notifier.log "$node" || true # again, until it has all
@@ -53,10 +53,10 @@ umask 022
 
 other=
 if [[ ! -d $HOME/mnesia/$node ]]; then
-    until other=$(another_that_answers) || [[ $HOSTNAME == rabbitmq-1 ]]; do sleep 1; done
-    [[ -z $other ]] || forget_former_self "$other"
+    until other=$(find_running_node) || [[ $HOSTNAME == rabbitmq-1 ]]; do sleep 1; done
+    [[ -z $other ]] || remove_former_node "$other"
 elif [[ $HOSTNAME != rabbitmq-1 ]]; then
-    other=rabbitmq-1 # in case that we were killed before we had joined; whoever has joined does not read it
+    other=rabbitmq-1 # for a node that was killed before it had joined; a node that has joined ignores this
 fi
 mkdir -p /tmp/conf.d
 if [[ -n $other ]]; then
@@ -65,5 +65,5 @@ if [[ -n $other ]]; then
         "cluster_formation.discovery_retry_limit = unlimited" >/tmp/conf.d/join.conf
 fi
 export RABBITMQ_CONFIG_FILES=/tmp/conf.d
-take_copies &
+add_replicas &
 exec rabbitmq-server
