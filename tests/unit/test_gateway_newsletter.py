@@ -8,7 +8,7 @@ from bellhop.contracts.base import now
 from bellhop.contracts.mail import MAX_BODY
 from bellhop.contracts.outcomes import Outcome, State
 from services.gateway.broadcasts.dispatcher import DispatchRate
-from services.gateway.broadcasts.merge_fields import CannotFill, Words
+from services.gateway.broadcasts.merge_fields import MergedMail, MergeFieldError
 from services.gateway.public_pages.links import LinkKind, Links
 from services.gateway.subscribers.addresses import subscriber_id
 from services.gateway.suppressions.store import is_hard_bounce
@@ -23,7 +23,7 @@ ADA = {
 
 def test_places_are_filled_and_html_is_escaped() -> None:
     """Name, address, attributes of any depth and defaults; HTML gets them escaped, text and subject as they are."""
-    words = Words(
+    words = MergedMail(
         {
             "subject": "Hello {{ subscriber.name }}",
             "text": "{{subscriber.attributes.city}}, {{ data.subscriber.attributes.born.year }},"
@@ -41,7 +41,7 @@ def test_places_are_filled_and_html_is_escaped() -> None:
 
 def test_every_mail_has_a_way_out() -> None:
     """Bodies that do not place the link to unsubscribe get it at their end."""
-    filled = Words({"subject": "S", "text": "News.", "html": "<body>News.</body>"}).fill(ADA)
+    filled = MergedMail({"subject": "S", "text": "News.", "html": "<body>News.</body>"}).fill(ADA)
 
     assert filled["text"].endswith("Unsubscribe: https://news.example/unsubscribe?token=t\n")
     assert '<a href="https://news.example/unsubscribe?token=t">Unsubscribe</a></p>\n</body>' in filled["html"]
@@ -53,25 +53,25 @@ def test_every_mail_has_a_way_out() -> None:
 )
 def test_a_link_that_nobody_sees_is_no_link(html: str) -> None:
     """The words alone, or a place within a comment, get the footer all the same."""
-    assert ">Unsubscribe</a>" in Words({"subject": "S", "html": html}).fill(ADA)["html"]
+    assert ">Unsubscribe</a>" in MergedMail({"subject": "S", "html": html}).fill(ADA)["html"]
 
 
 def test_a_style_sheet_of_a_minifier_is_plain_text() -> None:
     """`{#` begins a comment in templates, and an id selector in a media query."""
     html = "<style>@media (max-width:480px){#hero{width:100%}}</style>{{ subscriber.unsubscribe_url }}"
 
-    assert "{#hero{width:100%}}" in Words({"subject": "S", "html": html}).fill(ADA)["html"]
+    assert "{#hero{width:100%}}" in MergedMail({"subject": "S", "html": html}).fill(ADA)["html"]
 
 
 def test_a_body_that_is_too_long_with_its_footer_is_refused_at_acceptance() -> None:
     """And not for each recipient."""
-    with pytest.raises(CannotFill, match="longer than"):
-        Words({"subject": "S", "text": "x" * MAX_BODY})
+    with pytest.raises(MergeFieldError, match="longer than"):
+        MergedMail({"subject": "S", "text": "x" * MAX_BODY})
 
 
 def test_a_line_end_in_a_name_stays_out_of_the_subject() -> None:
     """Control characters become blanks."""
-    words = Words({"subject": "Hi {{ subscriber.attributes.nick }}", "text": "x"})
+    words = MergedMail({"subject": "Hi {{ subscriber.attributes.nick }}", "text": "x"})
 
     assert words.fill(ADA | {"attributes": {"nick": "a\r\nBcc: eve@example.com"}})["subject"] == (
         "Hi a Bcc: eve@example.com"
@@ -84,15 +84,15 @@ def test_a_line_end_in_a_name_stays_out_of_the_subject() -> None:
 )
 def test_what_is_no_place_is_refused_with_its_line(text: str) -> None:
     """The sentence names the line."""
-    with pytest.raises(CannotFill, match=r"text, line 2: .* cannot be filled in"):
-        Words({"subject": "S", "text": f"first\n{text}"})
+    with pytest.raises(MergeFieldError, match=r"text, line 2: .* cannot be filled in"):
+        MergedMail({"subject": "S", "text": f"first\n{text}"})
 
 
 def test_a_missing_attribute_names_the_line() -> None:
     """Without a default nothing is left empty in somebody's mail."""
-    words = Words({"subject": "S", "text": "a\nb {{ subscriber.attributes.pet }}"})
+    words = MergedMail({"subject": "S", "text": "a\nb {{ subscriber.attributes.pet }}"})
 
-    with pytest.raises(CannotFill, match=r"text, line 2: this subscriber has no attributes\.pet"):
+    with pytest.raises(MergeFieldError, match=r"text, line 2: this subscriber has no attributes\.pet"):
         words.fill(ADA)
 
 
@@ -177,13 +177,13 @@ def test_a_place_is_named_by_its_line() -> None:
     """Lines are counted through the places before, also where one holds a line end itself."""
     text = "1\n{{ subscriber.name }}\n3 {{\nsubscriber.name }} {{ subscriber.name }}\n{{ nothing }}"
 
-    with pytest.raises(CannotFill, match="text, line 5: "):
-        Words({"subject": "S", "text": text})
+    with pytest.raises(MergeFieldError, match="text, line 5: "):
+        MergedMail({"subject": "S", "text": text})
 
 
 def test_a_text_has_a_limited_number_of_places() -> None:
     """Each place costs time for every recipient, so 1,000 are enough for one text."""
-    Words({"subject": "S", "text": "{{ subscriber.name }}" * 999})
+    MergedMail({"subject": "S", "text": "{{ subscriber.name }}" * 999})
 
-    with pytest.raises(CannotFill, match="line 1001: more than 1000 places"):
-        Words({"subject": "S", "text": "{{ subscriber.name }}\n" * 1002})
+    with pytest.raises(MergeFieldError, match="line 1001: more than 1000 fields"):
+        MergedMail({"subject": "S", "text": "{{ subscriber.name }}\n" * 1002})

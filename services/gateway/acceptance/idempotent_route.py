@@ -25,7 +25,7 @@ from services.gateway.parts import gateway
 
 WAIT_SECONDS = 5.0
 """How long a request waits for another one in progress under its key, before it gets 409."""
-LOOK_AGAIN_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 log = get_logger(__name__)
 
@@ -171,7 +171,7 @@ async def _reserve(request: Request, key: IdempotencyKey) -> tuple[StoredKey, Ke
             return reserved.stored, reserved.decision
         if asyncio.get_running_loop().time() >= deadline:
             raise _in_progress()
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _again(request: Request) -> Request:

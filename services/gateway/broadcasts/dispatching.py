@@ -22,7 +22,7 @@ from bellhop.contracts.outcomes import State
 from bellhop.contracts.tasks import Lane
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.rows import columns_of
-from services.gateway.broadcasts.merge_fields import CannotFill, Words
+from services.gateway.broadcasts.merge_fields import MergedMail, MergeFieldError
 from services.gateway.broadcasts.store import (
     HELD,
     OPEN,
@@ -243,9 +243,9 @@ def chunk_size(content: bytes) -> int:
 
 
 @lru_cache(maxsize=16)
-def _content(packed: bytes) -> tuple[MailDocument, Words | None]:
+def _content(packed: bytes) -> tuple[MailDocument, MergedMail | None]:
     content = orjson.loads(packed)
-    return content, None if "template" in content else Words(content)
+    return content, None if "template" in content else MergedMail(content)
 
 
 class _Chunk:
@@ -283,7 +283,7 @@ class _Chunk:
             return
         try:
             document |= self._mail(person)
-        except CannotFill as error:
+        except MergeFieldError as error:
             self._end(task, State.FAILED, str(error))
             return
         packed = orjson.dumps(document)

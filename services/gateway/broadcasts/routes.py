@@ -24,7 +24,7 @@ from services.gateway.acceptance.keys import commits_its_key, conflict, key_of
 from services.gateway.acceptance.service import answer_202, invalid_body
 from services.gateway.attachments import routes as attachments
 from services.gateway.broadcasts import dispatching
-from services.gateway.broadcasts.merge_fields import CannotFill, Words
+from services.gateway.broadcasts.merge_fields import MergedMail, MergeFieldError
 from services.gateway.broadcasts.newsletter import Newsletter
 from services.gateway.broadcasts.schemas import (
     BroadcastAnswer,
@@ -38,8 +38,8 @@ from services.gateway.outbox.store import now_ms, to_ms
 from services.gateway.parts import gateway
 from services.gateway.tasks.counts import REST_FACTOR
 from services.gateway.tasks.routes import (
-    LOOK_AGAIN_SECONDS,
     MAX_WAIT_SECONDS,
+    POLL_SECONDS,
     UNCHANGED,
     WAIT_HEADERS,
     owner_of,
@@ -82,8 +82,8 @@ async def create(request: Request, body: BroadcastRequest, caller: Writer) -> Re
     await _check_audience(parts, list_, body.allow_empty)
     if body.template is None:
         try:
-            Words(content)
-        except CannotFill as error:
+            MergedMail(content)
+        except MergeFieldError as error:
             field = str(error).partition(",")[0]
             place = ("body", field) if field in content else ("body",)
             raise invalid([{"loc": place, "msg": f"{error}."}]) from None
@@ -172,7 +172,7 @@ async def show(
         changed = known is not None and known != tag
         if changed or document["state"].final or remaining <= 0 or await request.is_disconnected():
             break
-        await _pause(request, min(remaining, LOOK_AGAIN_SECONDS))
+        await _pause(request, min(remaining, POLL_SECONDS))
     headers = {"ETag": tag, "Cache-Control": "no-store"}
     if preferred:
         headers["Preference-Applied"] = f"wait={seconds}"
@@ -201,7 +201,7 @@ async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller
         try:
             document = await _progress(parts, await _find(parts, broadcast_id, caller))
         except DatabaseUnavailable:
-            await _pause(request, LOOK_AGAIN_SECONDS)
+            await _pause(request, POLL_SECONDS)
             continue
         tag = _etag(document)
         if tag != sent_tag:
@@ -213,7 +213,7 @@ async def _events(request: Request, parts: Newsletter, broadcast_id: str, caller
         if document["state"].final:
             yield b"event: end\ndata: " + orjson.dumps({"state": document["state"]}) + b"\n\n"
             return
-        await _pause(request, LOOK_AGAIN_SECONDS)
+        await _pause(request, POLL_SECONDS)
 
 
 async def _pause(request: Request, seconds: float) -> None:
@@ -320,7 +320,7 @@ async def _progress(parts: Newsletter, row: BroadcastRow) -> ProgressAnswer:
     if len(parts.progress) > 1000:
         parts.progress.clear()
     # A count of many failed tasks takes long.
-    keep = max(LOOK_AGAIN_SECONDS * 0.9, REST_FACTOR * took)
+    keep = max(POLL_SECONDS * 0.9, REST_FACTOR * took)
     parts.progress[row.id] = (monotonic() + keep, document)
     return document
 

@@ -18,9 +18,9 @@ ListName = Annotated[
 
 
 class BroadcastRequest(MailContent):
-    """`POST /v1/broadcasts`. Subject and bodies may have places like `{{ subscriber.name }}` (`merge_fields.py`).
+    """`POST /v1/broadcasts`. Subject and bodies may have merge fields like `{{ subscriber.name }}` (`merge_fields.py`).
 
-    A template gets the same as `data.subscriber`, beside the `data` given here.
+    A template gets the same values as `data.subscriber`, in addition to `data`.
     """
 
     list: ListName

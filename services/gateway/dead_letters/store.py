@@ -20,7 +20,7 @@ from services.gateway.outbox import store as outbox
 from services.gateway.outbox.routing import EVENTS, OTHER_TYPES, UNROUTED
 from services.gateway.outbox.store import Entry, now_ms, pack, to_ms, unpack
 from services.gateway.tables import audit, dead_letters
-from services.gateway.tasks.counts import Tally
+from services.gateway.tasks.counts import CachedCount
 from services.gateway.tasks.store import Ledger
 
 
@@ -42,7 +42,7 @@ class DeadLetters:
         """`unrouted_limit`: approximate maximum number of stored events of types that no queue is bound to."""
         self._database = database
         self._ledger = Ledger(database)
-        self._groups = Tally(self._count)
+        self._groups = CachedCount(self._count)
         self._unrouted_limit = unrouted_limit
         self._added = 0
 

@@ -23,7 +23,7 @@ from services.gateway.subscribers.addresses import subscriber_id
 from services.gateway.subscribers.rows import PersonRow, SubscriptionRow
 from services.gateway.suppressions.store import SuppressionStore, withdrawal
 from services.gateway.tables import subscribers, subscriptions, suppressions, withdrawals
-from services.gateway.tasks.counts import Tally
+from services.gateway.tasks.counts import CachedCount
 from services.gateway.tasks.store import Acceptance
 
 ASK_AGAIN_MS = 10 * 60_000
@@ -116,7 +116,7 @@ class SubscriberStore:
         self._database = database
         self._suppressed = suppressed
         self._ask = ask
-        self._lists = Tally(self._count)
+        self._lists = CachedCount(self._count)
 
     async def sign_up(self, connection: AsyncConnection, items: list[SignUp]) -> list[SignedUp]:
         """Subscribe people, and ask for confirmation where it is needed, in one commit."""

@@ -26,7 +26,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 
-class Tally(Generic[T]):
+class CachedCount(Generic[T]):
     """One number, or several that are counted together; one count at a time."""
 
     def __init__(self, count: Callable[[], Awaitable[T]]) -> None:

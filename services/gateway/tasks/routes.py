@@ -33,7 +33,7 @@ MAX_WAIT_SECONDS = 55
 """A long poll ends before the usual idle timeout of proxies, 60 s."""
 
 # Outcomes that another replica applied wake no waiter here, so each waiter reads again this often.
-LOOK_AGAIN_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 _PAGES = Cursor("tasks", int, str)
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "It is as `If-None-Match` says."}}
@@ -153,7 +153,7 @@ async def show(
         changed = known is not None and known != tag
         if changed or State(task["state"]).final or remaining <= 0 or await request.is_disconnected():
             break
-        await gateway(request).waiters.wait(task_id, min(remaining, LOOK_AGAIN_SECONDS))
+        await gateway(request).waiters.wait(task_id, min(remaining, POLL_SECONDS))
     headers = {"ETag": tag, "Cache-Control": "no-store"}
     if preferred:
         headers["Preference-Applied"] = f"wait={seconds}"

@@ -20,7 +20,7 @@ from services.gateway.acceptance.store import IdempotencyKey
 from services.gateway.outbox import store as outbox
 from services.gateway.outbox.store import Entry, now_ms
 from services.gateway.tables import attempts, tasks
-from services.gateway.tasks.counts import Tally
+from services.gateway.tasks.counts import CachedCount
 from services.gateway.tasks.ended import live_entries
 from services.gateway.tasks.messages import cancel_entry, request_entry
 from services.gateway.tasks.pages import page_query
@@ -96,8 +96,8 @@ class Ledger:
         """`applied` is called with every list of outcomes, in the transaction that applies them."""
         self._database = database
         self._applied = applied
-        self._counts = Tally(self._count)
-        self._oldest = Tally(self._query_oldest)
+        self._counts = CachedCount(self._count)
+        self._oldest = CachedCount(self._query_oldest)
 
     async def apply(self, connection: AsyncConnection, outcomes: list[Outcome]) -> list[str]:
         """Apply outcomes of workers, in any order and as often as they come; return the ids of their tasks."""

@@ -6,7 +6,7 @@ import pytest
 
 from bellhop.sql.database import DatabaseUnavailable
 from services.gateway.tasks import counts as tally
-from services.gateway.tasks.counts import Tally
+from services.gateway.tasks.counts import CachedCount
 from tests.support import wait_until
 
 
@@ -32,7 +32,7 @@ async def test_a_quick_count_is_made_every_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tally, "QUICK_SECONDS", 60)
     counting = Counting()
     counting.may_end.set()
-    number = Tally(counting)
+    number = CachedCount(counting)
 
     assert [await number.get() for _ in range(3)] == [1, 2, 3]
 
@@ -43,7 +43,7 @@ async def test_a_slow_count_is_told_until_it_is_time_for_another(monkeypatch: py
     monkeypatch.setattr(tally, "REST_FACTOR", 1e9)
     counting = Counting()
     counting.may_end.set()
-    number = Tally(counting)
+    number = CachedCount(counting)
 
     assert [await number.get() for _ in range(3)] == [1, 1, 1]
 
@@ -54,7 +54,7 @@ async def test_who_has_an_older_number_does_not_wait_for_a_slow_count(monkeypatc
     monkeypatch.setattr(tally, "QUICK_SECONDS", 0)
     counting = Counting()
     counting.may_end.set()
-    number = Tally(counting)
+    number = CachedCount(counting)
     await number.get()
     counting.may_end.clear()
 
@@ -69,7 +69,7 @@ async def test_a_count_that_fails_is_made_again() -> None:
     counting = Counting()
     counting.may_end.set()
     counting.error = ValueError("no")
-    number = Tally(counting)
+    number = CachedCount(counting)
     with pytest.raises(ValueError, match="no"):
         await number.get()
 
@@ -86,7 +86,7 @@ async def test_a_count_that_fails_with_nobody_waiting_is_logged(
     monkeypatch.setattr(tally, "QUICK_SECONDS", 0)
     counting = Counting()
     counting.may_end.set()
-    number = Tally(counting)
+    number = CachedCount(counting)
     await number.get()
     counting.may_end.clear()
     counting.error = DatabaseUnavailable("gone")
