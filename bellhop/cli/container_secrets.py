@@ -32,7 +32,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bellhop import catalog
 from bellhop.amqp import topology
-from bellhop.cli import secrets as made
+from bellhop.cli import secrets as stored
 from bellhop.cli.errors import CannotRun
 from bellhop.local.node import VHOST
 from bellhop.local.ports import LOOPBACK
@@ -51,7 +51,7 @@ class PublishedPorts(BaseSettings):
     grafana_port: int = 3000
 
 
-def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None) -> list[str]:
+def write_all(root: Path, renewed: list[str], ports: PublishedPorts | None = None) -> list[str]:
     """Delete the secrets in `renewed`, make those that are missing under `root`, and write the files of all readers.
 
     Return the lines with URLs and logins for the user.
@@ -60,13 +60,13 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
         CannotRun: `renewed` has an unknown name.
     """
     kept = root / "kept"
-    made.load_or_create(
+    stored.load_or_create(
         kept
     )  # before anything is renewed: the first link keys contain the token key, which signed older links
     _renew(kept, renewed)
-    ours = made.load_or_create(kept)
+    ours = stored.load_or_create(kept)
     roles = ("postgres", *catalog.WITH_TABLES)
-    databases = {role: made.once(kept / "postgres" / role, made.new_password) for role in roles}
+    databases = {role: stored.read_or_create(kept / "postgres" / role, stored.new_password) for role in roles}
     for entry in catalog.SERVICES:
         service, password = entry.name, ours.passwords[entry.name]
         values = {"amqp_url": f"amqp://{service}:{password}@rabbitmq:5672/{VHOST}"}
@@ -78,17 +78,16 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
             if file.name not in map(_file_name, values):
                 file.unlink()
         for name, value in values.items():
-            made.write(root / service / _file_name(name), value)
+            stored.write(root / service / _file_name(name), value)
     _write_definitions(root / "rabbitmq" / "definitions.json", ours.passwords)
     # Only container_topology.py needs the rights of an administrator.
-    made.write(root / "topology" / "management-url", f"http://deploy:{ours.passwords['deploy']}@rabbitmq:15672")
-    made.write_readable(
-        root / "rabbitmq" / "erlang-cookie", made.once(kept / "erlang-cookie", lambda: secrets.token_hex(32))
-    )
+    stored.write(root / "topology" / "management-url", f"http://deploy:{ours.passwords['deploy']}@rabbitmq:15672")
+    cookie = stored.read_or_create(kept / "erlang-cookie", lambda: secrets.token_hex(32))
+    stored.write_readable(root / "rabbitmq" / "erlang-cookie", cookie)
     for role, password in databases.items():
-        made.write_readable(root / "postgres" / ("password" if role == "postgres" else role), password)
-    grafana = made.once(kept / "grafana", made.new_password)
-    made.write_readable(root / "grafana" / "password", grafana)
+        stored.write_readable(root / "postgres" / ("password" if role == "postgres" else role), password)
+    grafana = stored.read_or_create(kept / "grafana", stored.new_password)
+    stored.write_readable(root / "grafana" / "password", grafana)
     ports = ports or PublishedPorts()
     rows = [
         ("gateway", ports.gateway_port, f"admin key {ours.admin_key}"),
@@ -98,7 +97,7 @@ def hand_out(root: Path, renewed: list[str], ports: PublishedPorts | None = None
     return [f"{name:<16}http://{LOOPBACK}:{port:<8}{login}" for name, port, login in rows]
 
 
-def keep(root: Path, service: str, name: str, value: str) -> None:
+def store(root: Path, service: str, name: str, value: str) -> None:
     """Store a secret of the operator: a setting such as `smtp_password`, or a file such as `smtp_ca.pem`.
 
     An empty value deletes it.
@@ -112,7 +111,7 @@ def keep(root: Path, service: str, name: str, value: str) -> None:
         raise CannotRun(f"{name!r} names no setting: write it like smtp_password, or a file like smtp_ca.pem.")
     file = root / "kept" / "given" / service / name
     if value.strip():
-        made.write(file, value.strip())
+        stored.write(file, value.strip())
     else:
         file.unlink(missing_ok=True)
 
@@ -127,8 +126,8 @@ def _file_name(name: str) -> str:
 
 def _renew(kept: Path, renewed: list[str]) -> None:
     files: dict[str, list[Path]] = {
-        "admin-key": [kept / made.ADMIN_KEY],
-        "token-key": [kept / made.TOKEN_KEY],
+        "admin-key": [kept / stored.ADMIN_KEY],
+        "token-key": [kept / stored.TOKEN_KEY],
         "link-key": [],
         "postgres": [kept / "postgres" / "postgres"],
         "grafana": [kept / "grafana"],
@@ -142,7 +141,7 @@ def _renew(kept: Path, renewed: list[str]) -> None:
     for file in (file for name in renewed for file in files[name]):
         file.unlink(missing_ok=True)
     if "link-key" in renewed:
-        made.renew_link_key(kept)
+        stored.renew_link_key(kept)
 
 
 def _write_definitions(file: Path, passwords: dict[str, str]) -> None:
@@ -157,7 +156,7 @@ def _write_definitions(file: Path, passwords: dict[str, str]) -> None:
         before = {}
     for user in definitions["users"]:
         _reuse_hash(user, before.get(user["name"]), passwords[user["name"]])
-    made.write_readable(file, json.dumps(definitions, indent=2))
+    stored.write_readable(file, json.dumps(definitions, indent=2))
 
 
 def _reuse_hash(user: dict[str, Any], before: str | None, password: str) -> None:
@@ -173,9 +172,9 @@ def main() -> None:
         if arguments[:1] in (["set"], ["unset"]):
             if len(arguments) != 3:
                 raise CannotRun(f"Write: {arguments[0]} SERVICE NAME, as in: {arguments[0]} mailer smtp_password")
-            keep(ROOT, arguments[1], arguments[2], sys.stdin.read() if arguments[0] == "set" else "")
+            store(ROOT, arguments[1], arguments[2], sys.stdin.read() if arguments[0] == "set" else "")
             arguments = []
-        lines = hand_out(ROOT, arguments)
+        lines = write_all(ROOT, arguments)
     except CannotRun as error:
         raise SystemExit(f"bellhop: {error}") from None
     print("Every service has its secrets. Yours:", *lines, sep="\n  ")

@@ -14,7 +14,7 @@ commands = typer.Typer(no_args_is_help=True, help="API keys of the Bellhop that 
 
 
 @commands.command("list")
-def show_all() -> None:
+def list_keys() -> None:
     """List all keys, including revoked ones. The secrets cannot be shown again."""
     keys = _call("GET", "/v1/keys").json()["keys"]
     rows = [("id", "name", "scopes", "created")]

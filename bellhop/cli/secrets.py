@@ -25,7 +25,7 @@ from bellhop.web.tokens import service_key
 ADMIN_KEY = "admin-key"
 TOKEN_KEY = Path("secrets", "token-key")
 LINK_KEYS = Path("secrets", "link-keys")
-KEPT_LINK_KEYS = 10
+MAX_LINK_KEYS = 10
 """Maximum number of link keys. Links in mails must work for years, so earlier keys are kept."""
 
 
@@ -57,20 +57,21 @@ class Secrets:
 
 def load_or_create(home: Path) -> Secrets:
     """Return the secrets under `home`, making those that are missing."""
-    token_key = once(home / TOKEN_KEY, new_signing_key)
+    token_key = read_or_create(home / TOKEN_KEY, new_signing_key)
+    users = home / "secrets" / "amqp"
     return Secrets(
-        admin_key=once(home / ADMIN_KEY, new_key),
+        admin_key=read_or_create(home / ADMIN_KEY, new_key),
         token_key=token_key,
         # In earlier versions the token key signed the links, and links in old mails must stay valid.
-        link_keys=once(home / LINK_KEYS, lambda: f"{new_signing_key()},{token_key}"),
-        passwords={user: once(home / "secrets" / "amqp" / user, new_password) for user in (*RIGHTS, "deploy")},
+        link_keys=read_or_create(home / LINK_KEYS, lambda: f"{new_signing_key()},{token_key}"),
+        passwords={user: read_or_create(users / user, new_password) for user in (*RIGHTS, "deploy")},
     )
 
 
 def renew_link_key(home: Path) -> None:
     """Sign new links with a new key; links that were mailed before stay valid."""
     earlier = load_or_create(home).link_keys.split(",")
-    write(home / LINK_KEYS, ",".join([new_signing_key(), *earlier][:KEPT_LINK_KEYS]))
+    write(home / LINK_KEYS, ",".join([new_signing_key(), *earlier][:MAX_LINK_KEYS]))
 
 
 def write_service(home: Path, service: str, values: dict[str, str]) -> Path:
@@ -109,7 +110,7 @@ def new_password() -> str:
     return secrets.token_urlsafe(24)
 
 
-def once(file: Path, make: Callable[[], str]) -> str:
+def read_or_create(file: Path, make: Callable[[], str]) -> str:
     """Return the contents of `file`; if it is missing or empty, first write the value of `make`."""
     try:
         value = file.read_text().strip()

@@ -207,7 +207,7 @@ def _unexpected(number: str) -> Problem:
     return Problem(
         500,
         "Internal Server Error",
-        "This server made a mistake; the request may or may not have taken effect. If it goes on, give the number in"
-        " `instance` to the operator of this server.",
+        "The request failed because of a defect of this server; it may or may not have taken effect. If it fails again,"
+        " give the number in `instance` to the operator of this server.",
         extensions={"instance": f"urn:uuid:{number}"},
     )

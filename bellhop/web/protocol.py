@@ -143,7 +143,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answer a request that is not passed to the application, and close the connection."""
         del msg
         problem = self._problem or Problem(
-            400, "Bad Request", "This is no HTTP/1.1 request. Check how the client makes its requests."
+            400, "Bad Request", "This is not an HTTP/1.1 request. Check how the client makes its requests."
         )
         self._finished = True
         self._set_deadline(_Phase.NOTHING)

@@ -51,14 +51,14 @@ class Buckets:
         bucket = self._buckets.get(name)
         if bucket is None:
             if len(self._buckets) >= self.capacity:
-                self._forget(now)
+                self._evict(now)
             bucket = self._buckets[name] = _Bucket(self.rate.burst, now)
         tokens = min(self.rate.burst, bucket.tokens + (now - bucket.at) * self.rate.per_second) - 1
         bucket.at = now
         bucket.tokens = tokens if tokens >= 0 else tokens + 1
         return tokens
 
-    def _forget(self, now: float) -> None:
+    def _evict(self, now: float) -> None:
         self._buckets = {
             name: bucket for name, bucket in self._buckets.items() if now - bucket.at < self.refill_seconds
         }

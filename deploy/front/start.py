@@ -48,10 +48,10 @@ def host_address(routes: str) -> str | None:
 
 
 def trusted(setting: str, routes: str) -> str:
-    """Return the networks of `setting` with blanks between them, as haproxy.cfg wants them.
+    """Return the networks of `setting`, separated by blanks, for haproxy.cfg.
 
     Raises:
-        ValueError: a part is no network.
+        ValueError: a part is not a network.
     """
     found = []
     for part in filter(None, map(str.strip, setting.split(","))):

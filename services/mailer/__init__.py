@@ -1,1 +1,1 @@
-"""Sends mail: takes tasks off their queues, hands the mails to the relay, reports their outcomes."""
+"""The mailer: consumes mail tasks, sends the mails by a relay, reports their outcomes."""

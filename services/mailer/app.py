@@ -1,4 +1,4 @@
-"""The mailer: takes mail tasks off their queues, sends the mails, reports their outcomes."""
+"""The application of the mailer: its queues, jobs, routes and checks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -41,7 +41,7 @@ async def prepare(mailer: Mailer) -> None:
 
 async def ready(mailer: Mailer) -> dict[str, str]:
     """Return the mailer's own checks."""
-    late = {} if mailer.worker.inbox.fresh else {"database": "the database takes no heartbeat"}
+    late = {} if mailer.worker.inbox.fresh else {"database": "no heartbeat can be written to the database"}
     return late | {"relay": mailer.relays.failure or "ok"}
 
 

@@ -47,7 +47,7 @@ async def send_mail(mailer: Mailer, delivery: Delivery) -> None:
             await deadline.pause(Hold("another replica is sending this mail"))
             attempt = await _attempt(mailer, delivery, task, key)
         if attempt.verdict is not None:
-            await _end(mailer, delivery, task, attempt, attempt.verdict)
+            await _conclude_or_release(mailer, delivery, task, attempt, attempt.verdict)
         else:
             await mailer.worker.report_again(delivery, key, attempt.claim)
 
@@ -152,31 +152,33 @@ async def _send(mailer: Mailer, task: MailTask, outgoing: Outgoing, relays: list
     return answer
 
 
-async def _end(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
+async def _conclude_or_release(
+    mailer: Mailer, delivery: Delivery, task: MailTask, sent: _Attempt, verdict: Verdict
+) -> None:
     """Conclude an attempt; if a defect prevents that, release the claim."""
     try:
-        await _conclude(mailer, delivery, task, made, verdict)
+        await _conclude(mailer, delivery, task, sent, verdict)
     except (Defer, Retry, RelayUnavailable, DatabaseUnavailable, PublishError):
         raise
     except Exception:
-        uncertain = verdict.kind is Kind.SENT or verdict.uncertain or made.claim.uncertain
+        uncertain = verdict.kind is Kind.SENT or verdict.uncertain or sent.claim.uncertain
         key = (task.task_id, task.round)
-        await mailer.worker.give_back(key, delivery.attempt, made.claim, uncertain=uncertain)
+        await mailer.worker.give_back(key, delivery.attempt, sent.claim, uncertain=uncertain)
         raise
 
 
-async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _Attempt, verdict: Verdict) -> None:
+async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, sent: _Attempt, verdict: Verdict) -> None:
     """Record the result of an attempt, report it, and raise what causes another attempt if there is to be one."""
     faults.point("mail.after_reply")
-    attempt, claim = delivery.attempt, made.claim
+    attempt, claim = delivery.attempt, sent.claim
     metrics.REPLIES.labels(verdict.code or "none", verdict.cause).inc()
     if verdict.uncertain:
         metrics.UNCERTAIN.labels(metrics.NO_REPLY).inc()
     if claim.uncertain and claim.outcome is None:
         metrics.UNCERTAIN.labels(metrics.CRASH).inc()
     more: dict[str, object] = {"uncertain": verdict.uncertain or claim.uncertain}
-    if made.relay is not None:
-        more["relay"] = made.relay.where
+    if sent.relay is not None:
+        more["relay"] = sent.relay.address
     wait: float | None = None
     deferral = _deferral(delivery, verdict)
     if verdict.kind is Kind.SENT:
@@ -209,10 +211,10 @@ async def _conclude(mailer: Mailer, delivery: Delivery, task: MailTask, made: _A
     faults.point("mail.recorded")
     await mailer.worker.report(delivery, outcome, body.encode())
     faults.point("mail.reported")
-    if made.relay is not None:
+    if sent.relay is not None:
         with suppress(DatabaseUnavailable):  # optional: the reply to another mail will adapt the rate
             await mailer.send_rate.observe(
-                answer_of(verdict), made.domain, made.relay.settings.limit,
+                answer_of(verdict), sent.domain, sent.relay.settings.limit,
                 after=verdict.after, about_relay=verdict.about_relay,
             )  # fmt: skip
     if again:

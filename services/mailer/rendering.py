@@ -90,7 +90,7 @@ class MailTemplate:
     _html: _Part | None
     _to: Callable[[dict[str, Any]], Any] | None
     _listed: str | None
-    """The name in the data that `to` takes its list from."""
+    """The name in the data of the list that `to` returns."""
 
     @property
     def required(self) -> list[str]:
@@ -181,7 +181,7 @@ def reaction_types(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise BadTemplate(f"{folder} is no folder: set BELLHOP_TEMPLATES to the one that holds the templates")
+        raise BadTemplate(f"{folder} is not a folder: set BELLHOP_TEMPLATES to the folder of the templates")
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
@@ -233,7 +233,7 @@ def _front_matter(path: Path, source: str) -> dict[str, Any]:
         # The base loader makes strings of everything. YAML 1.1 would read the key `on` as the boolean true.
         head = yaml.load(source, Loader=yaml.BaseLoader)  # noqa: S506 - the base loader builds no objects
     except yaml.YAMLError as error:
-        raise BadTemplate(f"{path}: the front matter is no YAML: {' '.join(str(error).split())}") from None
+        raise BadTemplate(f"{path}: the front matter is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(head, dict) or not isinstance(head.get("subject"), str):
         raise BadTemplate(f"{path}: the front matter must have a subject")
     if unknown := set(head) - _KEYS:
@@ -257,7 +257,7 @@ def _compile(environment: SandboxedEnvironment, source: str, path: Path, offset:
     try:
         code = environment.compile(source, name=path.name, filename=path.name)
     except TemplateSyntaxError as error:
-        hint = "; write {{ '{#' }} for characters that begin no comment" if "comment" in (error.message or "") else ""
+        hint = "; write {{ '{#' }} for characters that are not a comment" if "comment" in (error.message or "") else ""
         raise BadTemplate(f"{path}, line {error.lineno + offset}: {error.message}{hint}") from None
     needs = frozenset(required(environment.parse(source)))
     return _Part(Template.from_code(environment, code, {}), path.name, offset, needs)

@@ -6,7 +6,7 @@ import pytest
 
 from bellhop import catalog
 from bellhop.cli.addresses import Addresses
-from bellhop.cli.container_secrets import PublishedPorts, hand_out
+from bellhop.cli.container_secrets import PublishedPorts, write_all
 from bellhop.cli.settings import UpSettings
 from bellhop.local.up import banner
 
@@ -58,6 +58,6 @@ def test_the_log_of_secrets_names_the_published_ports(tmp_path: Path) -> None:
     for reader in READERS:
         (tmp_path / reader).mkdir()
     ports = PublishedPorts(gateway_port=9100, rabbitmq_port=9672, grafana_port=9300)
-    said = "\n".join(hand_out(tmp_path, [], ports))
+    said = "\n".join(write_all(tmp_path, [], ports))
     for port in (9100, 9672, 9300):
         assert f"http://127.0.0.1:{port} " in said

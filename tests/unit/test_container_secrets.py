@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bellhop import catalog
-from bellhop.cli.container_secrets import hand_out, keep
+from bellhop.cli.container_secrets import store, write_all
 from bellhop.cli.errors import CannotRun
 
 READERS = ("kept", *catalog.NAMES, "rabbitmq", "postgres", "grafana")
@@ -17,7 +17,7 @@ def root(tmp_path: Path) -> Path:
     """The volumes, empty and made out to us as the image has them."""
     for reader in READERS:
         (tmp_path / reader).mkdir(mode=0o700)
-    hand_out(tmp_path, [])
+    write_all(tmp_path, [])
     return tmp_path
 
 
@@ -29,7 +29,7 @@ def contents(root: Path) -> dict[str, str]:
 def test_again_it_hands_out_the_same(root: Path) -> None:
     """Byte for byte: RabbitMQ then leaves alone what an operator has changed."""
     before = contents(root)
-    hand_out(root, [])
+    write_all(root, [])
     assert contents(root) == before
 
 
@@ -45,7 +45,7 @@ def test_rabbitmq_gets_hashes_and_no_password(root: Path) -> None:
 def test_a_renewed_service_gets_new_passwords_and_nobody_else(root: Path) -> None:
     """Renewing the mailer changes its password at RabbitMQ and at PostgreSQL, and no other file."""
     before = contents(root)
-    hand_out(root, ["mailer"])
+    write_all(root, ["mailer"])
     after = contents(root)
     assert {name for name in after if after[name] != before[name]} == {
         "kept/secrets/amqp/mailer",
@@ -61,7 +61,7 @@ def test_a_renewed_service_gets_new_passwords_and_nobody_else(root: Path) -> Non
 def test_everything_that_is_kept_can_be_renewed(root: Path, name: str) -> None:
     """Also what no service of ours reads."""
     before = contents(root)
-    hand_out(root, [name])
+    write_all(root, [name])
     assert [kept for kept in before if kept.startswith("kept/") and contents(root)[kept] != before[kept]] != []
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_name_is_refused(root: Path) -> None:
     """A slip of the finger renews nothing, and the sentence says what there is."""
     before = contents(root)
     with pytest.raises(CannotRun, match="no secret 'mialer': name one of admin-key, token-key, link-key, postgres"):
-        hand_out(root, ["mailer", "mialer"])
+        write_all(root, ["mailer", "mialer"])
     assert contents(root) == before
 
 
@@ -82,10 +82,10 @@ def test_files_are_for_their_reader_alone(root: Path) -> None:
 
 def test_a_secret_that_was_given_reaches_its_service_and_no_other(root: Path) -> None:
     """The relay's password is a file of the mailer, also after the next run."""
-    keep(root, "mailer", "smtp_password", "correct horse\n")
-    keep(root, "mailer", "smtp_ca.pem", "-----BEGIN CERTIFICATE-----")
-    hand_out(root, [])
-    hand_out(root, [])
+    store(root, "mailer", "smtp_password", "correct horse\n")
+    store(root, "mailer", "smtp_ca.pem", "-----BEGIN CERTIFICATE-----")
+    write_all(root, [])
+    write_all(root, [])
     found = {name for name, text in contents(root).items() if "correct horse" in text}
     assert found == {"kept/given/mailer/smtp_password", "mailer/bellhop_smtp_password"}
     assert "mailer/smtp_ca.pem" in contents(root)
@@ -94,11 +94,11 @@ def test_a_secret_that_was_given_reaches_its_service_and_no_other(root: Path) ->
 def test_a_secret_that_was_taken_back_is_gone(root: Path) -> None:
     """Its service reads it no more."""
     before = contents(root)
-    keep(root, "gateway", "amqp_url", "amqps://elsewhere/bellhop")
-    hand_out(root, [])
+    store(root, "gateway", "amqp_url", "amqps://elsewhere/bellhop")
+    write_all(root, [])
     assert contents(root)["gateway/bellhop_amqp_url"] == "amqps://elsewhere/bellhop\n"
-    keep(root, "gateway", "amqp_url", "")
-    hand_out(root, [])
+    store(root, "gateway", "amqp_url", "")
+    write_all(root, [])
     assert contents(root) == before
 
 
@@ -106,4 +106,4 @@ def test_a_secret_that_was_taken_back_is_gone(root: Path) -> None:
 def test_a_secret_for_nobody_is_refused(root: Path, service: str, name: str) -> None:
     """Neither an unknown service nor a path."""
     with pytest.raises(CannotRun):
-        keep(root, service, name, "x")
+        store(root, service, name, "x")

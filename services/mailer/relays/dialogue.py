@@ -236,7 +236,7 @@ class Dialogue(asyncio.Protocol):
         elif len(self._replies) > self._expected:
             reply = self._replies[-1]
             self._replies.clear()  # it is unknown which of them belong to which command
-            self._fail(f"the server said {reply.code} {reply.text} without being asked")
+            self._fail(f"the server sent {reply.code} {reply.text} without a command")
         elif len(self._replies) == self._expected:
             self._wake()
 

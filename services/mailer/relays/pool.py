@@ -60,16 +60,16 @@ class Relay:
         """The domains of the addresses that it did not know since it last accepted a mail."""
 
     @property
-    def where(self) -> str:
+    def address(self) -> str:
         """Return host and port, for logs and errors."""
-        return self.transport.where
+        return self.transport.address
 
     def _opened(self) -> None:
-        log.warning("no mail goes to a relay until it works again", relay=self.where, reason=self.breaker.failure)
+        log.warning("no mail goes to a relay until it works again", relay=self.address, reason=self.breaker.failure)
         metrics.RELAY_UP.labels(self.settings.name).set(0)
 
     def _closed(self) -> None:
-        log.info("a relay takes mail again", relay=self.where)
+        log.info("a relay takes mail again", relay=self.address)
         metrics.RELAY_UP.labels(self.settings.name).set(1)
         self._on_recovery()
 
@@ -90,7 +90,7 @@ class Relay:
                 await self.lanes.enter(lane)
         except TimeoutError:
             raise RelayUnavailable(
-                f"waited {MAX_WAIT_SECONDS:g} s for a connection to the relay {self.where}"
+                f"waited {MAX_WAIT_SECONDS:g} s for a connection to the relay {self.address}"
             ) from None
 
     def observe(self, verdict: Verdict, domain: str) -> None:
@@ -106,12 +106,12 @@ class Relay:
             self.refusing.add(domain)
             if len(self.refusing) >= REFUSING_DOMAINS:
                 self.refusing.clear()
-                self.breaker.open(f"the relay {self.where} refuses mail to every domain: {verdict.sentence}")
+                self.breaker.open(f"the relay {self.address} refuses mail to every domain: {verdict.sentence}")
         elif verdict.cause is Cause.BAD_ADDRESS:
             self.unknown.append(domain)
             if len(self.unknown) >= UNKNOWN_ADDRESSES and len(set(self.unknown)) >= UNKNOWN_DOMAINS:
                 self.unknown.clear()
-                self.breaker.open(f"the relay {self.where} knows no recipient: {verdict.sentence}")
+                self.breaker.open(f"the relay {self.address} knows no recipient: {verdict.sentence}")
 
 
 class Relays:

@@ -225,7 +225,7 @@ def classify(step: Step, code: int, text: str) -> Verdict:
     if 200 <= code < 300:
         return Verdict(Kind.SENT, sentence, code, enhanced)
     if code < 400 or code > 599:
-        return Verdict(Kind.TRANSIENT, f"the relay answered {code} {sentence}, which makes no sense here", code)
+        return Verdict(Kind.TRANSIENT, f"the relay answered {code} {sentence}, which is not a valid reply", code)
     if enhanced is not None and enhanced[0] == "2":
         enhanced = None  # a refusal with an enhanced code of success: the reply code is more reliable
     rule, severity = deciding_rule(step, code, enhanced, sentence)

@@ -32,7 +32,7 @@ class SendGrid:
         )
 
     @property
-    def where(self) -> str:
+    def address(self) -> str:
         """Return the host."""
         return f"{self._http.base_url.host} (SendGrid)"
 
@@ -47,10 +47,10 @@ class SendGrid:
         try:
             answer = await self._http.post("/v3/mail/send", content=content, headers=_JSON)
         except _NOT_SENT as error:
-            raise RelayUnavailable(f"cannot use the relay {self.where}: {_sentence(error)}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.address}: {_sentence(error)}") from error
         except httpx.HTTPError as error:
             # The server may have read the whole request before the connection was lost.
-            return lost(f"no answer from {self.where}: {_sentence(error)}", after_dot=True)
+            return lost(f"no answer from {self.address}: {_sentence(error)}", after_dot=True)
         return _verdict(answer)
 
     async def probe(self) -> None:
@@ -62,10 +62,10 @@ class SendGrid:
         try:
             answer = await self._http.get("/v3/scopes")
         except httpx.HTTPError as error:
-            raise RelayUnavailable(f"cannot use the relay {self.where}: {_sentence(error)}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.address}: {_sentence(error)}") from error
         if answer.status_code in _PERMANENT_ABOUT_US or answer.status_code >= 500:
             raise RelayUnavailable(
-                f"cannot use the relay {self.where}: it answers {answer.status_code} {_reason(answer)}"
+                f"cannot use the relay {self.address}: it answers {answer.status_code} {_reason(answer)}"
             )
 
     def sweep(self) -> None:
@@ -138,7 +138,7 @@ def _verdict(answer: httpx.Response) -> Verdict:
         if _refuses_sender(answer):
             return Verdict(Kind.TRANSIENT, sentence, status, cause=Cause.RELAY, about_relay=True)
         return Verdict(Kind.PERMANENT, sentence, status, cause=_cause(answer))
-    return Verdict(Kind.TRANSIENT, f"answered {status}, which makes no sense here: {sentence}", status)
+    return Verdict(Kind.TRANSIENT, f"answered {status}, which is not a valid status: {sentence}", status)
 
 
 def _errors(answer: httpx.Response) -> list[dict[str, Any]]:

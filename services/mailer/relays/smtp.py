@@ -41,7 +41,7 @@ class Smtp:
         self._loop = asyncio.get_running_loop()
 
     @property
-    def where(self) -> str:
+    def address(self) -> str:
         """Return host and port."""
         return f"{self._settings.host}:{self._settings.port}"
 
@@ -82,7 +82,7 @@ class Smtp:
             verdict = await self._transact(session, mail)
         except Broken as broken:
             when = "after the final dot" if broken.after_dot else "before the mail was sent"
-            return lost(f"{broken} ({self.where}, {when})", after_dot=broken.after_dot)
+            return lost(f"{broken} ({self.address}, {when})", after_dot=broken.after_dot)
         else:
             return verdict
         finally:
@@ -133,7 +133,7 @@ class Smtp:
         try:
             context = await self._tls_context()
         except OSError as error:
-            raise RelayUnavailable(f"cannot use the relay {self.where}: its CA file: {error}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.address}: its CA file: {error}") from error
         smtp = SMTP(
             hostname=settings.host,
             port=settings.port,
@@ -151,7 +151,7 @@ class Smtp:
                 await _hello(smtp)
         except (SMTPException, OSError, ValueError) as error:
             smtp.close()
-            raise RelayUnavailable(f"cannot use the relay {self.where}: {_sentence(error)}") from error
+            raise RelayUnavailable(f"cannot use the relay {self.address}: {_sentence(error)}") from error
         assert smtp.transport is not None
         return _Session(adopt(smtp.transport, smtp.esmtp_extensions))
 
@@ -168,12 +168,14 @@ class Smtp:
         parameters = b""
         if not (mail.sender.isascii() and mail.recipient.isascii()):
             if not dialogue.offers("smtputf8"):
-                sentence = f"the relay {self.where} does not offer SMTPUTF8, which this address needs"
+                sentence = f"the relay {self.address} does not offer SMTPUTF8, which this address needs"
                 return Verdict(Kind.PERMANENT, sentence, enhanced="5.6.7")
             parameters += b" BODY=8BITMIME SMTPUTF8" if dialogue.offers("8bitmime") else b" SMTPUTF8"
         if dialogue.offers("size"):
             if dialogue.max_bytes is not None and len(mail.message) > dialogue.max_bytes:
-                sentence = f"the mail has {len(mail.message)} bytes; the relay {self.where} takes {dialogue.max_bytes}"
+                sentence = (
+                    f"the mail has {len(mail.message)} bytes; the relay {self.address} takes {dialogue.max_bytes}"
+                )
                 return Verdict(Kind.PERMANENT, sentence, enhanced="5.3.4", cause=Cause.CONTENT)
             parameters += b" SIZE=%d" % len(mail.message)
         answer = await dialogue.transact(

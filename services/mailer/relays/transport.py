@@ -1,6 +1,6 @@
 """The interface of a transport: one call that sends a mail and returns the result.
 
-Smtp       an SMTP server that takes our mail (smtp.py)
+Smtp       an SMTP server (smtp.py)
 SendGrid   SendGrid's HTTP API, v3 (sendgrid.py)
 """
 
@@ -42,7 +42,7 @@ class Transport(Protocol):
     """Sends mail to one relay. The caller limits the number of concurrent mails."""
 
     @property
-    def where(self) -> str:
+    def address(self) -> str:
         """Return host and port, for logs and errors."""
 
     async def send(self, mail: Outgoing) -> Verdict:
