@@ -125,7 +125,7 @@ def test_reaction_types_are_those_that_templates_name(tmp_path: Path) -> None:
         ("---\nsubject: x\n---\na\n{% if %}\n", "line 5"),
         ("---\nsubject: '{{'\n---\na\n", "line 2"),
         ("---\nsubject: x\n---\na\n--- text ---\nb\n", "a second text part"),
-        ("---\nsubject: [\n---\na\n", "no YAML"),
+        ("---\nsubject: [\n---\na\n", "not YAML"),
     ],
 )
 def test_a_bad_file_is_refused_at_the_start(tmp_path: Path, text: str, reason: str) -> None:
