@@ -15,7 +15,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from bellhop import catalog
-from bellhop.local.ports import LOOPBACK, free_ports
+from bellhop.local.ports import LOOPBACK
+from tests.support.ports import lasting_ports
 
 ROOT = Path(__file__).parents[2]
 SERVICES = catalog.NAMES
@@ -30,7 +31,7 @@ class System:
         self.folder = folder
         self.name = name
         self._built = False
-        gateway, notifier, leaderboard, rabbitmq, mailpit = free_ports(5)
+        gateway, notifier, leaderboard, rabbitmq, mailpit = lasting_ports(5)
         self.url = f"http://{LOOPBACK}:{gateway}"
         self.notifier_url = f"http://{LOOPBACK}:{notifier}"
         self.leaderboard_url = f"http://{LOOPBACK}:{leaderboard}"

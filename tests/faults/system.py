@@ -29,9 +29,9 @@ from bellhop.amqp import topology
 from bellhop.local import processes
 from bellhop.local.node import Node, Ports
 from bellhop.web.auth import new_key
-from tests.faults.ports import lasting_ports
 from tests.support import Broker, SmtpServer, Vhost, wait_until
 from tests.support.addresses import service_environment
+from tests.support.ports import lasting_ports
 from tests.support.smtp import Mail
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ import httpx
 import pytest
 
 from tests.faults.driver import Driver, numbers
-from tests.faults.ports import lasting_ports
 from tests.faults.sinks import Sinks
 from tests.faults.system import Rig, Service, System, system
 from tests.support import wait_until
 from tests.support.databases import postgresql_database
+from tests.support.ports import lasting_ports
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 

@@ -18,12 +18,12 @@ import httpx
 import pytest
 
 from bellhop.amqp import topology
-from bellhop.local.ports import free_ports
 from tests.faults import netns, pace
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scene import PUBLISH_SECONDS, Scene, scene
 from tests.faults.system import Rig, allow
 from tests.support import wait_until
+from tests.support.ports import lasting_ports
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -344,7 +344,7 @@ async def test_network_resets(rig: Rig, tmp_path: Path, record: Any) -> None:
 async def test_network_lossy(rig: Rig, tmp_path: Path, record: Any) -> None:
     """5 % of all packets lost in each direction: slower, and nothing breaks."""
     lasting = pace.seconds(15, 8)
-    (port,) = free_ports(1)
+    (port,) = lasting_ports(1)
     async with (
         netns.cable() as cable,
         netns.detour(cable, rig.node.ports.amqp, port),

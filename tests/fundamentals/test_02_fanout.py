@@ -1,5 +1,7 @@
 """Publish/subscribe: everybody who is bound gets a copy of their own."""
 
+from contextlib import aclosing
+
 from bellhop.amqp.streams import read_stream
 from tests.fundamentals.conftest import Tutorial
 
@@ -25,10 +27,13 @@ async def test_a_stream_can_be_read_by_many_from_anywhere(tutorial: Tutorial) ->
 
     async def read(offset: int | str, count: int) -> list[str]:
         seen = []
-        async for delivery in read_stream(tutorial.vhost.amqp_url, "notifier.log", offset=offset, name="tutorial"):
-            seen.append(delivery.envelope.id)
-            if len(seen) == count:
-                break
+        async with aclosing(
+            read_stream(tutorial.vhost.amqp_url, "notifier.log", offset=offset, name="tutorial")
+        ) as stream:
+            async for delivery in stream:
+                seen.append(delivery.envelope.id)
+                if len(seen) == count:
+                    break
         return seen
 
     assert await read("first", 3) == ["one", "two", "three"]

@@ -16,7 +16,6 @@ import uvicorn
 from bellhop.amqp.message import Delivery, Message, to_headers
 from bellhop.background import Background
 from bellhop.contracts.envelope import Envelope
-from bellhop.local.ports import free_ports
 from bellhop.web import tokens
 from bellhop.web.protocol import LimitedProtocol
 from services.notifier.app import build
@@ -25,6 +24,7 @@ from services.notifier.hub import Hub
 from services.notifier.settings import NotifierSettings
 from tests.support import Vhost, wait_until
 from tests.support.pages import blocks
+from tests.support.ports import lasting_ports
 
 KEY = "a key that only the tests know: 0123456789"
 NEWS = "news"
@@ -110,7 +110,7 @@ class Process:
     """A notifier in a process of its own, on a real RabbitMQ; it may be ended and started again on its port."""
 
     def __init__(self, amqp_url: str, folder: Path, **settings: str) -> None:
-        self.port = free_ports(1)[0]
+        self.port = lasting_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"notifier-{self.port}.log"
         self._environment = {

@@ -17,7 +17,7 @@ from bellhop.demo.run import verdict
 from bellhop.demo.scores import DemoRank, Game
 from bellhop.demo.steps import StepResult, Stopwatch, System
 from bellhop.local.mailbox import Mailbox, create_app
-from bellhop.local.ports import free_ports
+from tests.support.ports import lasting_ports
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -113,7 +113,7 @@ async def serving(app: Any) -> AsyncIterator[str]:
     """Serve an ASGI application; give its URL."""
     import uvicorn
 
-    [port] = free_ports(1)
+    [port] = lasting_ports(1)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off", ws="none"))
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110

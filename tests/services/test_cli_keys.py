@@ -11,11 +11,11 @@ from typing import IO
 
 from bellhop.cli.addresses import Addresses
 from bellhop.cli.settings import UpSettings
-from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.services.gateway_support import RunningGateway, mail, running_gateway
 from tests.support import wait_until
 from tests.support.broker import Vhost
+from tests.support.ports import lasting_ports
 
 
 async def keys(
@@ -23,7 +23,7 @@ async def keys(
 ) -> "subprocess.CompletedProcess[str]":
     """Run `bellhop keys` and return what it said; without `environment` it is told where `gateway` is."""
     if environment is None:
-        environment = {"BELLHOP_URL": f"http://127.0.0.1:{free_ports(1)[0]}", "BELLHOP_ADMIN_KEY": "bh_any"}
+        environment = {"BELLHOP_URL": f"http://127.0.0.1:{lasting_ports(1)[0]}", "BELLHOP_ADMIN_KEY": "bh_any"}
     if gateway is not None:
         admin_key = gateway.admin.headers["Authorization"].removeprefix("Bearer ")
         environment = {"BELLHOP_URL": gateway.url, "BELLHOP_ADMIN_KEY": admin_key}

@@ -18,8 +18,9 @@ import pytest
 
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
-from bellhop.local.ports import LOOPBACK, free_ports
+from bellhop.local.ports import LOOPBACK
 from tests.support import Vhost, wait_until
+from tests.support.ports import lasting_ports
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^ *```(sh|diff)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -146,7 +147,7 @@ async def running(vhost: Vhost, provider: Provider, tmp_path: Path) -> AsyncIter
         BELLHOP_MANAGEMENT_URL=vhost.broker.management_url,
     )  # fmt: skip
     assert applied.returncode == 0, applied.stderr
-    (port,) = free_ports(1)
+    (port,) = lasting_ports(1)
     log = tmp_path / "log"
     process = checkout.start(
         "services.sms", log,

@@ -14,9 +14,9 @@ from bellhop import catalog
 from bellhop.demo import live, mail, newsletter, scores
 from bellhop.demo.run import STEPS
 from bellhop.demo.steps import StepResult, System
-from bellhop.local.ports import free_ports
 from tests.services.test_run_up import Run
 from tests.support import wait_until
+from tests.support.ports import lasting_ports
 
 pytestmark = pytest.mark.xdist_group("demo")  # all tests of this module share one system
 
@@ -122,7 +122,7 @@ async def everything_is_ready(running: Run) -> bool:
 def test_a_system_that_is_not_up_is_told_in_one_sentence() -> None:
     """Exit code 1, at once."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BELLHOP_")}
-    environment |= {"BELLHOP_URL": f"http://127.0.0.1:{free_ports(1)[0]}", "BELLHOP_ADMIN_KEY": "bh_any"}
+    environment |= {"BELLHOP_URL": f"http://127.0.0.1:{lasting_ports(1)[0]}", "BELLHOP_ADMIN_KEY": "bh_any"}
     done = subprocess.run(
         [sys.executable, "-m", "bellhop.cli.main", "demo"],
         check=False, capture_output=True, text=True, env=environment, timeout=30,

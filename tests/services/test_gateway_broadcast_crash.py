@@ -9,12 +9,12 @@ import pytest
 
 from bellhop.contracts.outcomes import State
 from bellhop.local import processes
-from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.services.newsletter_support import StandIn, sent
 from tests.support import wait_until
 from tests.support.addresses import service_environment
 from tests.support.broker import Vhost
+from tests.support.ports import lasting_ports
 
 RECIPIENTS = 1500
 KILLS = 2
@@ -24,7 +24,7 @@ class Gateway:
     """A gateway as a process of its own."""
 
     def __init__(self, vhost: Vhost, database_url: str) -> None:
-        (self.port,) = free_ports(1)
+        (self.port,) = lasting_ports(1)
         self.key = new_key()
         self.environment = service_environment()
         self.environment |= {

@@ -11,9 +11,9 @@ from typing import Any
 
 from bellhop.amqp.message import Message, to_headers
 from bellhop.contracts.envelope import Envelope
-from bellhop.local.ports import free_ports
 from tests.services.mailer_support import SILENCE, ScriptedRelay
 from tests.support import Vhost, wait_until
+from tests.support.ports import lasting_ports
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def process(vhost: Vhost, database: Path, smtp_port: int) -> Iterator[subprocess
         "BELLHOP_AMQP_URL": vhost.amqp_url,
         "BELLHOP_DATABASE_URL": f"sqlite+aiosqlite:///{database}",
         "BELLHOP_TOKEN_KEY": "0" * 32,
-        "BELLHOP_PORT": str(free_ports(1)[0]),
+        "BELLHOP_PORT": str(lasting_ports(1)[0]),
         "BELLHOP_SMTP_HOST": "127.0.0.1",
         "BELLHOP_SMTP_PORT": str(smtp_port),
         "BELLHOP_SMTP_TLS": "none",

@@ -8,13 +8,13 @@ import pytest
 
 from bellhop.cli.errors import CannotRun
 from bellhop.local.node import Node, Ports
-from bellhop.local.ports import free_ports
+from tests.support.ports import lasting_ports
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     """A node that was not started yet."""
-    node = Node(tmp_path / "node", Ports(*free_ports(5)), {"deploy": "a password"})
+    node = Node(tmp_path / "node", Ports(*lasting_ports(5)), {"deploy": "a password"})
     yield node
     node.kill()
 

@@ -261,7 +261,7 @@ async def test_events_are_kept_up_to_a_limit_and_an_age(database_url: str) -> No
 
 
 async def _ids(store: DeadLetters, queue: str | None) -> list[str]:
-    return [letter["event_id"] for letter in await store.page(queue=queue, before=None, waiting=True, limit=100)]
+    return [letter.event_id for letter in await store.page(queue=queue, before=None, waiting=True, limit=100)]
 
 
 async def test_a_row_of_an_earlier_version_is_routed_by_its_type(gateway: RunningGateway, tmp_path: Path) -> None:

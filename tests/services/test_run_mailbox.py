@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from bellhop.local.mailbox import Mailbox, create_app
-from bellhop.local.ports import free_ports
 from bellhop.local.processes import ends_with_us
 from tests.support import wait_until
+from tests.support.ports import lasting_ports
 
 
 def mail(subject: str = "Hello", html: str | None = None) -> bytes:
@@ -43,7 +43,7 @@ async def client(mailbox: Mailbox) -> AsyncIterator[httpx.AsyncClient]:
 
 async def test_a_mail_sent_by_smtp_can_be_read_by_http() -> None:
     """The whole way, through both real ports."""
-    smtp_port, http_port = free_ports(2)
+    smtp_port, http_port = lasting_ports(2)
     environment = {
         **os.environ,
         "BELLHOP_MAILBOX_SMTP_PORT": str(smtp_port),

@@ -13,9 +13,9 @@ import pytest
 
 from bellhop.cli.settings import UpSettings
 from bellhop.local import processes
-from bellhop.local.ports import free_ports
 from bellhop.local.up import MARK
 from tests.support import wait_until
+from tests.support.ports import lasting_ports
 
 pytestmark = pytest.mark.xdist_group("up")  # most tests of this module share one system
 
@@ -28,7 +28,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
         self.log = folder / "output"
-        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.ports = dict(zip(PORTS, lasting_ports(len(PORTS)), strict=True))
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("BELLHOP_")}
         self.environment |= {f"BELLHOP_{name}_PORT": str(port) for name, port in self.ports.items()}
         self.environment["BELLHOP_HOME"] = str(self.home)

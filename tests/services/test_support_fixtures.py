@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from bellhop.sql.database import Database
-from tests.faults.ports import first_of_clients, lasting_ports
 from tests.support import Broker, SmtpServer, Vhost, wait_until
 from tests.support.databases import postgresql_database
+from tests.support.ports import first_of_clients, lasting_ports
 
 
 async def test_a_bare_vhost_is_a_working_broker(bare_vhost: Vhost) -> None:

@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from bellhop.local import processes
-from bellhop.local.ports import free_ports
 from bellhop.web.auth import new_key
 from tests.support import SmtpServer, Vhost, wait_until
 from tests.support.addresses import service_environment
 from tests.support.collector import Collector, Span, collecting
+from tests.support.ports import lasting_ports
 
 ROOT = Path(__file__).parents[2]
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -61,7 +61,7 @@ def environments(
     vhost: Vhost, folder: Path, endpoint: str, smtp_port: int, key: str, other: str
 ) -> dict[str, dict[str, str]]:
     """Return what the gateway and the `other` service are told."""
-    ports = dict(zip(("gateway", other), free_ports(2), strict=True))
+    ports = dict(zip(("gateway", other), lasting_ports(2), strict=True))
     shared = {
         "BELLHOP_AMQP_URL": vhost.amqp_url,
         "BELLHOP_TOKEN_KEY": "k" * 40,
@@ -186,7 +186,7 @@ async def test_a_collector_that_is_away_costs_spans_and_nothing_else(
 ) -> None:
     """The mail goes out, the health checks are green, and the service ends in time."""
     key = new_key()
-    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
+    nobody = f"http://127.0.0.1:{lasting_ports(1)[0]}"
     told = environments(vhost, tmp_path, nobody, smtp_server.port, key, "mailer")
     with running(told) as services:
         for name, environment in told.items():

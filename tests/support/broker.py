@@ -12,14 +12,14 @@ import httpx
 
 from bellhop.amqp import applying
 from bellhop.local.node import Node, Ports
-from bellhop.local.ports import free_ports
+from tests.support.ports import lasting_ports
 
 
 @contextmanager
 def private_node(folder: Path) -> Iterator[dict[str, Any]]:
     """Start a private node and say how to reach it (the fields of `Broker`)."""
     password = secrets.token_urlsafe(16)
-    node = Node(folder, Ports(*free_ports(5)), {"deploy": password})
+    node = Node(folder, Ports(*lasting_ports(5)), {"deploy": password})
     node.launch()
     try:
         node.wait_ready()

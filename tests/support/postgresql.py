@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bellhop.local import processes
-from bellhop.local.ports import LOOPBACK, free_ports
+from bellhop.local.ports import LOOPBACK
+from tests.support.ports import lasting_ports
 
 IMMEDIATE_SHUTDOWN = signal.SIGQUIT  # postgresql.org/docs/current/server-shutdown.html
 
@@ -50,7 +51,7 @@ def private_server() -> Iterator[dict[str, Any]]:
         (folder / "password").write_text(password)
         (folder / "password").chmod(0o644)  # the folder itself is private
         _initialise(binaries, folder, environment, account)
-        port = free_ports(1)[0]
+        port = lasting_ports(1)[0]
         arguments = [str(binaries / "postgres"), "-D", str(folder / "data"), "-p", str(port), "-k", str(folder)]
         for name, value in ({"listen_addresses": LOOPBACK} | SETTINGS).items():
             arguments += ["-c", f"{name}={value}"]
