@@ -115,8 +115,12 @@ def _busy(problem: Problem, milliseconds: int) -> bytes:
 
 
 async def _answer_stream(send: Send, body: bytes) -> None:
-    """Answer with a stream that ends after `body`."""
-    await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+    """Answer with a stream that ends after `body`.
+
+    The connection is closed: a client that reconnects must not reach the same process by it, which may be stopping.
+    """
+    headers = [*SSE_HEADERS, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
