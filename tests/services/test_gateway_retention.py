@@ -61,7 +61,7 @@ def id_of(days: float) -> str:
 async def put(database: Database, table: sa.Table, **values: Any) -> None:
     """Insert a row; what is not given is empty."""
     empty: dict[type[Any], Any] = {str: "", int: 0, bytes: b"{}", bool: False}
-    row = {column.name: empty[column.type.python_type] for column in table.c if not column.nullable}
+    row = {column.key: empty[column.type.python_type] for column in table.c if not column.nullable}
     async with database.write() as connection:
         await connection.execute(sa.insert(table).values(row | values))
 
@@ -203,7 +203,7 @@ async def test_uploads_at_the_same_time_do_not_exceed_the_quota(database: Databa
 
     for store in stores:
         await store._database.close()
-    assert {type(result).__name__ for result in results} == {"Attachment", "OverQuota"}
+    assert {type(result).__name__ for result in results} == {"StoredAttachment", "OverQuota"}
     assert await column(database, attachment_usage.c.bytes) == [900]
     assert sum(await column(database, attachments.c.size)) == 900
 

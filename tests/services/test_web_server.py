@@ -265,10 +265,14 @@ def test_a_signal_ends_the_process_in_order(ending: signal.Signals) -> None:
 
 
 def call_until(port: int, left: threading.Event) -> Iterator[Answer]:
-    """Send requests on one connection, a few milliseconds apart, and on another one when an answer says `close`."""
-    connection = connect(port)
+    """Send requests on one connection, a few milliseconds apart, and on another one when an answer says `close`.
+
+    One more is sent after `left` is set.
+    """
+    connection, more = connect(port), True
     try:
-        while not left.wait(0.003):
+        while more:
+            more = not left.wait(0.003)
             connection.sendall(request("GET", "/quick"))
             answer = read_answer(connection)
             yield answer
