@@ -58,7 +58,7 @@ def no_bulk() -> None:
     from services.mailer import app
 
     queues = app.queues
-    app.queues = lambda mailer: [row for row in queues(mailer) if row.queue != "mail.bulk"]
+    app.queues = lambda mailer: [row for row in queues(mailer) if row.name != "mail.bulk"]
 
 
 # Mutants
