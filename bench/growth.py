@@ -179,7 +179,7 @@ async def _operations(gateway: Database, mailer: Database) -> dict[str, Operatio
 
     async def list_letters() -> None:
         await letters.page(queue=None, before=None, waiting=True, limit=50)
-        await letters.groups()
+        await letters.groups(None)
 
     async def system() -> None:
         await asyncio.gather(tasks.counts(), tasks.oldest_waiting(), letters.waiting())
