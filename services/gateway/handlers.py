@@ -1,11 +1,9 @@
 """The handlers of messages from the other services."""
 
-from pydantic import ValidationError
-
-from bellhop.amqp.errors import Reject
 from bellhop.amqp.message import Delivery
 from bellhop.contracts.outcomes import Outcome
 from bellhop.contracts.reactions import MailerStarted
+from bellhop.tasks.decoding import decode
 from services.gateway import metrics
 from services.gateway.parts import Gateway
 
@@ -15,10 +13,7 @@ async def apply_outcome(gateway: Gateway, delivery: Delivery) -> None:
 
     They are notified before the delivery is acked, so that a crash in between repeats it. Idempotent.
     """
-    try:
-        outcome = Outcome.read(delivery.body)
-    except ValidationError as error:
-        raise Reject(f"not an outcome: {error.error_count()} fields are wrong, first {error.errors()[0]}") from None
+    outcome = decode(Outcome, delivery)
     await gateway.commits.write(gateway.ledger.apply, outcome, background=True)
     gateway.waiters.wake([outcome.task_id])
     await gateway.live.show(delivery, outcome)
@@ -40,9 +35,6 @@ async def store_unrouted(gateway: Gateway, delivery: Delivery) -> None:
 
 async def note_reactions(gateway: Gateway, delivery: Delivery) -> None:
     """Record which event types a mailer reacts to, and route by it from now on."""
-    try:
-        started = MailerStarted.read(delivery.body)
-    except ValidationError as error:
-        raise Reject(f"not an announcement: {error.error_count()} fields are wrong") from None
+    started = decode(MailerStarted, delivery)
     await gateway.commits.write(gateway.reactions.announce, list(started.reacts_to), background=True)
     await gateway.reactions.load()

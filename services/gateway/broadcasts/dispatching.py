@@ -22,6 +22,7 @@ from bellhop.contracts.outcomes import State
 from bellhop.contracts.tasks import Lane
 from bellhop.sql.bulk import insert_many
 from bellhop.sql.rows import columns_of
+from bellhop.tasks.decoding import first_problem
 from services.gateway.broadcasts.merge_fields import MergedMail, MergeFieldError
 from services.gateway.broadcasts.store import (
     HELD,
@@ -290,7 +291,7 @@ class _Chunk:
         try:
             MailTask.read(packed)  # as the mailer does: a task that it rejects is dead-lettered
         except ValidationError as error:
-            self._end(task, State.FAILED, f"The mail cannot be made for this person: {_first_problem(error)}")
+            self._end(task, State.FAILED, f"The mail cannot be made for this person: {first_problem(error)}")
             return
         self.entries.append(request_entry(MAIL, document, packed))
 
@@ -323,11 +324,6 @@ class _Chunk:
 
 def _chunk(row: WholeBroadcastRow, links: Links) -> _Chunk:
     return _Chunk(row.id, row.owner, row.list, row.content, links)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def check(content: MailDocument, list_: str, owner: str, links: Links) -> None:
