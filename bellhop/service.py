@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from fastapi import APIRouter, FastAPI
 
-from bellhop.amqp.batches import BatchPuller
+from bellhop.amqp.batches import BatchPuller, always
 from bellhop.amqp.connection import Connection
 from bellhop.amqp.consumer import Consumer
 from bellhop.amqp.fields import patch_pika_field_decoding
@@ -227,15 +227,11 @@ def _consumer(row: Queue[P] | Batches[P], parts: P, base: Base[Any]) -> Consumer
             size=row.size,
             interval=row.seconds,
             counts=row.counts,
-            usable=partial(row.usable, parts) if row.usable else _always,
+            usable=partial(row.usable, parts) if row.usable else always,
         )
     first = next((each for each in base.consumers if each.queue == row.after), None)
     assert not isinstance(first, BatchPuller), "only a queue whose messages are handled one by one can come first"
     return Consumer(base.consuming, base.publisher, row.name, handler, prefetch=row.prefetch, after=first)
-
-
-async def _always() -> None:
-    return None
 
 
 def run(name: str, settings_type: type[S], build: Callable[[S], FastAPI]) -> None:

@@ -38,7 +38,7 @@ MAX_PAUSE_SECONDS = 60.0
 log = get_logger(__name__)
 
 
-async def _always() -> None:
+async def always() -> None:
     """Default of `usable`: the handler can always work."""
 
 
@@ -61,7 +61,7 @@ class BatchPuller:
         interval: float = 5.0,
         policy: RetryPolicy = DEFAULT,
         counts: Callable[[Delivery], bool] = lambda _: True,
-        usable: Callable[[], Awaitable[None]] = _always,
+        usable: Callable[[], Awaitable[None]] = always,
     ) -> None:
         """Nothing is consumed before `start`.
 
